@@ -1,0 +1,379 @@
+"""Every knob of a run: frozen dataclasses, checked when they are made. Imports no JAX.
+
+A run's config is one Python file that defines `config() -> Config` (see `configs/`); the command line overrides any
+field by its dotted name (`--model.layers 4`). Nothing here depends on the machine: a mesh axis of -1 takes what is there.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import runpy
+from pathlib import Path
+from typing import Literal
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as one plain message, without a traceback, with exit code 2."""
+
+
+class ConfigError(UserError, ValueError):
+    """A config that cannot work. The message names the field, the values and the remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _positive(config: object, section: str, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        _require(value > 0, f"{section}.{field} is {value}; it must be greater than 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The decoder's shape. The defaults of the words are PaLM's (arXiv 2204.02311, section 2)."""
+
+    layers: int = 4
+    d_model: int = 256
+    heads: int = 4
+    """Query heads."""
+    kv_heads: int = 1
+    """Key/value heads: 1 is multi-query, `heads` is multi-head, between them grouped-query attention."""
+    head_dim: int = 64
+    d_ff: int = 1024
+    vocab_size: int = 512
+    """Tokens that can be predicted. Must be at least the tokenizer's vocabulary."""
+    vocab_multiple: int = 128
+    """The embedding is stored with this many rows times a whole number, so that `mesh.model` divides it.
+    The rows beyond `vocab_size` are never predicted and are not counted as parameters."""
+    block: Literal["parallel", "serial"] = "parallel"
+    """parallel: x + attention(norm(x)) + feed_forward(norm(x)), one norm. serial: one after the other, two norms."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Both have a scale only, no bias."""
+    feed_forward: Literal["swiglu", "gelu", "relu", "relu2"] = "swiglu"
+    """swiglu is gated (three matrices); the others have two. relu2 is the square of relu."""
+    head: Literal["tied", "untied"] = "tied"
+    """tied: the logits come from the embedding, scaled by 1/sqrt(d_model). untied: from a matrix of their own."""
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    attention: Literal["auto", "reference", "xla", "cudnn", "splash"] = "auto"
+    """auto: cuDNN flash attention on NVIDIA GPUs, splash attention on TPU, the reference elsewhere."""
+    remat: Literal["none", "full", "attention", "palm", "dots"] = "none"
+    """What the backward pass computes again instead of keeping (see `nn/remat.py`)."""
+
+    def __post_init__(self):
+        _positive(
+            self, "model", "layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab_size", "vocab_multiple",
+            "rope_theta", "norm_epsilon",
+        )  # fmt: skip
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}; every key/value head serves "
+            f"the same number of query heads: choose kv_heads among {divisors(self.heads)}.",
+        )
+        _require(
+            self.head_dim % 2 == 0,
+            f"model.head_dim {self.head_dim} is odd; rotary embeddings turn pairs of dimensions: choose an even one.",
+        )
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the stored embedding: `vocab_size` rounded up to a multiple of `vocab_multiple`."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def gated(self) -> bool:
+        return self.feed_forward == "swiglu"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read. Batch k is a function of (store, seed, k) alone."""
+
+    store: str = ""
+    """Folder written by `paxlike data prepare`. Empty: the machine's own Python standard library, prepared once
+    with the settings below and cached."""
+    sequence_length: int = 256
+    packing: Literal["split", "whole"] = "split"
+    """split: documents are concatenated and cut (PaLM). whole: packed whole, attention stays inside a document."""
+    tokenizer: Literal["bytes", "sentencepiece"] = "sentencepiece"
+    """For the default corpus only: a prepared store carries its own tokenizer."""
+    tokenizer_vocab: int = 4096
+    """Pieces of the SentencePiece model of the default corpus."""
+    seed: int = 0
+    """Seed of the order in which sequences are read."""
+
+    def __post_init__(self):
+        _positive(self, "data", "sequence_length", "tokenizer_vocab")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its schedule (see `optim/`)."""
+
+    name: Literal["palm", "adamw", "adafactor", "lion"] = "palm"
+    """palm: Adafactor without factorization (parameter scaling, beta2 = 1 - step^-0.8, decay lr^2)."""
+    learning_rate: float = 1e-2
+    """Peak learning rate. For palm and adafactor it is multiplied by the RMS of each parameter."""
+    schedule: Literal["palm", "constant", "linear", "cosine"] = "palm"
+    """palm: constant for `warmup_steps`, then learning_rate * sqrt(warmup_steps / step). The others warm up linearly
+    over `warmup_steps`, then stay, or decay to `final_fraction` of the peak at `train.steps`."""
+    warmup_steps: int = 10_000
+    final_fraction: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    """For adamw and lion. palm and adafactor use 1 - step^-0.8."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment by adamw."""
+    weight_decay: float = 0.0
+    """For adamw and lion, multiplied by the learning rate; not on norm scales. palm uses lr^2 instead."""
+    clip: float = 1.0
+    """Global norm that gradients are clipped to. 0: not clipped."""
+
+    def __post_init__(self):
+        _positive(self, "optim", "learning_rate", "epsilon")
+        _require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; it must be 0 or more.")
+        _require(
+            self.schedule != "palm" or self.warmup_steps > 0,
+            "optim.warmup_steps is 0; the palm schedule is constant for warmup_steps and then falls: give at least 1.",
+        )
+        for field in ("beta1", "beta2"):
+            value = getattr(self, field)
+            _require(0 <= value < 1, f"optim.{field} is {value}; it must be in [0, 1).")
+        for field in ("weight_decay", "clip", "final_fraction"):
+            value = getattr(self, field)
+            _require(value >= 0, f"optim.{field} is {value}; it must be 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, in what portions."""
+
+    steps: int = 300
+    batch_size: int = 16
+    """Sequences a step, over all devices, from the end of the ramp on."""
+    batch_ramp: tuple[tuple[int, int], ...] = ()
+    """((sequences, until step), ...): smaller batches at the start. PaLM 540B: ((512, 50000), (1024, 115000))."""
+    accumulate: int = 1
+    """Gradient-accumulation steps: the batch is computed in this many parts, with the same result."""
+    z_loss: float = 1e-4
+    """Weight of log^2 Z beside the cross-entropy (PaLM, section 5)."""
+    seed: int = 0
+    """Seed of the initial parameters."""
+
+    def __post_init__(self):
+        _positive(self, "train", "steps", "batch_size", "accumulate")
+        _require(self.z_loss >= 0, f"train.z_loss is {self.z_loss}; it must be 0 or more.")
+        ends = [until for _, until in self.batch_ramp]
+        _require(
+            ends == sorted(set(ends)) and all(until > 0 for until in ends),
+            f"train.batch_ramp {self.batch_ramp} must be ((sequences, until step), ...) with rising steps above 0.",
+        )
+        for size in {self.batch_size, *(size for size, _ in self.batch_ramp)}:
+            _require(
+                size > 0 and size % self.accumulate == 0,
+                f"a batch of {size} sequences cannot be cut into train.accumulate {self.accumulate} equal parts; "
+                f"choose accumulate among {divisors(size)}.",
+            )
+
+    def batch_size_at(self, step: int) -> int:
+        """Sequences in batch `step` (counted from 0)."""
+        for size, until in self.batch_ramp:
+            if step < until:
+                return size
+        return self.batch_size
+
+    def sequences_before(self, step: int) -> int:
+        """Sequences read by all batches before `step`: where batch `step` starts in the data order."""
+        total, start = 0, 0
+        for size, until in self.batch_ramp:
+            total += size * (min(step, until) - start)
+            start = min(step, until)
+        return total + self.batch_size * (step - start)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1 (one axis only) takes the devices that are left."""
+
+    pod: int = 1
+    """Groups of devices joined by a data-center network. Only the batch and the gradient reduction cross it."""
+    data: int = -1
+    model: int = 1
+
+    def __post_init__(self):
+        for field in ("pod", "data", "model"):
+            value = getattr(self, field)
+            _require(
+                value == -1 or value > 0,
+                f"mesh.{field} is {value}; give a size above 0, or -1 for the devices that are left.",
+            )
+        _require(
+            [self.pod, self.data, self.model].count(-1) <= 1,
+            f"mesh {self.pod} x {self.data} x {self.model} has -1 more than once; only one axis can take what is left.",
+        )
+
+    def resolve(self, devices: int) -> tuple[int, int, int]:
+        """(pod, data, model) for a number of devices. Raises ConfigError where they do not fit."""
+        sizes = [self.pod, self.data, self.model]
+        known = math.prod(size for size in sizes if size != -1)
+        if -1 in sizes and devices % known == 0:
+            sizes[sizes.index(-1)] = devices // known
+        _require(
+            math.prod(sizes) == devices,
+            f"mesh pod {self.pod} x data {self.data} x model {self.model} does not fit {devices} devices; "
+            f"choose mesh.model among {divisors(devices)}, or --fake-devices N to try another count on the CPU.",
+        )
+        return sizes[0], sizes[1], sizes[2]
+
+
+DType = Literal["bfloat16", "float32"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionConfig:
+    """Number formats."""
+
+    compute: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Matmuls and activations. auto: bfloat16 on accelerators, float32 on the CPU."""
+    params: DType = "float32"
+    """Stored parameters and optimizer state."""
+    gradients: DType = "float32"
+    """In which gradients are summed over data and pod."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 1000
+    """Steps between checkpoints. The last step is always saved."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Steps: checkpoints at multiples of it are kept for good. 0: none."""
+
+    def __post_init__(self):
+        _positive(self, "checkpoint", "every", "keep")
+        _require(self.keep_every >= 0, f"checkpoint.keep_every is {self.keep_every}; it must be 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    every: int = 0
+    """Steps between evaluations on the validation split. 0: only at the end."""
+    batches: int = 8
+    """Batches of an evaluation; always the same ones."""
+
+    def __post_init__(self):
+        _positive(self, "eval", "batches")
+        _require(self.every >= 0, f"eval.every is {self.every}; it must be 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    every: int = 10
+    """Steps between lines on the terminal and TensorBoard points; metrics.jsonl has every step."""
+    tensorboard: bool = True
+    wandb: bool = False
+    """Also log to Weights & Biases, if it is installed."""
+
+    def __post_init__(self):
+        _positive(self, "log", "every")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    start: int = -1
+    """First step of the profiler window. -1: no profile."""
+    steps: int = 3
+
+    def __post_init__(self):
+        _positive(self, "profile", "steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    precision: PrecisionConfig = dataclasses.field(default_factory=PrecisionConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+
+    def __post_init__(self):
+        _require(
+            bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name[0] != ".",
+            f"name {self.name!r} is used as a folder name; use letters, digits, '.', '_' and '-'.",
+        )
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def load(path: str | Path) -> Config:
+    """The Config that a config file's `config()` returns. Raises UserError naming the file and what is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.py")], n=1)
+        raise UserError(f"there is no config file {path}." + (f" Perhaps you meant {near[0]}." if near else ""))
+    try:
+        namespace = runpy.run_path(str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except Exception as error:
+        raise UserError(f"config file {path} cannot be read: {type(error).__name__}: {error}") from error
+    if not callable(namespace.get("config")):
+        raise UserError(f"config file {path} defines no function `config() -> Config`.")
+    try:
+        made = namespace["config"]()
+    except (TypeError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(made, Config):
+        raise UserError(f"config() of {path} returned a {type(made).__name__}, not a paxlike Config.")
+    return made
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """The Config written by `to_json`. Raises ConfigError naming an unknown field."""
+    return _build(Config, json.loads(text), "")
+
+
+def _build(kind: type, values: dict, prefix: str) -> object:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in values:
+        _require(name in fields, f"unknown config field {prefix}{name}; fields are {', '.join(fields)}.")
+    made = {}
+    for name, value in values.items():
+        default = fields[name].default_factory
+        if default is not dataclasses.MISSING:
+            made[name] = _build(default, value, f"{prefix}{name}.")
+        else:
+            made[name] = tuple(tuple(row) for row in value) if isinstance(value, list) else value
+    return kind(**made)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`field: old -> new` for every field in which two configs differ."""
+
+    def flat(value: dict, prefix: str = "") -> dict:
+        out = {}
+        for name, inner in value.items():
+            out.update(flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {prefix + name: inner})
+        return out
+
+    a, b = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
+    return [f"{name}: {a[name]!r} -> {b[name]!r}" for name in a if a[name] != b[name]]

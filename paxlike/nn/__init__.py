@@ -1,0 +1,1 @@
+"""Layers: weight declarations, sharded einsums, norms, rotary embeddings, attention, rematerialization."""

@@ -1,0 +1,42 @@
+"""What the backward pass computes again instead of keeping, by name.
+
+| policy | kept per layer | computed again | extra FLOPs |
+|---|---|---|---|
+| none | everything | the weights' gathers over `data` | none |
+| dots | the outputs of the projections (q, k, v, gate, up) and the block's input | norms, elementwise, attention | attention's forward |
+| attention | everything but the inside of attention (scores, probabilities): PaLM 8B and 62B | attention | attention's forward |
+| full | the block's input | the block, but for its last matmuls, whose results the backward pass does not need | about 2/3 of the forward |
+| palm | the same: PaLM 540B's one fully sharded activation per layer | the same | the same |
+
+The residual stream lies fully sharded over `data` and `model` here, so that `full` already keeps what PaLM 540B kept and `palm` is
+the same program; it has a name of its own because its FLOPs are stated by the paper's convention (arXiv 2204.02311, appendix B: 75 % of
+the non-attention forward). No policy keeps a gathered weight (`nn/einsum.py`). A flash kernel (cudnn, splash) never keeps the scores:
+there `attention` and `none` are the same.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+PROJECTION = "projection"
+"""The name given to the outputs of the projections (`keep`)."""
+
+
+def keep(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Marks arrays that the policy `dots` keeps."""
+    return tuple(checkpoint_name(array, PROJECTION) for array in arrays)
+
+
+def of_block(policy: str, body: Callable) -> Callable:
+    """The scanned block's body under the policy."""
+    if policy in ("full", "palm"):
+        return jax.checkpoint(body, prevent_cse=False)
+    if policy == "dots":
+        return jax.checkpoint(body, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(PROJECTION))
+    return body
+
+
+def of_attention(policy: str, attention: Callable) -> Callable:
+    """The attention inside a block under the policy."""
+    return jax.checkpoint(attention, prevent_cse=False) if policy == "attention" else attention

@@ -1,0 +1,65 @@
+"""Declaring a parameter: its letters give shape, sharding, fan-in and, with the attribute's name, its checkpoint name."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from paxlike.config import ModelConfig, PrecisionConfig
+from paxlike.parallel.axes import sizes
+from paxlike.parallel.mesh import weight_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """Number formats and the attention implementation, settled for the platform that the program runs on."""
+
+    compute: str
+    params: str
+    gradients: str
+    attention: str
+
+    @classmethod
+    def of(cls, model: ModelConfig, precision: PrecisionConfig, platform: str) -> "Numerics":
+        """`platform` is `cpu`, `gpu` or `tpu`."""
+        compute = precision.compute
+        if compute == "auto":
+            compute = "float32" if platform == "cpu" else "bfloat16"
+        attention = model.attention
+        if attention == "auto":
+            attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "reference")
+        return cls(compute, precision.params, precision.gradients, attention)
+
+
+def fan_in(dims: str, size: dict[str, int]) -> int:
+    """Inputs summed by one output: D where it comes first (D -> others), everything before D where it comes last."""
+    return size["D"] if dims[0] == "D" else math.prod(size[d] for d in dims[:-1])
+
+
+def weight(dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str) -> nnx.Param:
+    """A kernel drawn from N(0, 1/sqrt(fan_in)) (PaLM, arXiv 2204.02311, section 5), born sharded."""
+    return _normal(dims, config, rngs, dtype, fan_in(dims, sizes(config)) ** -0.5)
+
+
+def embedding(dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str) -> nnx.Param:
+    """An embedding table drawn from N(0, 1) (PaLM, section 5)."""
+    return _normal(dims, config, rngs, dtype, 1.0)
+
+
+def scale(dims: str, config: ModelConfig, dtype: str) -> nnx.Param:
+    """A norm's scale, ones."""
+    shape = _shape(dims, config)
+    return nnx.Param(jnp.ones(shape, dtype, out_sharding=weight_spec(dims, shape)))
+
+
+def _shape(dims: str, config: ModelConfig) -> tuple[int, ...]:
+    size = sizes(config)
+    return tuple(size[d] for d in dims)
+
+
+def _normal(dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str, deviation: float) -> nnx.Param:
+    shape = _shape(dims, config)
+    draw = jax.random.normal(rngs.params(), shape, jnp.float32, out_sharding=weight_spec(dims, shape))
+    return nnx.Param((draw * deviation).astype(dtype))

@@ -1,0 +1,45 @@
+"""The alphabet of dimensions. A name such as `wq_DNH` spells its shape with these letters. Imports no JAX."""
+
+from paxlike.config import ModelConfig
+
+ALPHABET = {
+    "A": "gradient-accumulation steps",
+    "B": "batch",
+    "T": "query time (positions of the sequence)",
+    "S": "key time",
+    "D": "model width",
+    "F": "feed-forward width",
+    "N": "query heads",
+    "K": "key/value heads",
+    "G": "query heads per key/value head, N // K",
+    "H": "head dimension",
+    "V": "vocabulary (stored rows)",
+    "L": "layers",
+}
+
+
+def sizes(model: ModelConfig) -> dict[str, int]:
+    """Letter -> size, for the letters that the model config decides."""
+    return {
+        "D": model.d_model,
+        "F": model.d_ff,
+        "N": model.heads,
+        "K": model.kv_heads,
+        "G": model.heads // model.kv_heads,
+        "H": model.head_dim,
+        "V": model.vocab_rows,
+        "L": model.layers,
+    }
+
+
+def letters_of(name: str) -> str:
+    """The dimension letters that end a parameter's or array's name: `blocks/wq_DNH` -> `DNH`.
+
+    Raises ValueError where the name has no such suffix.
+    """
+    _, underscore, suffix = name.rpartition("_")
+    if not underscore or not suffix or any(letter not in ALPHABET for letter in suffix):
+        raise ValueError(
+            f"the name {name!r} must end in '_' and the letters of its dimensions, of {''.join(ALPHABET)}."
+        )
+    return suffix

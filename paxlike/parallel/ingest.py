@@ -1,0 +1,32 @@
+"""Host batches onto the mesh: each process reads only the rows that its own devices hold."""
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from paxlike.parallel.mesh import spec
+
+
+def local_rows(batch_size: int, accumulate: int) -> np.ndarray:
+    """The rows of a batch that this process's devices hold, ascending.
+
+    A batch of A*B sequences is laid out as [A, B]: row a*B + b is part b of accumulation step a.
+    """
+    shape = (accumulate, batch_size // accumulate)
+    places = NamedSharding(jax.sharding.get_mesh(), spec("AB", shape))
+    rows = np.arange(batch_size).reshape(shape)
+    indices = places.addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([rows[index].ravel() for index in indices]))
+
+
+def to_devices(local_RT: np.ndarray, rows: np.ndarray, batch_size: int, accumulate: int) -> jax.Array:
+    """A global [A, B, T] array from this process's rows of the batch, `local_RT` [len(rows), T].
+
+    Every process calls it; each gives the rows that `local_rows` named.
+    """
+    shape = (accumulate, batch_size // accumulate, local_RT.shape[-1])
+    places = NamedSharding(jax.sharding.get_mesh(), spec("ABT", shape))
+    row_of = np.full(batch_size, -1)
+    row_of[rows] = np.arange(len(rows))
+    grid = row_of.reshape(shape[:2])
+    return jax.make_array_from_callback(shape, places, lambda index: local_RT[grid[index[:2]]][..., index[2]])

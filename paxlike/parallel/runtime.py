@@ -1,0 +1,27 @@
+"""The processes and devices of a run. The only file that touches `jax.distributed` and the platform's settings."""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def start(fake_devices: int | None = None) -> None:
+    """Settles platform settings; must run before anything asks JAX for devices.
+
+    `fake_devices` makes that many CPU devices out of this machine's one, so that any mesh can be tried anywhere.
+    """
+    if fake_devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", fake_devices)
+    # A jitted program that silently copies a host array to every device each step is a common way to lose speed.
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    cache = Path(os.environ.get("PAXLIKE_CACHE", Path.home() / ".cache" / "paxlike")) / "xla"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`."""
+    return jax.default_backend()

@@ -1,0 +1,149 @@
+"""Cross-entropy + z-loss over a large vocabulary, in chunks of tokens, so that the logits are never whole in memory.
+
+    loss = sum over predicted tokens of  log Z - logit[target] + z * log^2 Z        (PaLM, arXiv 2204.02311, section 5)
+
+The loss is the last thing a training step computes and its gradient is known as soon as its value is: a chunk's logits, loss and gradient
+are computed together, once, and only the gradients of the hidden states and of the head are kept (as in Hsu et al., Liger Kernel, arXiv
+2410.10989, section 3.2). Nothing is computed again in the backward pass. Without a gradient (evaluation) only the loss is computed.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from paxlike.nn.einsum import gather, gather_weight, on_devices, reduce_gradient, scatter, total
+from paxlike.parallel.mesh import axis_sizes, spec, weight_spec
+
+Array = jax.Array
+
+CHUNK_ELEMENTS = 2**27
+"""Logits of a chunk on one device: 512 MiB in float32. Larger chunks touch the head's gradient less often."""
+
+
+class Losses(NamedTuple):
+    """Sums over the predicted tokens, float32 scalars."""
+
+    loss: Array
+    """What is minimized: cross-entropy + z-loss."""
+    cross_entropy: Array
+    correct: Array
+    """Tokens whose most likely prediction is right."""
+
+
+class Head(NamedTuple):
+    """How logits come from hidden states; hashable, for jit."""
+
+    letters: str
+    """`VD` or `DV`."""
+    scale: float
+    vocab_size: int
+    """Rows of the head from here on are padding: never predicted, no gradient."""
+    z_loss: float
+    gradients: str
+    """Dtype in which the head's gradient is summed."""
+    chunk_elements: int = CHUNK_ELEMENTS
+
+
+def sum_losses(x_BTD: Array, head_weight: Array, targets_BT: Array, head: Head) -> Losses:
+    """Sums over the tokens whose target is not -1. Gradients reach x_BTD and the head through `.loss` alone."""
+    return _sum_losses(head, x_BTD, head_weight, targets_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_losses(head, x_BTD, weight, targets_BT):
+    return _on_mesh(head, x_BTD, weight, targets_BT, with_gradients=False)
+
+
+def _forward(head, x_BTD, weight, targets_BT):
+    return _on_mesh(head, x_BTD, weight, targets_BT, with_gradients=True)
+
+
+def _backward(head, gradients, cotangents):
+    dx_BTD, dweight = gradients
+    factor = cotangents.loss
+    return dx_BTD * factor.astype(dx_BTD.dtype), dweight * factor.astype(dweight.dtype), None
+
+
+_sum_losses.defvjp(_forward, _backward)
+
+
+def _on_mesh(head, x_BTD, weight, targets_BT, *, with_gradients):
+    x_spec, targets_spec = spec("BTD", x_BTD.shape), spec("BT", targets_BT.shape)
+    stored = tuple(weight_spec(head.letters, weight.shape))
+    weight_spec_ = weight_spec(head.letters, weight.shape)
+
+    def device(x, weight, targets):
+        D = x_BTD.shape[-1]
+        whole = gather(x, "model", 2).reshape(-1, D)
+        used = gather_weight(weight, stored, x.dtype)
+        losses, dx, dweight = _chunks(head, whole, used, targets.reshape(-1), with_gradients)
+        losses = Losses(*(total(total(value, "data"), "pod") for value in losses))
+        if not with_gradients:
+            return losses
+        dx = scatter(dx.reshape(*x.shape[:2], D), "model", 2)
+        return losses, (dx, reduce_gradient(dweight, stored, weight.dtype))
+
+    scalars = Losses(*(jax.sharding.PartitionSpec(),) * 3)
+    out_specs = (scalars, (x_spec, weight_spec_)) if with_gradients else scalars
+    return on_devices(device, (x_spec, weight_spec_, targets_spec), out_specs)(x_BTD, weight, targets_BT)
+
+
+def _chunks(head, x_ND, weight, targets_N, with_gradients):
+    """Losses and gradients of this device's tokens and rows of the head, a chunk of tokens at a time."""
+    tokens, D = x_ND.shape
+    rows = weight.shape[head.letters.index("V")]
+    chunk = min(tokens, max(1, head.chunk_elements // rows))
+    count = -(-tokens // chunk)
+    padding = count * chunk - tokens
+    x_ND = jnp.pad(x_ND, ((0, padding), (0, 0)))
+    targets_N = jnp.pad(targets_N, (0, padding), constant_values=-1)
+    step = functools.partial(_chunk, head, weight, with_gradients)
+    start = (
+        Losses(*(jnp.zeros((), jnp.float32),) * 3),
+        jnp.zeros(weight.shape if with_gradients else (), head.gradients),
+    )
+    inputs = (x_ND.reshape(count, chunk, D), targets_N.reshape(count, chunk))
+    if count == 1:
+        (losses, dweight), dx = step(start, (x_ND, targets_N))
+    else:
+        (losses, dweight), dx = jax.lax.scan(step, start, inputs)
+    return losses, dx.reshape(-1, D)[:tokens] if with_gradients else None, dweight
+
+
+def _chunk(head, weight, with_gradients, carry, chunk):
+    losses, dweight = carry
+    x, targets = chunk
+    D, V = head.letters.index("D"), head.letters.index("V")
+    rows = weight.shape[V]
+    shard = jax.lax.axis_index("model") if axis_sizes()["model"] > 1 else 0
+    vocabulary = shard * rows + jnp.arange(rows, dtype=jnp.int32)
+
+    logits = jax.lax.dot_general(x, weight, (((1,), (D,)), ((), ())), preferred_element_type=jnp.float32) * head.scale
+    logits = jnp.where((vocabulary < head.vocab_size)[None], logits, -jnp.inf)
+    best = _max_over_model(jax.lax.stop_gradient(logits.max(-1)))
+    exps = jnp.exp(logits - best[:, None])
+    sum_exps = total(exps.sum(-1), "model")
+    log_z = jnp.log(sum_exps) + best
+    hit = vocabulary[None] == targets[:, None]
+    target_logit = total(jnp.where(hit, logits, 0).sum(-1), "model")
+
+    weights = (targets >= 0).astype(jnp.float32)
+    cross_entropy = (log_z - target_logit) * weights
+    loss = cross_entropy + head.z_loss * jnp.square(log_z) * weights
+    correct = (target_logit >= best) * weights
+    losses = Losses(*(a + b.sum() for a, b in zip(losses, (loss, cross_entropy, correct), strict=True)))
+    if not with_gradients:
+        return (losses, dweight), None
+
+    probabilities = exps * (weights * (1 + 2 * head.z_loss * log_z) / sum_exps)[:, None]
+    dlogits = ((probabilities - jnp.where(hit, weights[:, None], 0)) * head.scale).astype(x.dtype)
+    dx = jax.lax.dot_general(dlogits, weight, (((1,), (V,)), ((), ())))
+    pair = (dlogits, x) if head.letters == "VD" else (x, dlogits)
+    dweight += jax.lax.dot_general(*pair, (((0,), (0,)), ((), ())), preferred_element_type=dweight.dtype)
+    return (losses, dweight), dx
+
+
+def _max_over_model(x):
+    return x if axis_sizes()["model"] == 1 else jax.lax.pmax(x, "model")
