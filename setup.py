@@ -1,0 +1,40 @@
+"""Installs paxlike. Extras name what a verb or a backend needs beyond the core."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "paxlike" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="paxlike",
+    version=VERSION,
+    description="Plan, train and account for PaLM-style language models on TPU and GPU pods.",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["paxlike", "paxlike.*"]),
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "numpy",
+        "tyro>=1.0",
+        "rich",
+        "sentencepiece>=0.2.1",
+        "tensorboardX>=2.6",
+        "zstandard>=0.23",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "wandb": ["wandb"],
+        "test": ["pytest>=8", "ruff>=0.14"],
+    },
+    entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},
+)
