@@ -124,12 +124,13 @@ class OptimConfig:
     warmup_steps: int = 10_000
     final_fraction: float = 0.1
     beta1: float = 0.9
+    """For palm, adamw and lion."""
     beta2: float = 0.99
     """For adamw and lion. palm and adafactor use 1 - step^-0.8."""
     epsilon: float = 1e-8
     """Added to the root of the second moment by adamw."""
     weight_decay: float = 0.0
-    """For adamw and lion, multiplied by the learning rate; not on norm scales. palm uses lr^2 instead."""
+    """For adamw and lion, multiplied by the learning rate; not on norm scales. palm uses lr^2, adafactor none."""
     clip: float = 1.0
     """Global norm that gradients are clipped to. 0: not clipped."""
 
@@ -143,6 +144,11 @@ class OptimConfig:
         for field in ("beta1", "beta2"):
             value = getattr(self, field)
             _require(0 <= value < 1, f"optim.{field} is {value}; it must be in [0, 1).")
+        _require(
+            self.weight_decay == 0 or self.name in ("adamw", "lion"),
+            f"optim.weight_decay is {self.weight_decay}, which optim.name {self.name} does not use (palm decays by lr^2): "
+            "set it to 0, or choose adamw or lion.",
+        )
         for field in ("weight_decay", "clip", "final_fraction"):
             value = getattr(self, field)
             _require(value >= 0, f"optim.{field} is {value}; it must be 0 or more.")
@@ -240,7 +246,7 @@ class PrecisionConfig:
     compute: Literal["auto", "bfloat16", "float32"] = "auto"
     """Matmuls and activations. auto: bfloat16 on accelerators, float32 on the CPU."""
     params: DType = "float32"
-    """Stored parameters and optimizer state."""
+    """Stored parameters. The optimizer's moments are float32 always."""
     gradients: DType = "float32"
     """In which gradients are summed over data and pod."""
 
@@ -278,6 +284,8 @@ class LogConfig:
     tensorboard: bool = True
     wandb: bool = False
     """Also log to Weights & Biases, if it is installed."""
+    sample: str = ""
+    """A prompt that a finished run continues on the terminal. Empty: none."""
 
     def __post_init__(self):
         _positive(self, "log", "every")

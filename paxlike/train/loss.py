@@ -90,23 +90,23 @@ def _on_mesh(head, x_BTD, weight, targets_BT, *, with_gradients):
     return on_devices(device, (x_spec, weight_spec_, targets_spec), out_specs)(x_BTD, weight, targets_BT)
 
 
-def _chunks(head, x_ND, weight, targets_N, with_gradients):
+def _chunks(head, x_TD, weight, targets_T, with_gradients):
     """Losses and gradients of this device's tokens and rows of the head, a chunk of tokens at a time."""
-    tokens, D = x_ND.shape
+    tokens, D = x_TD.shape
     rows = weight.shape[head.letters.index("V")]
     chunk = min(tokens, max(1, head.chunk_elements // rows))
     count = -(-tokens // chunk)
     padding = count * chunk - tokens
-    x_ND = jnp.pad(x_ND, ((0, padding), (0, 0)))
-    targets_N = jnp.pad(targets_N, (0, padding), constant_values=-1)
+    x_TD = jnp.pad(x_TD, ((0, padding), (0, 0)))
+    targets_T = jnp.pad(targets_T, (0, padding), constant_values=-1)
     step = functools.partial(_chunk, head, weight, with_gradients)
     start = (
         Losses(*(jnp.zeros((), jnp.float32),) * 3),
         jnp.zeros(weight.shape if with_gradients else (), head.gradients),
     )
-    inputs = (x_ND.reshape(count, chunk, D), targets_N.reshape(count, chunk))
+    inputs = (x_TD.reshape(count, chunk, D), targets_T.reshape(count, chunk))
     if count == 1:
-        (losses, dweight), dx = step(start, (x_ND, targets_N))
+        (losses, dweight), dx = step(start, (x_TD, targets_T))
     else:
         (losses, dweight), dx = jax.lax.scan(step, start, inputs)
     return losses, dx.reshape(-1, D)[:tokens] if with_gradients else None, dweight

@@ -1,0 +1,128 @@
+"""The command line: a verb, what it works on, and flags. Heavy modules are imported by the verb that needs them."""
+
+import dataclasses
+import difflib
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from paxlike.config import Config, UserError, load
+
+HELP = """\
+usage: paxlike VERB …
+
+  train CONFIG [--run-dir DIR] [--fake-devices N] [--model.layers 4 …]
+                        train; the same command on the same run folder goes on where it stopped
+  eval RUN              loss of a run's newest checkpoint on its validation split
+  generate RUN PROMPT   text from a run's newest checkpoint
+  info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
+  data prepare          texts into a token store to train on
+  data verify STORE     check every byte of a token store against its manifest
+
+`paxlike VERB --help` lists a verb's flags. CONFIG is a Python file such as configs/tiny.py, RUN a run folder.
+"""
+
+# What the machine, not the program, is to blame for: shown as one message.
+_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def main() -> None:
+    """Exit codes: 0 done (also when stopped by a signal after saving), 2 something the user can mend, 130 interrupted."""
+    arguments = sys.argv[1:]
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT_ERRORS:
+            raise
+        _fail(f"{error.strerror}: {error.filename or 'while writing'}. What was written before is as it was.")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"paxlike: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return
+    if arguments[0] == "--version":
+        from paxlike import __version__
+
+        print(__version__)
+        return
+    words = 2 if arguments[0] == "data" else 1
+    verb = " ".join(arguments[:words])
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        raise UserError(f"there is no verb {verb!r}." + (f" Perhaps you meant {near[0]!r}." if near else "") + f"\n\n{HELP}")
+    VERBS[verb](arguments[words:])
+
+
+def _flags(kind: type, arguments: list[str], prog: str, default: object = None):
+    """The flags of a verb as an instance of the dataclass `kind`; tyro answers --help and mistakes (exit code 2)."""
+    import tyro
+
+    return tyro.cli(kind, args=arguments, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _take(arguments: list[str], what: str, verb: str) -> tuple[str | None, list[str]]:
+    """The positional word that a verb begins with, and the rest. None where only help is asked for."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if "-h" in arguments or "--help" in arguments:
+        return None, arguments
+    raise UserError(f"`paxlike {verb}` needs {what} first: paxlike {verb} {what} …")
+
+
+def _unprefixed(name: str):
+    import tyro
+
+    return tyro.conf.arg(name=name)
+
+
+# ---- train ----------------------------------------------------------------------------------------------------------
+
+
+def _train(arguments: list[str]) -> None:
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class TrainFlags:
+        """Train CONFIG. The same command on the same run folder goes on from its newest checkpoint."""
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        run_dir: Path | None = None
+        """The run folder. Without it a new one is made: runs/NAME-1, runs/NAME-2, …"""
+        fake_devices: int | None = None
+        """Run on this many CPU devices made out of this machine's own, to try a mesh."""
+
+    path, rest = _take(arguments, "CONFIG", "train")
+    flags = _flags(TrainFlags, rest, "paxlike train CONFIG", TrainFlags(load(path) if path else Config()))
+
+    from paxlike.parallel import runtime
+
+    runtime.start(flags.fake_devices)
+    from paxlike.train.loop import train
+    from paxlike.train.run import next_free
+
+    folder = (flags.run_dir or next_free(Path("runs"), flags.config.name)).absolute()
+    result = train(flags.config, folder)
+    if result.stopped_by:
+        print(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
+        return
+    if flags.config.log.sample:
+        print(f"\nsample:\n{flags.config.log.sample}", end="", flush=True)
+        _print_generated(folder, flags.config.log.sample, max_new_tokens=200)
+    print(f"\nrun folder: {folder}")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+}

@@ -1,0 +1,94 @@
+"""Which sequences are in batch k, and reading them ahead: the one place that knows Grain.
+
+The content of batch k is a function of (store, seed, k) alone, not of hosts, mesh or what ran before, so resuming,
+jumping and skipping batches is arithmetic on k.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+
+from paxlike.config import ConfigError, DataConfig, TrainConfig
+from paxlike.data.batch import Batch
+from paxlike.data.default_store import default_store
+from paxlike.data.sequences import Sequences
+from paxlike.data.store import Store, open_store
+
+RowsOf = Callable[[int], np.ndarray]
+"""From the size of a batch to the rows of it that this host reads."""
+_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+
+
+class TrainBatches:
+    """The training split, endless: shuffled anew in each pass over it.
+
+    Batch k is the sequences at places `train.sequences_before(k)` … + `train.batch_size_at(k)` of the shuffled order,
+    so the ramp of batch sizes reads every sequence once a pass, too.
+
+    Raises ConfigError where the seed or the packing does not fit, UserError where there is not one sequence.
+    """
+
+    def __init__(self, store: Store, data: DataConfig, train: TrainConfig):
+        if not 0 <= data.seed < 2**32:
+            raise ConfigError(f"data.seed is {data.seed}; it must be in 0 … 2**32 - 1.")
+        self.store = store
+        self.sequences = Sequences(store, data, "train")
+        self._train = train
+        self._order = grain.MapDataset.range(len(self.sequences)).seed(data.seed).shuffle().repeat()
+
+    def batch_size(self, k: int) -> int:
+        """Sequences of batch k, over all hosts."""
+        return self._train.batch_size_at(k)
+
+    def read_batch(self, k: int, rows: np.ndarray | None = None) -> Batch:
+        """Those rows of batch k (None: all), in the order given."""
+        start = self._train.sequences_before(k)
+        return self.sequences.read([self._order[start + row] for row in _rows(rows, self.batch_size(k))])
+
+    def batches(self, start: int = 0, rows_of: RowsOf = np.arange) -> Iterator[Batch]:
+        """Batches start, start + 1, … without end, read ahead by Grain's threads."""
+        return _read_ahead(start, sys.maxsize, lambda k: self.read_batch(k, rows_of(self.batch_size(k))))
+
+
+class ValidationBatches:
+    """The validation split, in order, in batches of `train.batch_size`: every sequence once.
+
+    The last batch may have rows that are filled up with nothing to predict (targets -1). Raises as `TrainBatches`.
+    """
+
+    def __init__(self, store: Store, data: DataConfig, train: TrainConfig):
+        self.store = store
+        self.sequences = Sequences(store, data, "validation")
+        self._size = train.batch_size
+
+    def __len__(self) -> int:
+        """Batches of a whole pass."""
+        return -(-len(self.sequences) // self._size)
+
+    def read_batch(self, k: int, rows: np.ndarray | None = None) -> Batch:
+        """Those rows of batch k (None: all), in the order given. Raises IndexError beyond the last batch."""
+        if not 0 <= k < len(self):
+            raise IndexError(f"validation batch {k} is not among the {len(self)} of a pass")
+        return self.sequences.read([k * self._size + row for row in _rows(rows, self._size)])
+
+    def batches(self, count: int, rows_of: RowsOf = np.arange) -> Iterator[Batch]:
+        """The first `count` batches (fewer where the split has no more), read ahead by Grain's threads."""
+        return _read_ahead(0, min(count, len(self)), lambda k: self.read_batch(k, rows_of(self._size)))
+
+
+def open_data(data: DataConfig) -> Store:
+    """The store that `data.store` names, or the default corpus, prepared if it is not yet. Raises UserError."""
+    return open_store(data.store or default_store(data))
+
+
+def _rows(rows: np.ndarray | None, size: int) -> list[int]:
+    rows = np.arange(size) if rows is None else np.asarray(rows)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < size:
+        raise IndexError(f"rows {rows.min()} … {rows.max()} are not all in a batch of {size}")
+    return rows.tolist()
+
+
+def _read_ahead(start: int, stop: int, read: Callable[[int], Batch]) -> Iterator[Batch]:
+    return iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(_AHEAD))

@@ -1,0 +1,76 @@
+"""A split of a store as numbered sequences of T tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from paxlike.config import ConfigError, DataConfig, UserError
+from paxlike.data.batch import Batch
+from paxlike.data.store import PREPARE_AGAIN, Split, Store
+
+
+class Sequences:
+    """The sequences of a split, numbered from 0; any of them can be read at any time, from any thread.
+
+    Packing split: sequence i is tokens[i*T : i*T + T], its targets are the same a token later; what does not fill a
+    last sequence is left out. Packing whole: sequence i is row i; a target is the next token of the same segment.
+
+    Raises ConfigError where the store is packed in another way than `data` asks for, UserError where the split is too
+    small for one sequence.
+    """
+
+    def __init__(self, store: Store, data: DataConfig, split: Split):
+        manifest, self._length = store.manifest, data.sequence_length
+        if manifest.packing != data.packing:
+            raise ConfigError(
+                f"data.packing is {data.packing!r}, the store {store.folder} is packed {manifest.packing!r}; set "
+                f"data.packing to {manifest.packing!r}, or prepare the text again with --packing {data.packing}."
+            )
+        if manifest.packing == "whole" and manifest.sequence_length != self._length:
+            raise ConfigError(
+                f"data.sequence_length is {self._length}, the store {store.folder} is packed whole for "
+                f"{manifest.sequence_length}; set data.sequence_length to {manifest.sequence_length}, or prepare the "
+                f"text again with --sequence-length {self._length}."
+            )
+        self._tokens = store.tokens(split)
+        self._segments = store.segments(split) if manifest.packing == "whole" else None
+        self._count = len(self._tokens) if manifest.packing == "whole" else (len(self._tokens) - 1) // self._length
+        if self._count <= 0:
+            raise _too_small(store, split, self._length)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, numbers: Sequence[int]) -> Batch:
+        """The sequences of these numbers. One that is not in 0 … len - 1 is filled with nothing to predict."""
+        length = self._length
+        tokens = np.zeros((len(numbers), length), np.int32)
+        targets = np.full((len(numbers), length), -1, np.int32)
+        segments = None if self._segments is None else np.zeros((len(numbers), length), np.int32)
+        for row, number in enumerate(numbers):
+            if not 0 <= number < self._count:
+                continue
+            if segments is None:
+                stretch = self._tokens[number * length : (number + 1) * length + 1]
+                tokens[row], targets[row] = stretch[:-1], stretch[1:]
+            else:
+                tokens[row], segments[row] = self._tokens[number], self._segments[number]
+        if segments is not None:
+            inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+            targets[:, :-1] = np.where(inside, tokens[:, 1:], -1)
+        return Batch(tokens, targets, segments)
+
+
+def _too_small(store: Store, split: Split, length: int) -> UserError:
+    counts = store.manifest.splits[split]
+    if counts.documents == 0:
+        return UserError(
+            f"the {split} split of the store {store.folder} is empty: the text was a single document, which is for "
+            f"training. {PREPARE_AGAIN} from several files, or from a JSONL file with a document a line."
+        )
+    larger = " or with a larger --validation-fraction" if split == "validation" else ""
+    return UserError(
+        f"the {split} split of the store {store.folder} has {counts.tokens} tokens, too few for one sequence of "
+        f"data.sequence_length {length} and the token after it. {PREPARE_AGAIN} from more text{larger}, or set a "
+        "smaller data.sequence_length."
+    )

@@ -1,0 +1,170 @@
+"""Writing a token store: into a temporary folder that takes its name when whole, so that no half store is ever seen."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paxlike.config import UserError
+from paxlike.data import packing
+from paxlike.data.store import SPLITS, FileRecord, Manifest, SplitCounts
+
+DOCUMENT = np.dtype([("hash", "<u8"), ("tokens", "<u8"), ("bytes", "<u8")])
+"""A row of the table of documents: content hash, tokens with the end-of-document id, UTF-8 bytes."""
+_COPY = 1 << 22
+_SLAB = 1 << 20
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `output` that is renamed to it at the end, or removed on any exception.
+
+    Raises UserError where `output` exists already (nothing is overwritten), cannot be made, or the disk is full.
+    """
+    exists = UserError(f"the output folder {output} exists already; remove it, or name another one.")
+    if output.exists():
+        raise exists
+    partial = output.parent / f".{output.name}.{uuid.uuid4().hex[:12]}.partial"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in [*partial.iterdir(), partial]:
+            _fsync(path)
+        if output.exists():  # A rename would replace an empty folder.
+            raise exists
+        partial.rename(output)
+        _fsync(output.parent)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise exists from error
+        free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
+        raise UserError(
+            f"the store {output} cannot be written: {error.strerror or error} ({free / 1e9:.1f} GB are free); nothing "
+            "of it was kept. Free some space, or name another folder."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class HashedFile:
+    """A new file that knows its size and sha256."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("xb")
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    def __enter__(self) -> "HashedFile":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+
+    def write(self, values: np.ndarray) -> None:
+        """Appends an array in pieces, so that a memory-mapped one is never whole in memory."""
+        flat = values.reshape(-1)
+        for begin in range(0, len(flat), _COPY):
+            data = np.ascontiguousarray(flat[begin : begin + _COPY]).data.cast("B")
+            self._hash.update(data)
+            self._file.write(data)
+            self._bytes += len(data)
+
+    @property
+    def record(self) -> FileRecord:
+        return FileRecord(self._bytes, self._hash.hexdigest())
+
+
+def file_record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def validation_threshold(hashes: np.ndarray, fraction: float) -> int:
+    """Documents with a hash below it are for validation: about `fraction` of them.
+
+    Equal documents have equal hashes, so they land together. Where there are two different documents or more, each
+    split gets at least one; a single document is for training.
+    """
+    lowest, highest = int(hashes.min()), int(hashes.max())
+    return min(max(int(fraction * 2**64), lowest + 1), highest)
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """All documents, before they are split: in files of the temporary folder, not in memory."""
+
+    tokens: np.ndarray
+    """Every document followed by its end-of-document id: [tokens]."""
+    documents: np.ndarray
+    """Of dtype DOCUMENT."""
+
+    def slabs(self, threshold: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(rows of the table, where their tokens start, whether they are for validation) of many documents a time."""
+        start = 0
+        for begin in range(0, len(self.documents), _SLAB):
+            rows = np.asarray(self.documents[begin : begin + _SLAB])
+            ends = start + np.cumsum(rows["tokens"]).astype(np.int64)
+            yield rows, ends - rows["tokens"].astype(np.int64), rows["hash"] < np.uint64(threshold)
+            start = int(ends[-1])
+
+
+def write_streams(data: Tokenized, threshold: int, folder: Path) -> tuple[dict, dict]:
+    """Packing split: each split's documents one after the other. Returns (splits, files) of the manifest."""
+    counts = dict.fromkeys(SPLITS, np.zeros(3, np.int64))
+    with contextlib.ExitStack() as stack:
+        outputs = {split: stack.enter_context(HashedFile(folder / f"{split}.tokens")) for split in SPLITS}
+        for rows, starts, validation in data.slabs(threshold):
+            # Neighbors of the same split are copied at once.
+            firsts = np.flatnonzero(np.r_[True, validation[1:] != validation[:-1]])
+            ends = np.r_[starts[firsts[1:]], starts[-1] + int(rows["tokens"][-1])]
+            for first, end in zip(firsts.tolist(), ends.tolist(), strict=True):
+                outputs[SPLITS[int(validation[first])]].write(data.tokens[starts[first] : end])
+            for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
+                counts[split] = counts[split] + _count(rows[chosen])
+        files = {f"{split}.tokens": output.record for split, output in outputs.items()}
+    return {split: SplitCounts(*map(int, counts[split]), rows=0, efficiency=1.0) for split in SPLITS}, files
+
+
+def write_rows(data: Tokenized, threshold: int, folder: Path, row_tokens: int) -> tuple[dict, dict]:
+    """Packing whole: documents packed into rows of `row_tokens`. Returns (splits, files) of the manifest."""
+    slabs = list(data.slabs(threshold))
+    documents, starts, validation = (np.concatenate(parts) for parts in zip(*slabs, strict=True))
+    splits, files = {}, {}
+    for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
+        lengths = documents["tokens"][chosen].astype(np.int64)
+        piece_starts, piece_lengths = packing.cut_long(starts[chosen], lengths, row_tokens)
+        rows = packing.best_fit(piece_lengths, row_tokens)
+        names = (f"{split}.tokens", f"{split}.segments")
+        with HashedFile(folder / names[0]) as tokens, HashedFile(folder / names[1]) as segments:
+            for slab in packing.fill_rows(data.tokens, piece_starts, piece_lengths, rows, row_tokens):
+                tokens.write(slab[0])
+                segments.write(slab[1])
+            files |= {names[0]: tokens.record, names[1]: segments.record}
+        count = int(rows.max(initial=-1)) + 1
+        efficiency = round(int(lengths.sum()) / max(count * row_tokens, 1), 6)
+        splits[split] = SplitCounts(*map(int, _count(documents[chosen])), rows=count, efficiency=efficiency)
+    return splits, files
+
+
+def _count(documents: np.ndarray) -> np.ndarray:
+    """[documents, tokens, text bytes]."""
+    return np.array([len(documents), documents["tokens"].sum(), documents["bytes"].sum()], np.int64)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / "manifest.json").write_text(manifest.to_json())

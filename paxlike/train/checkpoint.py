@@ -1,0 +1,124 @@
+"""Checkpoints: asynchronous, sharded, readable onto any mesh. The only file that knows Orbax.
+
+A checkpoint is the folder `checkpoints/<step>`: `state` holds plain nested dicts of arrays (`params/blocks/wq_DNH`), `position` a small JSON:
+where the run stood in its data. Orbax writes into a temporary folder and renames it when it is whole.
+"""
+
+import errno
+import shutil
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from paxlike.config import CheckpointConfig, UserError
+from paxlike.train.state import State, from_plain, to_plain
+
+
+class Checkpoints:
+    """The checkpoints of one run. `close` (or leaving `with`) waits for what is still being written."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        self.folder = folder
+        keep = [policies.LatestN(config.keep)]
+        if config.keep_every:
+            keep.append(policies.EveryNSteps(config.keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+            save_decision_policy=policies.FixedIntervalPolicy(1),
+        )
+        try:
+            self._manager = ocp.CheckpointManager(folder, options=options)
+        except OSError as error:
+            raise UserError(f"the checkpoint folder {folder} cannot be used: {error}.") from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        if kind is None:
+            self.wait()
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: State, step: int, position: dict) -> None:
+        """Starts writing; returns once the arrays are copied off the devices.
+
+        Raises UserError where this save or the one before cannot be written; earlier checkpoints stay as they are.
+        """
+        plain = to_plain(state)
+        self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(plain)))
+        if step in self.steps():
+            return
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(plain), position=ocp.args.JsonSave(position))
+        self._or_explain(lambda: self._manager.save(step, args=arguments))
+
+    def check(self) -> None:
+        """Raises UserError if the save under way has failed; does not wait."""
+        self._or_explain(self._manager.check_for_errors)
+
+    def wait(self) -> None:
+        """Returns when the save under way is whole on disk. Raises UserError if it failed."""
+        self._or_explain(lambda: (self._manager.wait_until_finished(), self._manager.check_for_errors()))
+
+    def restore_newest(self, like: State) -> tuple[State, dict, list[str]] | None:
+        """(state, position, notes) of the newest checkpoint that can be read whole; None where there is none at all.
+
+        `like` gives shapes, dtypes and shardings (`abstract_state`). A checkpoint that cannot be read is renamed to
+        `<step>.unreadable`, with a note, and the one before it is tried. Raises UserError where none can be read.
+        """
+        notes = []
+        for step in reversed(self.steps()):
+            try:
+                arguments = ocp.args.Composite(
+                    state=ocp.args.StandardRestore(to_plain(like)), position=ocp.args.JsonRestore()
+                )
+                found = self._manager.restore(step, args=arguments)
+                return from_plain(found["state"], like), found["position"], notes
+            except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                aside = _rename_aside(self.folder / str(step))
+                notes.append(f"checkpoint {step} cannot be read ({reason}); set aside as {aside.name}.")
+                self._manager.reload()
+        if notes:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read. {' '.join(notes)} Train again with another --run-dir."
+            )
+        return None
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(self._disk_full(f"a checkpoint needs {needed:,} bytes, {free:,} are free"))
+
+    def _disk_full(self, detail: str) -> str:
+        return (
+            f"the disk under {self.folder} is full: {detail}. Earlier checkpoints {self.steps()} are whole; "
+            "make room and run the same command to go on from the newest."
+        )
+
+    def _or_explain(self, action) -> None:
+        try:
+            action()
+        except Exception as error:
+            text = str(error)
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+                words in text for words in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large", "quota exceeded")
+            ):
+                raise UserError(self._disk_full(text.strip().splitlines()[0][:200])) from error
+            raise
+
+
+def _rename_aside(folder: Path) -> Path:
+    aside = folder.with_name(f"{folder.name}.unreadable")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{folder.name}.unreadable-{number}")
+    folder.rename(aside)
+    return aside

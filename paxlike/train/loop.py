@@ -1,0 +1,230 @@
+"""The training loop: a recipe that reads from top to bottom and never waits for the device it has just given work.
+
+Step k is dispatched, then the numbers of step k - 1 are read: reading them waits for k - 1 while k is queued already. The time between
+two such readings is the time of a step.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from paxlike.config import Config, UserError
+from paxlike.data.batch import Batch
+from paxlike.data.grain_source import TrainBatches, ValidationBatches, open_data
+from paxlike.data.store import Store, check_vocabulary
+from paxlike.nn.weight import Numerics
+from paxlike.optim.optimizer import make_optimizer
+from paxlike.optim.schedules import make_schedule
+from paxlike.parallel.ingest import local_rows, to_devices
+from paxlike.parallel.mesh import make_mesh
+from paxlike.train.checkpoint import Checkpoints
+from paxlike.train.console import Console
+from paxlike.train.evaluate import evaluate
+from paxlike.train.metrics import Metrics
+from paxlike.train.run import Run
+from paxlike.train.signals import StopRequest
+from paxlike.train.state import State, abstract_state, make_state
+from paxlike.train.step import DeviceBatch, make_eval_step, make_train_step
+
+
+@dataclasses.dataclass
+class Result:
+    """How a call of `train` ended."""
+
+    state: State
+    step: int
+    """Updates made since the run began."""
+    evaluation: dict[str, float] | None
+    """Of the finished run; None where it was stopped."""
+    stopped_by: str | None
+    """The signal that stopped it, or None."""
+
+
+def train(config: Config, folder: Path) -> Result:
+    """Trains until `config.train.steps`, from the run folder's newest checkpoint if it has one. Raises UserError."""
+    store = open_data(config.data)
+    check_vocabulary(store, config.model)
+    console = Console(config.train.steps, config.log.every, quiet=jax.process_index() > 0)
+    with jax.set_mesh(make_mesh(config.mesh)), contextlib.ExitStack() as stack:
+        loop = _Loop(config, store, console)
+        run = Run(folder, config, store)
+        stack.callback(run.close)
+        metrics = stack.enter_context(contextlib.closing(Metrics(folder, config)))
+        stack.enter_context(console)
+        stop = stack.enter_context(StopRequest())
+        saved = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint))
+        return loop.run(run, metrics, saved, stop)
+
+
+class _Loop:
+    def __init__(self, config: Config, store: Store, console: Console):
+        """Everything that can be found wrong before a run folder is made."""
+        self.config, self.store, self.console = config, store, console
+        train = config.train
+        self.rows = {size: local_rows(size, train.accumulate) for size in {train.batch_size, *(n for n, _ in train.batch_ramp)}}
+        self.numerics = Numerics.of(config.model, config.precision, jax.default_backend())
+        self.optimizer = make_optimizer(config.optim, train.steps)
+        self.train_source = TrainBatches(store, config.data, train)
+        self.validation_source = ValidationBatches(store, config.data, train)
+        self.train_step = make_train_step(config, self.numerics, self.optimizer, make_schedule(config.optim, train.steps))
+        self.eval_step = make_eval_step(config, self.numerics)
+        self.like = abstract_state(config, self.numerics, self.optimizer)
+        self.compiled: dict[tuple, Callable] = {}
+        self.pending: tuple[int, dict] | None = None
+        self.ready = time.monotonic()
+
+    def run(self, run: Run, metrics: Metrics, saved: Checkpoints, stop: StopRequest) -> Result:
+        config = self.config
+        self.metrics, self.saved, self.stop, self.changes = metrics, saved, stop, run.changes
+        state, start = self.first_state()
+        batches = self.train_batches(start)
+        for step in range(start, config.train.steps):
+            if self.stop.name:
+                return self.stopped(state, step)
+            self.profile(step, state)
+            batch = next(batches)
+            train_step = self.compile(state, batch)
+            with jax.transfer_guard("disallow"):
+                state, numbers = train_step(state, batch)
+            self.read_pending()
+            self.pending = (step + 1, numbers)
+            if (step + 1) % config.checkpoint.every == 0 and step + 1 < config.train.steps:
+                self.save(state, step + 1)
+            if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < config.train.steps:
+                self.evaluate(state, step + 1)
+            self.saved.check()
+        return self.finished(state, start)
+
+    # ---- beginning and end ---------------------------------------------------------------------------------------------
+
+    def first_state(self) -> tuple[State, int]:
+        """The newest checkpoint that can be read; a new state where there is none."""
+        config = self.config
+        found = self.saved.restore_newest(self.like)
+        if found is None:
+            state, start = make_state(config, self.numerics, self.optimizer), 0
+        else:
+            state, position, notes = found
+            start = position["step"]
+            for note in [*notes, *(f"changed: {change}" for change in self.changes), f"going on from step {start}"]:
+                self.console.say(note)
+            if start > config.train.steps:
+                raise UserError(f"the run is at step {start} already, past train.steps {config.train.steps}; give more --train.steps.")
+        mesh = dict(jax.sharding.get_mesh().shape)
+        kind = jax.devices()[0].device_kind
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        self.console.say(
+            f"{config.name}: {parameters:,} stored parameters on {len(jax.devices())} x {kind}, "
+            f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, {self.numerics.compute}"
+        )
+        self.metrics.event("start", start, device=kind, devices=len(jax.devices()), mesh=mesh, jax=jax.__version__, changes=self.changes)
+        return state, start
+
+    def stopped(self, state: State, step: int) -> Result:
+        self.console.say(f"{self.stop.name}: saving step {step} and stopping")
+        self.save(state, step)
+        self.saved.wait()
+        self.metrics.event("stop", step, signal=self.stop.name)
+        return Result(state, step, None, self.stop.name)
+
+    def finished(self, state: State, start: int) -> Result:
+        steps = self.config.train.steps
+        if start < steps:
+            self.save(state, steps)
+        evaluation = self.evaluate(state, steps)
+        self.saved.wait()
+        self.metrics.event("finish", steps)
+        return Result(state, steps, evaluation, None)
+
+    # ---- around the step -----------------------------------------------------------------------------------------------
+
+    def train_batches(self, start: int) -> Iterator[DeviceBatch]:
+        source, accumulate = self.train_source, self.config.train.accumulate
+        for k, batch in enumerate(source.batches(start, self.rows.__getitem__), start):
+            size = source.batch_size(k)
+            yield on_mesh(batch, self.rows[size], size, accumulate)
+
+    def compile(self, state: State, batch: DeviceBatch) -> Callable:
+        """The compiled step for this batch's shape: one for the whole run, or one for each stage of the batch-size ramp."""
+        shape = batch.tokens_ABT.shape
+        if shape not in self.compiled:
+            self.read_pending()
+            begin = time.monotonic()
+            self.compiled[shape] = self.train_step.lower(state, batch).compile()
+            seconds = time.monotonic() - begin
+            self.console.say(f"compiled the train step for batches {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s")
+            self.metrics.event("compile", int(state.step), seconds=round(seconds, 3), batch=list(shape))
+            self.ready = time.monotonic()
+        return self.compiled[shape]
+
+    def read_pending(self) -> None:
+        """Reads and reports the numbers of the step before the one just dispatched. Raises UserError where the loss is not finite."""
+        if self.pending is None:
+            return
+        step, numbers = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in jax.device_get(numbers).items()}
+        now = time.monotonic()
+        seconds, self.ready = now - self.ready, now
+        batch_tokens = self.config.train.batch_size_at(step - 1) * self.config.data.sequence_length
+        values |= {"step_seconds": seconds, "tokens_per_second": batch_tokens / seconds}
+        self.metrics.step(step, values)
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
+            raise UserError(
+                f"at step {step} the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; checkpoints "
+                f"{self.saved.steps()} are from before. Lower optim.learning_rate, or set optim.clip."
+            )
+        self.console.step(step, values, (self.config.train.steps - step) * seconds)
+
+    def save(self, state: State, step: int) -> None:
+        """Checks the step's numbers, so that a state gone wrong is never saved, then starts saving it."""
+        self.read_pending()
+        begin = time.monotonic()
+        position = {
+            "step": step,
+            "sequences": self.config.train.sequences_before(step),
+            "store": self.store.fingerprint,
+        }
+        self.saved.save(state, step, position)
+        self.metrics.event("checkpoint", step, seconds=round(time.monotonic() - begin, 3))
+        self.ready = time.monotonic()
+
+    def evaluate(self, state: State, step: int) -> dict[str, float]:
+        self.read_pending()
+        begin = time.monotonic()
+        train = self.config.train
+        rows = self.rows[train.batch_size]
+        batches = self.validation_source.batches(self.config.eval.batches, self.rows.__getitem__)
+        result = evaluate(
+            self.eval_step, state.params, (on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in batches)
+        )
+        self.metrics.event("evaluation", step, seconds=round(time.monotonic() - begin, 3), **result)
+        self.console.say(
+            f"evaluation at step {step}: loss {result['loss']:.4f}, accuracy {result['accuracy']:.1%} over {result['tokens']:,} tokens"
+        )
+        self.ready = time.monotonic()
+        return result
+
+    def profile(self, step: int, state: State) -> None:
+        """Opens and closes the profiler window, on a device that is at rest."""
+        window = self.config.profile
+        if window.start >= 0 and step in (window.start, window.start + window.steps):
+            self.read_pending()
+            jax.block_until_ready(state)
+            folder = self.saved.folder.parent / "profile"
+            if step == window.start:
+                jax.profiler.start_trace(str(folder))
+            else:
+                jax.profiler.stop_trace()
+                self.console.say(f"profile of steps {window.start + 1} to {step}: {folder}")
+
+
+def on_mesh(batch: Batch, rows: np.ndarray, batch_size: int, accumulate: int) -> DeviceBatch:
+    """This process's rows of a batch as global arrays."""
+    return DeviceBatch(*(None if x is None else to_devices(x, rows, batch_size, accumulate) for x in batch))

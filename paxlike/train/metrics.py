@@ -1,0 +1,65 @@
+"""Where a run's numbers are written: metrics.jsonl, TensorBoard, and Weights & Biases where asked for."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from paxlike.config import Config, UserError
+
+
+class Metrics:
+    """Appends to a run's files. A line of metrics.jsonl is `{"step": k, …}` or `{"event": name, "step": k, …}`, with `time` (Unix seconds).
+
+    After a restart the steps since the restored checkpoint appear twice: the last line of a step counts.
+    """
+
+    def __init__(self, folder: Path, config: Config):
+        path = folder / "metrics.jsonl"
+        # A process that was killed may have left half a line: the next one must not be glued to it.
+        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        self._file = open(path, "a")
+        if torn:
+            self._file.write("\n")
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard")) if config.log.tensorboard else None
+        self._wandb = _wandb(folder, config) if config.log.wandb else None
+        self._every = config.log.every
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        self._line({"step": step, **values})
+        if step % self._every == 0:
+            self._points(step, values)
+
+    def event(self, name: str, step: int, **values: object) -> None:
+        self._line({"event": name, "step": step, **values})
+        self._points(step, {f"{name}/{key}": v for key, v in values.items() if isinstance(v, int | float)})
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def _line(self, values: dict) -> None:
+        # JSON has no NaN: a value that is none is written as its name.
+        clean = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps({**clean, "time": round(time.time(), 3)}) + "\n")
+        self._file.flush()
+
+    def _points(self, step: int, values: dict[str, float]) -> None:
+        if self._tensorboard:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+
+def _wandb(folder: Path, config: Config):
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("log.wandb is set, but wandb is not installed: `pip install wandb`, or --no-log.wandb.") from None
+    return wandb.init(project="paxlike", name=config.name, dir=str(folder), resume="allow")

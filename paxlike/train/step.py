@@ -1,0 +1,96 @@
+"""The jitted train step and the evaluation step: pure functions of (state, batch)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paxlike.config import Config
+from paxlike.models.palm import bind
+from paxlike.nn.weight import Numerics
+from paxlike.optim.optimizer import Optimizer, apply_updates, global_norm
+from paxlike.train.loss import Head, Losses, sum_losses
+from paxlike.train.state import State
+
+Array = jax.Array
+
+NO_LOSSES = Losses(*(np.zeros((), np.float32),) * 3)
+
+
+class DeviceBatch(NamedTuple):
+    """A batch on the mesh, int32 [A, B, T]: A gradient-accumulation steps of B sequences."""
+
+    tokens_ABT: Array
+    targets_ABT: Array
+    segments_ABT: Array | None
+
+
+def losses_of(config: Config, numerics: Numerics, params: dict, part: DeviceBatch) -> Losses:
+    """Sums over the predicted tokens of one accumulation step, whose arrays here are [B, T]."""
+    model = bind(config.model, numerics, params)
+    x_BTD = model(part.tokens_ABT, part.segments_ABT)
+    letters, weight, scale = model.head()
+    head = Head(letters, scale, config.model.vocab_size, config.train.z_loss, numerics.gradients)
+    return sum_losses(x_BTD, weight, part.targets_ABT, head)
+
+
+def make_train_step(
+    config: Config, numerics: Numerics, optimizer: Optimizer, schedule: Callable
+) -> Callable[[State, DeviceBatch], tuple[State, dict]]:
+    """`train_step(state, batch) -> (state, metrics)`; the old state's memory is reused.
+
+    The gradient is that of the mean loss over all predicted tokens of the batch, however many accumulation steps it is
+    computed in. Metrics are float32 scalars on the device: `loss` (cross-entropy in nats per token), `z_loss` (what the z-loss
+    adds to it), `accuracy`, `gradient_norm` (before clipping), `learning_rate`, `tokens` (predicted).
+    """
+
+    def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict]:
+        tokens = jnp.maximum((batch.targets_ABT >= 0).sum().astype(jnp.float32), 1)
+
+        def part_loss(params: dict, part: DeviceBatch) -> tuple[Array, Losses]:
+            losses = losses_of(config, numerics, params, part)
+            return losses.loss / tokens, losses
+
+        gradients, losses = _accumulated(part_loss, state.params, batch)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        metrics = {
+            "loss": losses.cross_entropy / tokens,
+            "z_loss": (losses.loss - losses.cross_entropy) / tokens,
+            "accuracy": losses.correct / tokens,
+            "gradient_norm": global_norm(gradients),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "tokens": tokens,
+        }
+        return State(apply_updates(state.params, updates), optimizer_state, state.step + 1), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def _accumulated(part_loss: Callable, params: dict, batch: DeviceBatch) -> tuple[dict, Losses]:
+    """Gradients and losses summed over the accumulation steps."""
+    gradient = jax.grad(part_loss, has_aux=True)
+    if batch.tokens_ABT.shape[0] == 1:
+        return gradient(params, jax.tree.map(lambda x: x[0], batch))
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, gradient(params, part)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params), NO_LOSSES
+    return jax.lax.scan(add, zeros, batch)[0]
+
+
+def make_eval_step(config: Config, numerics: Numerics) -> Callable[[dict, DeviceBatch], tuple[Losses, Array]]:
+    """`eval_step(params, batch) -> (sums over the predicted tokens, how many those are)`."""
+
+    def eval_step(params: dict, batch: DeviceBatch) -> tuple[Losses, Array]:
+        def add(sums: Losses, part: DeviceBatch) -> tuple[Losses, None]:
+            return jax.tree.map(jnp.add, sums, losses_of(config, numerics, params, part)), None
+
+        losses, _ = jax.lax.scan(add, NO_LOSSES, batch)
+        return losses, (batch.targets_ABT >= 0).sum()
+
+    return jax.jit(eval_step)
+
+
