@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from paxlike.config import Config, UserError, load
+from paxlike.config import Config, MeshConfig, UserError, load
 
 HELP = """\
 usage: paxlike VERB …
@@ -123,6 +123,95 @@ def _train(arguments: list[str]) -> None:
     print(f"\nrun folder: {folder}")
 
 
+def _print_generated(folder: Path, prompt: str, sampling_flags=None, **_) -> None:
+    raise NotImplementedError
+
+
+# ---- eval, generate -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalFlags:
+    """Loss of RUN's newest checkpoint on its validation split."""
+
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    step: int | None = None
+    """A checkpoint other than the newest."""
+    batches: int = 0
+    """Batches to evaluate. 0: the whole split."""
+    fake_devices: int | None = None
+    """CPU devices made out of this machine's own."""
+
+
+def _eval(arguments: list[str]) -> None:
+    path, rest = _take(arguments, "RUN", "eval")
+    flags = _flags(EvalFlags, rest, "paxlike eval RUN")
+    from paxlike.parallel import runtime
+
+    runtime.start(flags.fake_devices)
+    from paxlike.train.trained import evaluate_run
+
+    step, found = evaluate_run(Path(path).absolute(), flags.mesh, flags.step, flags.batches)
+    print(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
+
+
+# ---- info -----------------------------------------------------------------------------------------------------------
+
+
+def _info(arguments: list[str]) -> None:
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class InfoFlags:
+        """What CONFIG is: parameters, FLOPs per token, memory per device and sharding. Nothing is run; JAX is not needed."""
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        devices: int | None = None
+        """Devices of the mesh, where the config leaves one of its axes open (-1)."""
+        energy: bool = False
+        """Joules of a forward pass by precision and process node."""
+        json: bool = False
+        """Numbers for machines."""
+
+    path, rest = _take(arguments, "CONFIG", "info")
+    flags = _flags(InfoFlags, rest, "paxlike info CONFIG", InfoFlags(load(path) if path else Config()))
+    from paxlike.accounting.info import as_dict, describe
+
+    if flags.json:
+        import json
+
+        print(json.dumps(as_dict(flags.config, flags.devices, flags.energy), indent=2))
+        return
+    import rich
+
+    rich.print(describe(flags.config, flags.devices, flags.energy))
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def _data_prepare(arguments: list[str]) -> None:
+    from paxlike.data.prepare import PrepareConfig, prepare
+
+    prepare(_flags(PrepareConfig, arguments, "paxlike data prepare"))
+
+
+def _data_verify(arguments: list[str]) -> None:
+    path, rest = _take(arguments, "STORE", "data verify")
+    if path is None or rest:
+        print("usage: paxlike data verify STORE\n\nReads every byte of a token store and compares it with the manifest.")
+        sys.exit(2 if path else 0)
+    from paxlike.data.store import open_store
+
+    store = open_store(path)
+    store.verify()
+    print(f"{path}: whole, fingerprint {store.fingerprint}")
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
+    "eval": _eval,
+    "info": _info,
+    "data prepare": _data_prepare,
+    "data verify": _data_verify,
 }

@@ -125,3 +125,22 @@ class Decoder(nnx.Module):
         if self.config.head == "tied":
             return "VD", self.embedding_VD[...], self.config.d_model**-0.5
         return "DV", self.head_DV[...], 1.0
+
+
+def init_params(config: ModelConfig, numerics: Numerics, seed: int) -> dict:
+    """Initial parameters as a nested dict of arrays, in the layout of checkpoints (`blocks/wq_DNH` is [L, D, N, H]).
+
+    Call it inside `jax.jit` with a mesh in force: every array is then born sharded.
+    """
+    return nnx.state(Decoder(config, numerics, nnx.Rngs(seed))).to_pure_dict()
+
+
+def bind(config: ModelConfig, numerics: Numerics, params: dict) -> Decoder:
+    """The decoder with these parameters, in the layout of `init_params`."""
+    return nnx.merge(_graph(config, numerics), params)
+
+
+@functools.lru_cache(maxsize=8)
+def _graph(config: ModelConfig, numerics: Numerics) -> nnx.GraphDef:
+    """The module's structure. It holds no arrays and no shardings, so that one serves every mesh."""
+    return nnx.graphdef(jax.eval_shape(lambda: Decoder(config, numerics, nnx.Rngs(0))))

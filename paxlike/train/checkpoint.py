@@ -1,7 +1,7 @@
 """Checkpoints: asynchronous, sharded, readable onto any mesh. The only file that knows Orbax.
 
-A checkpoint is the folder `checkpoints/<step>`: `state` holds plain nested dicts of arrays (`params/blocks/wq_DNH`), `position` a small JSON:
-where the run stood in its data. Orbax writes into a temporary folder and renames it when it is whole.
+A checkpoint is the folder `checkpoints/<step>`: `state` holds plain nested dicts of arrays (`params/blocks/wq_DNH`), `position` is a
+small JSON: where the run stood in its data. Orbax writes into a temporary folder and renames it when it is whole.
 """
 
 import errno
@@ -108,10 +108,34 @@ class Checkpoints:
         except Exception as error:
             text = str(error)
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-                words in text for words in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large", "quota exceeded")
+                words in text
+                for words in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large", "quota exceeded")
             ):
                 raise UserError(self._disk_full(text.strip().splitlines()[0][:200])) from error
             raise
+
+
+def restore_params(folder: Path, like: dict, step: int | None = None) -> tuple[dict, int]:
+    """(parameters, step) of the newest checkpoint in `folder`, or of the named one; the optimizer's state is not read.
+
+    `like` gives the parameters' shapes, dtypes and shardings. Raises UserError where there is no such checkpoint.
+    """
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        wanted = "no checkpoint" if step is None else f"no checkpoint {step}"
+        raise UserError(f"there is {wanted} in {folder}; there are {steps}. Train the run first.")
+    step = steps[-1] if step is None else step
+    target = {"params": like}
+    arguments = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(folder / str(step) / "state", args=arguments)["params"], step
+    except (ValueError, OSError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        others = [s for s in steps if s != step]
+        raise UserError(f"checkpoint {step} in {folder} cannot be read ({reason}). Try --step with one of {others}.") from error
 
 
 def _rename_aside(folder: Path) -> Path:

@@ -14,6 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from paxlike import __version__
+from paxlike.accounting.throughput import Goodput, mfu
 from paxlike.config import Config, UserError
 from paxlike.data.batch import Batch
 from paxlike.data.grain_source import TrainBatches, ValidationBatches, open_data
@@ -27,6 +29,7 @@ from paxlike.train.checkpoint import Checkpoints
 from paxlike.train.console import Console
 from paxlike.train.evaluate import evaluate
 from paxlike.train.metrics import Metrics
+from paxlike.train.peak import chip_or_note
 from paxlike.train.run import Run
 from paxlike.train.signals import StopRequest
 from paxlike.train.state import State, abstract_state, make_state
@@ -67,17 +70,24 @@ class _Loop:
         """Everything that can be found wrong before a run folder is made."""
         self.config, self.store, self.console = config, store, console
         train = config.train
-        self.rows = {size: local_rows(size, train.accumulate) for size in {train.batch_size, *(n for n, _ in train.batch_ramp)}}
+        self.rows = {
+            size: local_rows(size, train.accumulate) for size in {train.batch_size, *(n for n, _ in train.batch_ramp)}
+        }
         self.numerics = Numerics.of(config.model, config.precision, jax.default_backend())
         self.optimizer = make_optimizer(config.optim, train.steps)
         self.train_source = TrainBatches(store, config.data, train)
         self.validation_source = ValidationBatches(store, config.data, train)
-        self.train_step = make_train_step(config, self.numerics, self.optimizer, make_schedule(config.optim, train.steps))
+        self.train_step = make_train_step(
+            config, self.numerics, self.optimizer, make_schedule(config.optim, train.steps)
+        )
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
+        self.chip, self.peak = chip_or_note(self.numerics.compute)
+        self.goodput = Goodput()
         self.compiled: dict[tuple, Callable] = {}
         self.pending: tuple[int, dict] | None = None
         self.ready = time.monotonic()
+        self.warned = False
 
     def run(self, run: Run, metrics: Metrics, saved: Checkpoints, stop: StopRequest) -> Result:
         config = self.config
@@ -88,11 +98,13 @@ class _Loop:
             if self.stop.name:
                 return self.stopped(state, step)
             self.profile(step, state)
-            batch = next(batches)
+            with self.goodput.book("data stall"):
+                batch = next(batches)
             train_step = self.compile(state, batch)
-            with jax.transfer_guard("disallow"):
-                state, numbers = train_step(state, batch)
-            self.read_pending()
+            with self.goodput.book("step"):
+                with jax.transfer_guard("disallow"):
+                    state, numbers = train_step(state, batch)
+                self.read_pending()
             self.pending = (step + 1, numbers)
             if (step + 1) % config.checkpoint.every == 0 and step + 1 < config.train.steps:
                 self.save(state, step + 1)
@@ -115,22 +127,28 @@ class _Loop:
             for note in [*notes, *(f"changed: {change}" for change in self.changes), f"going on from step {start}"]:
                 self.console.say(note)
             if start > config.train.steps:
-                raise UserError(f"the run is at step {start} already, past train.steps {config.train.steps}; give more --train.steps.")
+                raise UserError(
+                    f"the run is at step {start} already, past train.steps {config.train.steps}; give more --train.steps."
+                )
         mesh = dict(jax.sharding.get_mesh().shape)
         kind = jax.devices()[0].device_kind
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         self.console.say(
             f"{config.name}: {parameters:,} stored parameters on {len(jax.devices())} x {kind}, "
-            f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, {self.numerics.compute}"
+            f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, {self.numerics.compute}; {self.peak}"
         )
-        self.metrics.event("start", start, device=kind, devices=len(jax.devices()), mesh=mesh, jax=jax.__version__, changes=self.changes)
+        self.metrics.event(
+            "start", start, device=kind, devices=len(jax.devices()), mesh=mesh, numerics=dataclasses.asdict(self.numerics),
+            peak=self.chip and self.chip.peak(self.numerics.compute), peak_source=self.peak, jax=jax.__version__,
+            paxlike=__version__, changes=self.changes,
+        )  # fmt: skip
         return state, start
 
     def stopped(self, state: State, step: int) -> Result:
         self.console.say(f"{self.stop.name}: saving step {step} and stopping")
         self.save(state, step)
         self.saved.wait()
-        self.metrics.event("stop", step, signal=self.stop.name)
+        self.metrics.event("stop", step, signal=self.stop.name, goodput=self.goodput.seconds())
         return Result(state, step, None, self.stop.name)
 
     def finished(self, state: State, start: int) -> Result:
@@ -139,7 +157,7 @@ class _Loop:
             self.save(state, steps)
         evaluation = self.evaluate(state, steps)
         self.saved.wait()
-        self.metrics.event("finish", steps)
+        self.metrics.event("finish", steps, goodput=self.goodput.seconds())
         return Result(state, steps, evaluation, None)
 
     # ---- around the step -----------------------------------------------------------------------------------------------
@@ -155,12 +173,13 @@ class _Loop:
         shape = batch.tokens_ABT.shape
         if shape not in self.compiled:
             self.read_pending()
-            begin = time.monotonic()
-            self.compiled[shape] = self.train_step.lower(state, batch).compile()
-            seconds = time.monotonic() - begin
-            self.console.say(f"compiled the train step for batches {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s")
-            self.metrics.event("compile", int(state.step), seconds=round(seconds, 3), batch=list(shape))
-            self.ready = time.monotonic()
+            with self._timed("compile") as timer:
+                self.compiled[shape] = self.train_step.lower(state, batch).compile()
+            seconds = timer()
+            self.console.say(
+                f"compiled the train step for batches {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s"
+            )
+            self.metrics.event("compile", int(state.step), seconds=seconds, batch=list(shape))
         return self.compiled[shape]
 
     def read_pending(self) -> None:
@@ -174,7 +193,17 @@ class _Loop:
         seconds, self.ready = now - self.ready, now
         batch_tokens = self.config.train.batch_size_at(step - 1) * self.config.data.sequence_length
         values |= {"step_seconds": seconds, "tokens_per_second": batch_tokens / seconds}
+        warning = None
+        if self.chip:
+            used = mfu(
+                self.config.model, self.config.data.sequence_length, tokens_per_second=values["tokens_per_second"],
+                chips=len(jax.devices()) / self.chip.devices_per_chip, chip=self.chip, dtype=self.numerics.compute,
+            )  # fmt: skip
+            values["mfu"], warning = used.fraction, used.warning
         self.metrics.step(step, values)
+        if warning and not self.warned:
+            self.warned = True
+            self.console.say(f"WARNING: {warning}")
         if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
             raise UserError(
                 f"at step {step} the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; checkpoints "
@@ -185,31 +214,36 @@ class _Loop:
     def save(self, state: State, step: int) -> None:
         """Checks the step's numbers, so that a state gone wrong is never saved, then starts saving it."""
         self.read_pending()
-        begin = time.monotonic()
         position = {
             "step": step,
             "sequences": self.config.train.sequences_before(step),
             "store": self.store.fingerprint,
         }
-        self.saved.save(state, step, position)
-        self.metrics.event("checkpoint", step, seconds=round(time.monotonic() - begin, 3))
-        self.ready = time.monotonic()
+        with self._timed("checkpoint") as timer:
+            self.saved.save(state, step, position)
+        self.metrics.event("checkpoint", step, seconds=timer())
 
     def evaluate(self, state: State, step: int) -> dict[str, float]:
         self.read_pending()
-        begin = time.monotonic()
         train = self.config.train
         rows = self.rows[train.batch_size]
-        batches = self.validation_source.batches(self.config.eval.batches, self.rows.__getitem__)
-        result = evaluate(
-            self.eval_step, state.params, (on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in batches)
-        )
-        self.metrics.event("evaluation", step, seconds=round(time.monotonic() - begin, 3), **result)
+        with self._timed("evaluation") as timer:
+            batches = self.validation_source.batches(self.config.eval.batches, self.rows.__getitem__)
+            on_devices = (on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in batches)
+            result = evaluate(self.eval_step, state.params, on_devices)
+        self.metrics.event("evaluation", step, seconds=timer(), **result)
         self.console.say(
             f"evaluation at step {step}: loss {result['loss']:.4f}, accuracy {result['accuracy']:.1%} over {result['tokens']:,} tokens"
         )
-        self.ready = time.monotonic()
         return result
+
+    @contextlib.contextmanager
+    def _timed(self, cause: str) -> Iterator[Callable[[], float]]:
+        """Books what happens inside under `cause`, none of it in a step's time; what it yields tells the seconds."""
+        begin = time.monotonic()
+        with self.goodput.book(cause):
+            yield lambda: round(self.ready - begin, 3)
+        self.ready = time.monotonic()
 
     def profile(self, step: int, state: State) -> None:
         """Opens and closes the profiler window, on a device that is at rest."""

@@ -61,5 +61,7 @@ def _wandb(folder: Path, config: Config):
     try:
         import wandb
     except ImportError:
-        raise UserError("log.wandb is set, but wandb is not installed: `pip install wandb`, or --no-log.wandb.") from None
+        raise UserError(
+            "log.wandb is set, but wandb is not installed: `pip install wandb`, or --no-log.wandb."
+        ) from None
     return wandb.init(project="paxlike", name=config.name, dir=str(folder), resume="allow")

@@ -1,12 +1,12 @@
 """The run folder: what is in it, who may use it, and whether a config may go on in it.
 
-    config.json      the resolved config
-    data.json        the token store's path and fingerprint
-    tokenizer/       a copy of the store's tokenizer, so that a run can be sampled without its data
-    metrics.jsonl    a line a step, and a line an event (start, compile, evaluation, checkpoint, stop)
-    tensorboard/     event files
-    checkpoints/     see `checkpoint.py`
-    profile/         traces of the profiler window
+config.json      the resolved config
+data.json        the token store's path and fingerprint
+tokenizer/       a copy of the store's tokenizer, so that a run can be sampled without its data
+metrics.jsonl    a line a step, and a line an event (start, compile, evaluation, checkpoint, stop)
+tensorboard/     event files
+checkpoints/     see `checkpoint.py`
+profile/         traces of the profiler window
 """
 
 import fcntl
@@ -44,11 +44,13 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)
         if known is None:
-            write(folder / "data.json", json.dumps({"store": str(store.folder), "fingerprint": store.fingerprint}) + "\n")
+            write(
+                folder / "data.json", json.dumps({"store": str(store.folder), "fingerprint": store.fingerprint}) + "\n"
+            )
             store.tokenizer.save(_made(folder / "tokenizer"))
         else:
             self.changes = _checked_changes(folder, known, config)
-            check_unchanged(store, json.loads((folder / "data.json").read_text())["fingerprint"])
+            check_unchanged(store, read_data(folder)["fingerprint"])
         write(folder / "config.json", to_json(config))
 
     def close(self) -> None:
@@ -64,6 +66,14 @@ def read_config(folder: Path) -> Config:
         return from_json(path.read_text())
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}. Restore it, or give another --run-dir.") from error
+
+
+def read_data(folder: Path) -> dict:
+    """{"store": path, "fingerprint": sha256} of what the run is trained on. Raises UserError where it is not there."""
+    try:
+        return json.loads((folder / "data.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'data.json'} cannot be read: {error}. Restore it, or give another --run-dir.") from error
 
 
 def write(path: Path, text: str) -> None:

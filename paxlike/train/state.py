@@ -36,14 +36,22 @@ def make_state(config: Config, numerics: Numerics, optimizer: Optimizer) -> Stat
 
 def abstract_state(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
     """The state's shapes, dtypes and shardings on the mesh in force, without computing anything."""
+    return _placed(jax.eval_shape(functools.partial(_initial, config, numerics, optimizer)))
 
+
+def abstract_params(config: Config, numerics: Numerics) -> dict:
+    """The same, of the parameters alone."""
+    return _placed(jax.eval_shape(lambda: init_params(config.model, numerics, config.train.seed)))
+
+
+def _placed(tree: object) -> object:
     def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         # An array that no mesh axis cuts, such as a counter, has no sharding in its type.
         spec = leaf.sharding.spec if leaf.sharding is not None else PartitionSpec()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     mesh = jax.sharding.get_mesh()
-    return jax.tree.map(placed, jax.eval_shape(functools.partial(_initial, config, numerics, optimizer)))
+    return jax.tree.map(placed, tree)
 
 
 def to_plain(state: State) -> dict:

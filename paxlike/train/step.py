@@ -92,5 +92,3 @@ def make_eval_step(config: Config, numerics: Numerics) -> Callable[[dict, Device
         return losses, (batch.targets_ABT >= 0).sum()
 
     return jax.jit(eval_step)
-
-

@@ -35,8 +35,13 @@ def test_prepared_once_for_each_setting(cache, monkeypatch):
     assert default_store(DataConfig(tokenizer="bytes", sequence_length=99, tokenizer_vocab=7), FEW) == folders[0]
 
 
-def test_other_files_make_another_store(cache):
+def test_other_files_make_another_store(cache, tmp_path):
     assert default_store(BYTES, FEW) != default_store(BYTES, FEW[1:])
+    file = tmp_path / "a.py"
+    file.write_text("print('before')")
+    before = default_store(BYTES, [file])
+    file.write_text("print('after it')")
+    assert default_store(BYTES, [file]) != before
 
 
 def test_another_process_may_be_first(cache, monkeypatch):

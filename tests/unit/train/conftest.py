@@ -35,7 +35,9 @@ def store(tmp_path_factory):
 def config(store):
     return Config(
         name="unit",
-        model=ModelConfig(layers=2, d_model=32, heads=4, kv_heads=1, head_dim=8, d_ff=64, vocab_size=320, vocab_multiple=64),
+        model=ModelConfig(
+            layers=2, d_model=32, heads=4, kv_heads=1, head_dim=8, d_ff=64, vocab_size=320, vocab_multiple=64
+        ),
         data=DataConfig(store=str(store), sequence_length=32),
         optim=OptimConfig(name="adamw", learning_rate=1e-2, schedule="constant", warmup_steps=2),
         train=TrainConfig(steps=6, batch_size=8),

@@ -1,0 +1,5 @@
+"""`python -m paxlike` is `paxlike`."""
+
+from paxlike.cli import main
+
+main()
