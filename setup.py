@@ -26,7 +26,7 @@ setup(
         "numpy",
         "tyro>=1.0",
         "rich",
-        "sentencepiece>=0.2.1",
+        "sentencepiece>=0.2.3",
         "tensorboardX>=2.6",
         "zstandard>=0.23",
     ],

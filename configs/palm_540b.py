@@ -7,15 +7,32 @@ The paper's mesh is two TPU v4 pods, 256-way data x 12-way model in each, which 
 The gradients are summed in bfloat16, as PaLM sent them between its pods (section 4).
 """
 
-from paxlike.config import CheckpointConfig, Config, DataConfig, EvalConfig, MeshConfig, ModelConfig, OptimConfig, PrecisionConfig, TrainConfig
+from paxlike.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    PrecisionConfig,
+    TrainConfig,
+)
 
 
 def config() -> Config:
     return Config(
         name="palm-540b",
         model=ModelConfig(
-            layers=118, d_model=18_432, heads=48, kv_heads=1, head_dim=256, d_ff=73_728, vocab_size=256_000,
-            vocab_multiple=1536, remat="palm",
+            layers=118,
+            d_model=18_432,
+            heads=48,
+            kv_heads=1,
+            head_dim=256,
+            d_ff=73_728,
+            vocab_size=256_000,
+            vocab_multiple=1536,
+            remat="palm",
         ),  # fmt: skip
         data=DataConfig(store="data/palm", sequence_length=2048),
         optim=OptimConfig(name="palm", learning_rate=1e-2, schedule="palm", warmup_steps=10_000, beta1=0.9, clip=1.0),

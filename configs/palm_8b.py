@@ -7,15 +7,31 @@ The paper gives the two batch sizes and, through its 4.29e22 training FLOPs, 780
 not published: 50,000 is a choice of this file.
 """
 
-from paxlike.config import CheckpointConfig, Config, DataConfig, EvalConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from paxlike.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 
 def config() -> Config:
     return Config(
         name="palm-8b",
         model=ModelConfig(
-            layers=32, d_model=4096, heads=16, kv_heads=1, head_dim=256, d_ff=16_384, vocab_size=256_000,
-            vocab_multiple=128, remat="attention",
+            layers=32,
+            d_model=4096,
+            heads=16,
+            kv_heads=1,
+            head_dim=256,
+            d_ff=16_384,
+            vocab_size=256_000,
+            vocab_multiple=128,
+            remat="attention",
         ),  # fmt: skip
         data=DataConfig(store="data/palm", sequence_length=2048),
         optim=OptimConfig(name="palm", learning_rate=1e-2, schedule="palm", warmup_steps=10_000, beta1=0.9, clip=1.0),

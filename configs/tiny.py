@@ -1,6 +1,6 @@
 """A small PaLM on the source of Python's standard library, in minutes on two CPU cores.
 
-    paxlike train configs/tiny.py
+paxlike train configs/tiny.py
 """
 
 from paxlike.config import (

@@ -61,7 +61,9 @@ def _dispatch(arguments: list[str]) -> None:
     verb = " ".join(arguments[:words])
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise UserError(f"there is no verb {verb!r}." + (f" Perhaps you meant {near[0]!r}." if near else "") + f"\n\n{HELP}")
+        raise UserError(
+            f"there is no verb {verb!r}." + (f" Perhaps you meant {near[0]!r}." if near else "") + f"\n\n{HELP}"
+        )
     VERBS[verb](arguments[words:])
 
 
@@ -118,16 +120,68 @@ def _train(arguments: list[str]) -> None:
         print(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
         return
     if flags.config.log.sample:
-        print(f"\nsample:\n{flags.config.log.sample}", end="", flush=True)
-        _print_generated(folder, flags.config.log.sample, max_new_tokens=200)
+        print("\nsample:")
+        _print_continued(folder, flags.config.log.sample, GenerateFlags())
     print(f"\nrun folder: {folder}")
 
 
-def _print_generated(folder: Path, prompt: str, sampling_flags=None, **_) -> None:
-    raise NotImplementedError
+# ---- generate, eval -------------------------------------------------------------------------------------------------
 
 
-# ---- eval, generate -------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class GenerateFlags:
+    """Continue PROMPT with RUN's newest checkpoint."""
+
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    """0: always the most likely token."""
+    top_k: int = 40
+    """Only the k most likely tokens. 0: all."""
+    top_p: float = 1.0
+    """Only the fewest most likely tokens whose probabilities sum to p."""
+    seed: int = 0
+    step: int | None = None
+    """A checkpoint other than the newest."""
+    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1, model=-1))
+    fake_devices: int | None = None
+    """CPU devices made out of this machine's own."""
+
+
+def _generate(arguments: list[str]) -> None:
+    path, rest = _take(arguments, "RUN", "generate")
+    prompt, rest = _take(rest, "PROMPT", "generate RUN")
+    flags = _flags(GenerateFlags, rest, "paxlike generate RUN PROMPT")
+    from paxlike.parallel import runtime
+
+    runtime.start(flags.fake_devices)
+    _print_continued(Path(path).absolute(), prompt, flags)
+
+
+def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
+    """Prints the prompt, and its continuation as it arrives."""
+    import jax
+
+    from paxlike.infer.generate import Generator, Sampling
+    from paxlike.infer.stream import TextStream
+    from paxlike.train.trained import open_trained
+
+    trained = open_trained(folder, flags.mesh, flags.step)
+    tokens = trained.tokenizer.encode(prompt)
+    show = lambda text: print(text, end="", flush=True) if jax.process_index() == 0 else None  # noqa: E731
+    stream = TextStream(trained.tokenizer.decode, show)
+    with jax.set_mesh(trained.mesh):
+        generator = Generator(
+            trained.config.model,
+            trained.numerics,
+            trained.params,
+            trained.tokenizer.eod,
+            len(tokens) + flags.max_new_tokens,
+        )
+        show(prompt)
+        sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
+        generator.generate([tokens], flags.max_new_tokens, sampling, flags.seed, lambda row, token: stream.add(token))
+        stream.close()
+    show("\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +253,9 @@ def _data_prepare(arguments: list[str]) -> None:
 def _data_verify(arguments: list[str]) -> None:
     path, rest = _take(arguments, "STORE", "data verify")
     if path is None or rest:
-        print("usage: paxlike data verify STORE\n\nReads every byte of a token store and compares it with the manifest.")
+        print(
+            "usage: paxlike data verify STORE\n\nReads every byte of a token store and compares it with the manifest."
+        )
         sys.exit(2 if path else 0)
     from paxlike.data.store import open_store
 
@@ -211,6 +267,7 @@ def _data_verify(arguments: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "eval": _eval,
+    "generate": _generate,
     "info": _info,
     "data prepare": _data_prepare,
     "data verify": _data_verify,

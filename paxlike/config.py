@@ -108,6 +108,7 @@ class DataConfig:
 
     def __post_init__(self):
         _positive(self, "data", "sequence_length", "tokenizer_vocab")
+        _require(0 <= self.seed < 2**32, f"data.seed is {self.seed}; it must be in 0 … 2**32 - 1.")
 
 
 @dataclasses.dataclass(frozen=True)

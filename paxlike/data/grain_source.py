@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import grain
 import numpy as np
 
-from paxlike.config import ConfigError, DataConfig, TrainConfig
+from paxlike.config import DataConfig, TrainConfig
 from paxlike.data.batch import Batch
 from paxlike.data.default_store import default_store
 from paxlike.data.sequences import Sequences
@@ -27,12 +27,10 @@ class TrainBatches:
     Batch k is the sequences at places `train.sequences_before(k)` … + `train.batch_size_at(k)` of the shuffled order,
     so the ramp of batch sizes reads every sequence once a pass, too.
 
-    Raises ConfigError where the seed or the packing does not fit, UserError where there is not one sequence.
+    Raises ConfigError where the packing does not fit, UserError where there is not one sequence.
     """
 
     def __init__(self, store: Store, data: DataConfig, train: TrainConfig):
-        if not 0 <= data.seed < 2**32:
-            raise ConfigError(f"data.seed is {data.seed}; it must be in 0 … 2**32 - 1.")
         self.store = store
         self.sequences = Sequences(store, data, "train")
         self._train = train
@@ -53,15 +51,17 @@ class TrainBatches:
 
 
 class ValidationBatches:
-    """The validation split, in order, in batches of `train.batch_size`: every sequence once.
+    """The validation split in batches of `train.batch_size`: every sequence once, in an order that never changes.
 
-    The last batch may have rows that are filled up with nothing to predict (targets -1). Raises as `TrainBatches`.
+    The order is shuffled, so that the first few batches are a fair sample of the split. The last batch may
+    have rows that are filled up with nothing to predict (targets -1). Raises as `TrainBatches`.
     """
 
     def __init__(self, store: Store, data: DataConfig, train: TrainConfig):
         self.store = store
         self.sequences = Sequences(store, data, "validation")
         self._size = train.batch_size
+        self._order = grain.MapDataset.range(len(self.sequences)).seed(0).shuffle()
 
     def __len__(self) -> int:
         """Batches of a whole pass."""
@@ -71,7 +71,8 @@ class ValidationBatches:
         """Those rows of batch k (None: all), in the order given. Raises IndexError beyond the last batch."""
         if not 0 <= k < len(self):
             raise IndexError(f"validation batch {k} is not among the {len(self)} of a pass")
-        return self.sequences.read([k * self._size + row for row in _rows(rows, self._size)])
+        places = [k * self._size + row for row in _rows(rows, self._size)]
+        return self.sequences.read([self._order[place] if place < len(self._order) else -1 for place in places])
 
     def batches(self, count: int, rows_of: RowsOf = np.arange) -> Iterator[Batch]:
         """The first `count` batches (fewer where the split has no more), read ahead by Grain's threads."""

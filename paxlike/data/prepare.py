@@ -100,9 +100,11 @@ def prepare_files(files: list[Path], config: PrepareConfig) -> Store:
         _tokenize(files, sum(sizes), tokenizer, dtype, config, folder)
         if not (folder / "documents").stat().st_size:
             raise UserError(f"the corpus is empty: {_inputs(files, config)} without any text.")
-        data = writer.Tokenized(
-            np.memmap(folder / "tokens", dtype, "r"), np.memmap(folder / "documents", writer.DOCUMENT, "r")
-        )
+        documents = np.memmap(folder / "documents", writer.DOCUMENT, "r")
+        if len(documents) == 1:
+            documents = writer.cut_in_two(documents, config.validation_fraction)
+            say("note: the text is one document; its end is kept for validation")
+        data = writer.Tokenized(np.memmap(folder / "tokens", dtype, "r"), documents)
         threshold = writer.validation_threshold(data.documents["hash"], config.validation_fraction)
         if config.packing == "split":
             splits, written = writer.write_streams(data, threshold, folder)
@@ -128,7 +130,7 @@ def prepare_files(files: list[Path], config: PrepareConfig) -> Store:
     for split, counts in splits.items():
         say(f"{output}: {split} {counts.documents:,} documents, {counts.tokens:,} tokens")
     if not splits["validation"].documents:
-        say("note: nothing is kept for validation, as all documents are the same one; a text file is one document")
+        say("note: nothing is kept for validation, as all documents are the same one")
     return open_store(output)
 
 

@@ -65,8 +65,8 @@ def _too_small(store: Store, split: Split, length: int) -> UserError:
     counts = store.manifest.splits[split]
     if counts.documents == 0:
         return UserError(
-            f"the {split} split of the store {store.folder} is empty: the text was a single document, which is for "
-            f"training. {PREPARE_AGAIN} from several files, or from a JSONL file with a document a line."
+            f"the {split} split of the store {store.folder} is empty: all documents are the same one, which is for "
+            f"training. {PREPARE_AGAIN} from texts that differ."
         )
     larger = " or with a larger --validation-fraction" if split == "validation" else ""
     return UserError(

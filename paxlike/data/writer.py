@@ -104,6 +104,20 @@ def validation_threshold(hashes: np.ndarray, fraction: float) -> int:
     return min(max(int(fraction * 2**64), lowest + 1), highest)
 
 
+def cut_in_two(documents: np.ndarray, fraction: float) -> np.ndarray:
+    """The table of a single document -> that of two, of which `validation_threshold` takes the second: its last tokens.
+
+    A text of one file would have nothing to validate on otherwise. The text's bytes are shared out by the tokens.
+    """
+    cut = np.repeat(documents, 2)
+    kept = max(1, int(documents["tokens"][0]) - max(1, round(fraction * int(documents["tokens"][0]))))
+    cut["tokens"] = kept, documents["tokens"][0] - kept
+    cut["bytes"][0] = int(documents["bytes"][0]) * kept // int(documents["tokens"][0])
+    cut["bytes"][1] -= cut["bytes"][0]
+    cut["hash"] = 1, 0
+    return cut
+
+
 @dataclass(frozen=True)
 class Tokenized:
     """All documents, before they are split: in files of the temporary folder, not in memory."""

@@ -3,7 +3,8 @@
 A block is a sum of branches over a norm: attention and a feed-forward. Parallel: both read one norm and their sum is one sharded
 matmul back to the stream. Serial: attention first, then the feed-forward over a norm of its own.
 
-Letters: B batch, T query time, S key time, D width, F feed-forward, N query heads, K key/value heads, H head dim, V vocabulary rows, L layers.
+Letters: B batch, T query time, S key time, D width, F feed-forward, N query heads, K key/value heads, H head dim,
+V vocabulary rows, L layers.
 """
 
 import functools

@@ -8,8 +8,8 @@ Two forms, after the two ways through a block:
   over `model`.
 
 Both gather their weights over `data` in the compute dtype just before use, in the forward pass and once more in the backward
-pass, so that no gathered weight is ever kept (Rajbhandari et al., ZeRO stage 3, arXiv 1910.02054), and keep the activation as it came, fully
-sharded. A weight's gradient is summed in `gradients`' dtype: reduce-scattered over `data`, then the shards summed over `pod`.
+pass, so that no gathered weight is ever kept (ZeRO stage 3, arXiv 1910.02054), and keep the activation as it came, fully sharded. A
+weight's gradient is summed in `gradients`' dtype: reduce-scattered over `data`, then the shards summed over `pod`.
 
 Each is written as the program that one device runs (`jax.shard_map`) with its collectives spelled out, forward and backward: what is
 written here is what the compiled program holds, on every backend. Left to the compiler, the same gradients came as

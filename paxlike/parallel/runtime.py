@@ -1,5 +1,6 @@
 """The processes and devices of a run. The only file that touches `jax.distributed` and the platform's settings."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ def start(fake_devices: int | None = None) -> None:
     if fake_devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", fake_devices)
+    elif not jax.config.jax_platforms and _only_a_compiler():
+        jax.config.update("jax_platforms", "cpu")
     # A jitted program that silently copies a host array to every device each step is a common way to lose speed.
     jax.config.update("jax_numpy_rank_promotion", "raise")
     cache = Path(os.environ.get("PAXLIKE_CACHE", Path.home() / ".cache" / "paxlike")) / "xla"
@@ -22,6 +25,8 @@ def start(fake_devices: int | None = None) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def platform() -> str:
-    """`cpu`, `gpu` or `tpu`."""
-    return jax.default_backend()
+def _only_a_compiler() -> bool:
+    """Whether libtpu is installed to compile for TPUs, and none is here: JAX would look for one, and complain at length."""
+    here = any(Path("/dev").glob("accel*")) or any(Path("/dev").glob("vfio/*"))
+    cuda = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    return importlib.util.find_spec("libtpu") is not None and not here and not cuda

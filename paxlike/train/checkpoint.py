@@ -135,7 +135,9 @@ def restore_params(folder: Path, like: dict, step: int | None = None) -> tuple[d
     except (ValueError, OSError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         others = [s for s in steps if s != step]
-        raise UserError(f"checkpoint {step} in {folder} cannot be read ({reason}). Try --step with one of {others}.") from error
+        raise UserError(
+            f"checkpoint {step} in {folder} cannot be read ({reason}). Try --step with one of {others}."
+        ) from error
 
 
 def _rename_aside(folder: Path) -> Path:

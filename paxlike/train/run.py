@@ -73,7 +73,9 @@ def read_data(folder: Path) -> dict:
     try:
         return json.loads((folder / "data.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'data.json'} cannot be read: {error}. Restore it, or give another --run-dir.") from error
+        raise UserError(
+            f"{folder / 'data.json'} cannot be read: {error}. Restore it, or give another --run-dir."
+        ) from error
 
 
 def write(path: Path, text: str) -> None:

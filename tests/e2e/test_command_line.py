@@ -46,7 +46,12 @@ def place(tmp_path_factory):
 
 def environment() -> dict:
     root = str(Path(__file__).resolve().parents[2])
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "PAXLIKE_CACHE": os.environ.get("PAXLIKE_CACHE", "")}
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": root,
+        "PAXLIKE_CACHE": os.environ.get("PAXLIKE_CACHE", ""),
+    }
 
 
 def paxlike(folder: Path, *arguments: str, **more) -> subprocess.CompletedProcess:
@@ -71,7 +76,15 @@ def test_train_shows_progress_a_sample_and_the_run_folder(whole):
     run, done = whole
     found = losses(run)
     assert list(found) == list(range(1, 41)) and found[40] < found[1] - 1
-    for expected in ("compiled the train step", "step 40/40 | loss", "tokens/s", "MFU", "left", "sample:\nThe ", f"run folder: {run}"):
+    for expected in (
+        "compiled the train step",
+        "step 40/40 | loss",
+        "tokens/s",
+        "MFU",
+        "left",
+        "sample:\nThe ",
+        f"run folder: {run}",
+    ):
         assert expected in done.stdout
     assert "Traceback" not in done.stderr
 

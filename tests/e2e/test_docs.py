@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", sorted(path.name for path in (ROOT / "docs").glob("*.md") if "```sh" in path.read_text()))
+@pytest.mark.parametrize(
+    "guide", sorted(path.name for path in (ROOT / "docs").glob("*.md") if "```sh" in path.read_text())
+)
 def test_the_guides_commands_run(guide, tmp_path):
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / guide).read_text(), re.DOTALL)
     (tmp_path / "bin").mkdir()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from paxlike.config import ConfigError, DataConfig, TrainConfig, UserError
+from paxlike.config import DataConfig, TrainConfig, UserError
 from paxlike.data import grain_source
 from paxlike.data.grain_source import TrainBatches, ValidationBatches, open_data
 
@@ -48,8 +48,8 @@ def test_a_pass_reads_every_sequence_once_and_the_next_in_another_order(batches)
 
 def test_the_order_is_frozen(make_store, tmp_path):
     """Batch k must stay what it is: a new version of Grain that shuffles otherwise would change every resumed run."""
-    (tmp_path / "numbers.txt").write_text("".join(f"{number:04}" for number in range(1000)))
-    store = make_store(input=(f"{tmp_path}/numbers.txt",))
+    (tmp_path / "numbers.txt").write_text("".join(f"{number:04}" for number in range(1001)))
+    store = make_store(input=(f"{tmp_path}/numbers.txt",), validation_fraction=1e-9)
     batches = TrainBatches(store, DataConfig(sequence_length=4, seed=3), RAMP)
     read = [store.tokenizer.decode(row) for k in (0, 5, 10**6) for row in batches.read_batch(k).tokens_BT]
     assert list(map(int, read)) == [
@@ -103,14 +103,8 @@ def test_rows_outside_the_batch_are_an_error(batches):
     assert batches.read_batch(0, np.array([], int)).tokens_BT.shape == (0, 32)
 
 
-def test_a_seed_out_of_range_is_a_config_error(store):
-    for seed in (-1, 2**32):
-        with pytest.raises(ConfigError, match=f"data.seed is {seed}"):
-            TrainBatches(store, DataConfig(seed=seed), RAMP)
-
-
 @pytest.mark.parametrize("settings", [{}, {"packing": "whole", "sequence_length": 32}])
-def test_a_validation_pass_covers_every_sequence_once_in_order(make_store, settings):
+def test_a_validation_pass_covers_every_sequence_once(make_store, settings):
     store = make_store("v", **settings)
     data = DataConfig(sequence_length=32, packing=settings.get("packing", "split"))
     validation = ValidationBatches(store, data, TrainConfig(batch_size=10))
@@ -121,7 +115,8 @@ def test_a_validation_pass_covers_every_sequence_once_in_order(make_store, setti
     every = validation.sequences.read(range(count))
     for name in ("tokens_BT", "targets_BT"):
         joined = np.concatenate([getattr(batch, name) for batch in read])
-        assert np.array_equal(joined[:count], getattr(every, name))
+        assert sorted(map(bytes, joined[:count])) == sorted(map(bytes, getattr(every, name)))
+        assert not np.array_equal(joined[:count], getattr(every, name)), "the first batches should be a sample of all"
         assert len(joined) == 10 * len(read)
     assert (read[-1].targets_BT[count % 10 :] == -1).all()
     assert [equal(a, b) for a, b in zip(validation.batches(2), read, strict=False)] == [True, True]

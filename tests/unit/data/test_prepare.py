@@ -76,11 +76,23 @@ def test_each_split_has_a_document(make_store, fraction):
 
 
 @pytest.mark.parametrize("settings", [{}, {"packing": "whole", "sequence_length": 64}])
-def test_a_single_document_is_for_training(make_store, text_folder, settings, capsys):
-    store = make_store(input=(str(text_folder / "00.txt"),), **settings)
+def test_the_end_of_a_single_document_is_for_validation(make_store, text_folder, settings, capsys):
+    store = make_store(input=(str(text_folder / "00.txt"),), validation_fraction=0.25, **settings)
     splits = store.manifest.splits
-    assert (splits["train"].documents, splits["validation"].documents) == (1, 0)
-    assert store.tokens("validation").size == 0
+    total = sum(counts.tokens for counts in splits.values())
+    assert splits["validation"].tokens == round(total / 4)
+    assert sum(counts.text_bytes for counts in splits.values()) == (text_folder / "00.txt").stat().st_size
+    if not settings:
+        joined = np.concatenate([store.tokens("train"), store.tokens("validation")])
+        assert store.tokenizer.decode(joined[:-1]) == (text_folder / "00.txt").read_text()
+    assert "its end is kept for validation" in capsys.readouterr().err
+
+
+def test_copies_of_one_document_leave_nothing_for_validation(make_store, text_folder, tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("the same")
+    splits = make_store(input=(str(tmp_path / "*.txt"),)).manifest.splits
+    assert (splits["train"].documents, splits["validation"].documents) == (2, 0)
     assert "nothing is kept for validation" in capsys.readouterr().err
 
 

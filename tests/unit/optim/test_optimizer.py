@@ -29,8 +29,14 @@ OUTSIDE = {"embedding_VD": ((256, 128), P("model", "data")), "scale_D": ((128,),
 def optim(name: str, clip: float = 1.0) -> OptimConfig:
     """Settings in which no term is negligible: a rate that falls from step 3 on, a strong decay."""
     return OptimConfig(
-        name=name, learning_rate=0.1, warmup_steps=2, beta1=0.8, beta2=0.95, epsilon=1e-3, clip=clip,
-        weight_decay=0.3 if name in ("adamw", "lion") else 0.0
+        name=name,
+        learning_rate=0.1,
+        warmup_steps=2,
+        beta1=0.8,
+        beta2=0.95,
+        epsilon=1e-3,
+        clip=clip,
+        weight_decay=0.3 if name in ("adamw", "lion") else 0.0,
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from paxlike.config import ConfigError, UserError
+from paxlike.config import UserError
 from paxlike.train import loop
 from paxlike.train.loop import train
 

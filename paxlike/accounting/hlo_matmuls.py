@@ -1,0 +1,169 @@
+"""FLOPs of a compiled program's matrix products, on one device, with loops and rematerialization as they run.
+
+A multiply-add is 2 FLOPs; everything but matrix products is left out, as in every convention for MFU. Counted are
+
+- `dot`, alone or inside a fusion, and `convolution`, which is what TPUs make of a dot: only the positions where the window meets
+  data, so that a dot written as a dilated or padded convolution counts what the dot would;
+- cuBLAS calls on NVIDIA GPUs, from the dimension numbers in their config;
+- attention kernels, by the number of their T x S products and as full squares (a causal kernel skips about half of each): cuDNN
+  flash attention 2 products forward and 5 backward; splash attention 2 forward, 3 for dq and 4 for dk and dv.
+
+Calls that may hold matrix products but that no rule here can count are listed in `uncounted`, never passed over in silence.
+"""
+
+import dataclasses
+import json
+import math
+import re
+
+from paxlike.accounting.hlo import Computation, Instruction, Module, Shape, parse, unknown_loops, walk
+
+
+@dataclasses.dataclass(frozen=True)
+class Matmul:
+    kind: str
+    """dot, convolution, cublas, attention kernel."""
+    name: str
+    op_name: str
+    flops: int
+    """Of one run."""
+    times: int
+    """Runs in one execution of the program."""
+    in_loop: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Matmuls:
+    found: tuple[Matmul, ...]
+    uncounted: tuple[str, ...]
+    """Custom calls that may hold matrix products and are not counted: `target (how often)`."""
+    unknown_loops: tuple[str, ...]
+    """Loops counted once because the text does not tell how often they run."""
+
+    @property
+    def total(self) -> int:
+        """FLOPs of one execution on one device."""
+        return sum(m.flops * m.times for m in self.found)
+
+    def of_kind(self, kind: str) -> int:
+        return sum(m.flops * m.times for m in self.found if m.kind == kind)
+
+
+def count_matmuls(text: str | Module) -> Matmuls:
+    """All matrix products of an HLO text (or of a parsed one)."""
+    module = parse(text) if isinstance(text, str) else text
+    found, uncounted = [], {}
+    for instruction, computation, times, loops in walk(module):
+        if instruction.opcode in ("custom-call", "custom-call-start"):
+            kind, flops = _custom_call(computation, instruction)
+        elif instruction.opcode in ("dot", "convolution"):
+            rule = _dot if instruction.opcode == "dot" else _convolution
+            kind, flops = instruction.opcode, rule(computation, instruction)
+        else:
+            continue
+        if flops is None:
+            uncounted[kind] = uncounted.get(kind, 0) + times
+        elif flops:
+            found.append(Matmul(kind, instruction.name, instruction.op_name, flops, times, bool(loops)))
+    listed = tuple(f"{target} ({times} times)" for target, times in uncounted.items())
+    return Matmuls(tuple(found), listed, tuple(unknown_loops(module)))
+
+
+def _numbers(text: str | None) -> list[int]:
+    return [int(n) for n in re.findall(r"-?\d+", text or "")]
+
+
+def _product(out: Shape, lhs: Shape, contracted: list[int]) -> int:
+    return 2 * out.elements * math.prod(lhs.dims[dim] for dim in contracted)
+
+
+def _dot(computation: Computation, dot: Instruction) -> int:
+    lhs = computation.operand_shapes(dot)[0]
+    return _product(dot.shapes[0], lhs, _numbers(dot.attribute("lhs_contracting_dims")))
+
+
+# ---- convolutions ------------------------------------------------------------------------------------------------------
+
+
+def _convolution(computation: Computation, convolution: Instruction) -> int:
+    """2 * batch * output features * input features of a group * pairs of window and data positions."""
+    lhs, kernel = computation.operand_shapes(convolution)[:2]
+    out = convolution.shapes[0]
+    lhs_labels, kernel_labels, out_labels = re.split("_|->", convolution.attribute("dim_labels"))
+    flops = 2 * kernel.dims[kernel_labels.index("i")]
+    flops *= out.dims[out_labels.index("b")] * out.dims[out_labels.index("f")]
+    window = _window(convolution.attribute("window"), sum(label.isdigit() for label in out_labels))
+    for label, (size, stride, low, lhs_dilate, rhs_dilate) in zip(
+        sorted(filter(str.isdigit, out_labels)), window, strict=True
+    ):
+        data, outputs = lhs.dims[lhs_labels.index(label)], out.dims[out_labels.index(label)]
+        flops *= sum(_meetings(outputs, stride, k * rhs_dilate - low, data, lhs_dilate) for k in range(size))
+    return flops
+
+
+def _window(text: str | None, dims: int) -> list[tuple[int, int, int, int, int]]:
+    """(size, stride, low padding, data dilation, window dilation) of each spatial dimension."""
+    fields = dict(field.split("=") for field in (text or "").split() if "=" in field)
+    columns = []
+    for name, default in (("size", "1"), ("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1")):
+        values = fields[name].split("x") if name in fields else [default] * dims
+        columns.append([int(value.split("_")[0]) for value in values])
+    return list(zip(*columns, strict=True)) if dims else []
+
+
+def _meetings(outputs: int, stride: int, offset: int, data: int, dilate: int) -> int:
+    """How many of the positions stride * o + offset, o < outputs, hit one of the data at 0, dilate, 2 dilate, ..."""
+    if dilate == 1 or stride == 1:  # closed forms: dimensions can be thousands long
+        step, points = (stride, 1) if dilate == 1 else (1, dilate)
+        last = (data - 1) * dilate
+        first_o = max(0, -(offset // step))
+        last_o = min(outputs - 1, (last - offset) // step)
+        if last_o < first_o:
+            return 0
+        return (last_o + offset) // points - (first_o + offset - 1) // points if points > 1 else last_o - first_o + 1
+    positions = (stride * o + offset for o in range(outputs))
+    return sum(p % dilate == 0 and 0 <= p <= (data - 1) * dilate for p in positions)
+
+
+# ---- custom calls ------------------------------------------------------------------------------------------------------
+
+_MAY_HOLD_MATMULS = re.compile(
+    r"tpu_custom_call|mosaic|triton|cublas|cudnn|onednn|hipblas|cutlass|gemm|matmul|fmha|attention", re.I
+)
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+def _custom_call(computation: Computation, call: Instruction) -> tuple[str, int | None]:
+    """(kind, FLOPs); None FLOPs for a call that may hold products but cannot be counted, 0 for any other."""
+    target = call.attribute("custom_call_target") or ""
+    if call.opcode == "custom-call-start":
+        return target, None if _MAY_HOLD_MATMULS.search(target) else 0
+    if target.startswith("__cublas$"):
+        numbers = _config(call).get("gemm_backend_config", {}).get("dot_dimension_numbers")
+        if numbers:
+            contracted = [int(dim) for dim in numbers.get("lhs_contracting_dimensions", [])]
+            return "cublas", _product(call.shapes[0], computation.operand_shapes(call)[0], contracted)
+    if target.startswith("__cudnn$fmha"):
+        scores = (
+            _config(call).get("cudnn_fmha_backend_config", {}).get("intermediate_tensor_shape", {}).get("dimensions")
+        )
+        if scores:
+            products = 5 if "Backward" in target else 2
+            return "attention kernel", products * 2 * computation.operand_shapes(call)[0].elements * int(scores[-1])
+    if target == "tpu_custom_call" and (splash := re.search(r"splash_m[hq]a_([a-z]+)", call.op_name + call.name)):
+        # The first arrays of floating-point numbers are q [..., heads, T, H] and k [..., heads, S, H].
+        q, k = [s for s in computation.operand_shapes(call) if s.dtype in ("bf16", "f16", "f32") and len(s.dims) >= 3][
+            :2
+        ]
+        return "attention kernel", _SPLASH_PRODUCTS[splash.group(1)] * 2 * q.elements * k.dims[-2]
+    return target, None if _MAY_HOLD_MATMULS.search(target) else 0
+
+
+def _config(call: Instruction) -> dict:
+    start = call.attributes.find("backend_config={")
+    if start < 0:
+        return {}
+    try:
+        return json.JSONDecoder().raw_decode(call.attributes, start + len("backend_config="))[0]
+    except json.JSONDecodeError:
+        return {}

@@ -1,0 +1,66 @@
+"""The parameters of a model: names, shapes, counts by part."""
+
+import dataclasses
+import math
+
+from paxlike.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    name: str
+    """The checkpoint name without its letters: `wq` of every block, `embedding`."""
+    part: str
+    shape: tuple[int, ...]
+    """Of one layer, as counted: without the rows that pad the vocabulary."""
+    copies: int = 1
+    """Layers that have one."""
+    stored_shape: tuple[int, ...] = ()
+    """As stored: with those rows."""
+
+    @property
+    def count(self) -> int:
+        return self.copies * math.prod(self.shape)
+
+    @property
+    def stored_count(self) -> int:
+        return self.copies * math.prod(self.stored_shape or self.shape)
+
+
+def weights(model: ModelConfig) -> tuple[Weight, ...]:
+    """Every parameter of the decoder (PaLM, arXiv 2204.02311, section 2; no biases, norms have a scale only)."""
+    D, F, N, K, H = model.d_model, model.d_ff, model.heads, model.kv_heads, model.head_dim
+    made = [Weight("embedding", "embedding", (model.vocab_size, D), 1, (model.vocab_rows, D))]
+    if model.head == "untied":
+        made.append(Weight("head", "head", (D, model.vocab_size), 1, (D, model.vocab_rows)))
+    in_blocks = [
+        ("wq", "attention q", (D, N, H)),
+        ("wk", "attention k", (D, K, H)),
+        ("wv", "attention v", (D, K, H)),
+        ("wo", "attention o", (N, H, D)),
+        *([("wgate", "feed-forward", (D, F))] if model.gated else []),
+        ("wup", "feed-forward", (D, F)),
+        ("wdown", "feed-forward", (F, D)),
+        ("scale", "norms", (D,)),
+        *([("feed_forward_scale", "norms", (D,))] if model.block == "serial" else []),
+    ]
+    made += [Weight(name, part, shape, model.layers) for name, part, shape in in_blocks]
+    return (*made, Weight("scale", "norms", (D,)))
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Parameters of the model. The rows that pad the vocabulary are stored but not counted."""
+    return sum(weight.count for weight in weights(model))
+
+
+def parameters_by_part(model: ModelConfig) -> dict[str, int]:
+    """Parameters of: embedding, head (where untied), attention q, k, v, o, feed-forward, norms."""
+    parts: dict[str, int] = {}
+    for weight in weights(model):
+        parts[weight.part] = parts.get(weight.part, 0) + weight.count
+    return parts
+
+
+def stored_parameter_count(model: ModelConfig) -> int:
+    """Parameters that take memory: with the rows that pad the vocabulary."""
+    return sum(weight.stored_count for weight in weights(model))

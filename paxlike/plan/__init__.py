@@ -1,0 +1,1 @@
+"""Machines that are not here: their devices, for meshes and ahead-of-time compilation."""

@@ -1,0 +1,121 @@
+import dataclasses
+
+import pytest
+
+from paxlike.accounting.memory import (
+    FACTOR_FROM,
+    LOSS_CHUNK_ELEMENTS,
+    memory_estimate,
+    moment_elements,
+    optimizer_elements,
+)
+from paxlike.accounting.parameters import stored_parameter_count, weights
+from paxlike.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    PrecisionConfig,
+    TrainConfig,
+)
+from paxlike.optim import optimizer
+from paxlike.train import loss
+
+PALM_1B = ModelConfig(layers=16, heads=8, d_model=2048, d_ff=8192, vocab_size=32_000, head_dim=256, kv_heads=1)
+LLAMA_1B = ModelConfig(
+    layers=16, heads=16, d_model=2048, d_ff=5632, vocab_size=32_000, head_dim=128, kv_heads=4,
+    block="serial", norm="rms", head="untied",
+)  # fmt: skip
+
+
+def config(model=PALM_1B, batch=32, data=8, optim="palm", **changes) -> Config:
+    return Config(
+        model=model, data=DataConfig(sequence_length=2048), optim=OptimConfig(name=optim),
+        train=TrainConfig(batch_size=batch, accumulate=changes.pop("accumulate", 1)),
+        mesh=MeshConfig(data=data, model=2), **changes,
+    )  # fmt: skip
+
+
+def parts(made: Config, devices: int = 16, **more) -> dict[str, int]:
+    return {part.name: part.bytes for part in memory_estimate(made, devices, **more).parts}
+
+
+@pytest.mark.parametrize(
+    ("model", "remat", "batch", "data", "optim", "gigabytes"),
+    [
+        (PALM_1B, "full", 32, 8, "palm", 2.606),
+        (PALM_1B, "none", 32, 8, "palm", 11.900),
+        (PALM_1B, "attention", 32, 8, "palm", 11.630),
+        (PALM_1B, "dots", 32, 8, "palm", 5.456),
+        (LLAMA_1B, "full", 16, 4, "adamw", 2.914),
+    ],
+)
+def test_within_a_tenth_of_what_libtpu_compiled(model, remat, batch, data, optim, gigabytes):
+    """Arguments and temporaries of the compiled step, libtpu 0.0.42, v4:2x2x4 (8 x 2) and v6e:2x4 (4 x 2), splash attention."""
+    made = config(dataclasses.replace(model, remat=remat), batch, data, optim)
+    assert memory_estimate(made, 2 * data).total / 1e9 == pytest.approx(gigabytes, rel=0.1)
+
+
+def test_weights_gradients_and_moments_are_cut_by_data_and_model():
+    told = parts(config())
+    stored = stored_parameter_count(PALM_1B)
+    assert told["parameters"] == pytest.approx(4 * stored / 16, rel=1e-3)  # norm scales lie over model alone
+    assert told["gradients"] == told["parameters"] and told["optimizer state"] == 2 * told["parameters"]
+    assert "accumulated gradients" not in told
+    pods = parts(dataclasses.replace(config(), mesh=MeshConfig(pod=2, data=8, model=2)), 32)
+    assert pods["parameters"] == told["parameters"] and pods["saved activations"] == told["saved activations"] // 2
+
+
+@pytest.mark.parametrize(("name", "moments"), [("palm", 2), ("adamw", 2), ("lion", 1)])
+def test_moments(name, moments):
+    assert optimizer_elements(config(optim=name)) == moments * stored_parameter_count(PALM_1B)
+
+
+def test_factored_moments_are_sums_of_axes():
+    optim = OptimConfig(name="adafactor")
+    sizes = {weight.name: moment_elements(weight, optim) for weight in weights(PALM_1B)}
+    assert sizes["wup"] == 16 * (2048 + 8192)
+    assert sizes["wq"] == 16 * (2048 * 8 + 8 * 256)  # [D, N, H] is a matrix D x H for each of 8 heads
+    assert sizes["embedding"] == 32_000 + 2048
+    assert optimizer_elements(config(optim="adafactor")) < stored_parameter_count(PALM_1B) / 500
+    narrow = dataclasses.replace(PALM_1B, d_model=64)
+    assert {w.name: moment_elements(w, optim) for w in weights(narrow)}["wup"] == 16 * 64 * 8192
+
+
+def test_saved_activations_fall_with_each_policy_and_with_the_model_axis():
+    saved = [
+        parts(config(dataclasses.replace(PALM_1B, remat=remat)), kernel="reference")["saved activations"]
+        for remat in ("none", "attention", "dots", "full", "palm")
+    ]
+    assert saved[0] > saved[1] > saved[2] > saved[3] == saved[4]
+    tokens = 32 * 2048 // 8
+    assert saved[4] == 16 * tokens * 2048 // 2 * 2  # one fully sharded bf16 activation per layer
+    assert saved[0] - saved[1] == 16 * tokens * 2048 * 8 // 2 * 10  # T x S of 4 heads
+
+
+def test_accumulation_halves_activations_and_keeps_a_sum():
+    one, two = parts(config()), parts(config(accumulate=2))
+    assert two["saved activations"] * 2 == one["saved activations"]
+    assert two["accumulated gradients"] == two["gradients"] == one["gradients"]
+
+
+def test_dtypes():
+    narrow = parts(config(precision=PrecisionConfig(params="bfloat16")))
+    wide = parts(config())
+    assert 2 * narrow["parameters"] == wide["parameters"] and narrow["optimizer state"] == wide["optimizer state"]
+    assert "parameters to compute with" not in narrow and "parameters to compute with" in wide
+    float32 = parts(config(precision=PrecisionConfig(compute="float32")))
+    assert float32["saved activations"] == parts(config(), compute="float32")["saved activations"]
+    assert float32["saved activations"] > wide["saved activations"]
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="does not fit 12 devices"):
+        memory_estimate(config(), 12)
+
+
+def test_constants_of_upper_floors_are_the_same_here():
+    assert LOSS_CHUNK_ELEMENTS == loss.CHUNK_ELEMENTS
+    assert FACTOR_FROM == optimizer.FACTOR_FROM
