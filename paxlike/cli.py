@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import errno
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -238,7 +239,24 @@ def _info(arguments: list[str]) -> None:
         return
     import rich
 
-    rich.print(describe(flags.config, flags.devices, flags.energy))
+    rich.print(describe(flags.config, flags.devices, flags.energy, _sharding(flags.config, flags.devices)))
+
+
+def _sharding(config: Config, devices: int | None) -> list:
+    """The sharding table, where the mesh is known."""
+    from paxlike.accounting.parameters import weights
+    from paxlike.parallel.rules import MESH_AXES
+    from paxlike.parallel.table import sharding_table
+
+    sizes = (config.mesh.pod, config.mesh.data, config.mesh.model)
+    if devices is None and -1 in sizes:
+        return []
+    mesh = dict(zip(MESH_AXES, config.mesh.resolve(devices or math.prod(sizes)), strict=True))
+    stored = [
+        (w.name, (w.copies,) * w.name.startswith("blocks/") + (w.stored_shape or w.shape))
+        for w in weights(config.model)
+    ]
+    return [sharding_table(stored, mesh)]
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------

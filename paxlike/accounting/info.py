@@ -3,6 +3,10 @@
 import math
 from collections.abc import Iterable
 
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
 from paxlike.accounting.energy import PICOJOULES, PRECISIONS, forward_energy
 from paxlike.accounting.flops import (
     CONVENTIONS,
@@ -82,8 +86,6 @@ def _mesh_devices(config: Config) -> int | None:
 
 def describe(config: Config, devices: int | None = None, energy: bool = False, extra: Iterable = ()):
     """A rich renderable with all of `as_dict` as tables, and `extra` renderables after them."""
-    from rich.console import Group
-
     told = as_dict(config, devices, energy)
     tables = [_parameters(told), _flops(told), _executed(told), _training(told)]
     if "memory" in told:
@@ -97,9 +99,6 @@ def describe(config: Config, devices: int | None = None, energy: bool = False, e
 
 def _table(title: str, *columns: str):
     """A rich table. A column whose name begins with `>` holds numbers."""
-    from rich import box
-    from rich.table import Table
-
     named = any(columns)
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_header=named

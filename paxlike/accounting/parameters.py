@@ -9,7 +9,7 @@ from paxlike.config import ModelConfig
 @dataclasses.dataclass(frozen=True)
 class Weight:
     name: str
-    """The checkpoint name without its letters: `wq` of every block, `embedding`."""
+    """The checkpoint name, which ends in the letters of its dimensions: `blocks/wq_DNH`, `embedding_VD`."""
     part: str
     shape: tuple[int, ...]
     """Of one layer, as counted: without the rows that pad the vocabulary."""
@@ -30,22 +30,22 @@ class Weight:
 def weights(model: ModelConfig) -> tuple[Weight, ...]:
     """Every parameter of the decoder (PaLM, arXiv 2204.02311, section 2; no biases, norms have a scale only)."""
     D, F, N, K, H = model.d_model, model.d_ff, model.heads, model.kv_heads, model.head_dim
-    made = [Weight("embedding", "embedding", (model.vocab_size, D), 1, (model.vocab_rows, D))]
+    made = [Weight("embedding_VD", "embedding", (model.vocab_size, D), 1, (model.vocab_rows, D))]
     if model.head == "untied":
-        made.append(Weight("head", "head", (D, model.vocab_size), 1, (D, model.vocab_rows)))
+        made.append(Weight("head_DV", "head", (D, model.vocab_size), 1, (D, model.vocab_rows)))
     in_blocks = [
-        ("wq", "attention q", (D, N, H)),
-        ("wk", "attention k", (D, K, H)),
-        ("wv", "attention v", (D, K, H)),
-        ("wo", "attention o", (N, H, D)),
-        *([("wgate", "feed-forward", (D, F))] if model.gated else []),
-        ("wup", "feed-forward", (D, F)),
-        ("wdown", "feed-forward", (F, D)),
-        ("scale", "norms", (D,)),
-        *([("feed_forward_scale", "norms", (D,))] if model.block == "serial" else []),
+        ("wq_DNH", "attention q", (D, N, H)),
+        ("wk_DKH", "attention k", (D, K, H)),
+        ("wv_DKH", "attention v", (D, K, H)),
+        ("wo_NHD", "attention o", (N, H, D)),
+        *([("wgate_DF", "feed-forward", (D, F))] if model.gated else []),
+        ("wup_DF", "feed-forward", (D, F)),
+        ("wdown_FD", "feed-forward", (F, D)),
+        ("scale_D", "norms", (D,)),
+        *([("feed_forward_scale_D", "norms", (D,))] if model.block == "serial" else []),
     ]
-    made += [Weight(name, part, shape, model.layers) for name, part, shape in in_blocks]
-    return (*made, Weight("scale", "norms", (D,)))
+    made += [Weight(f"blocks/{name}", part, shape, model.layers) for name, part, shape in in_blocks]
+    return (*made, Weight("scale_D", "norms", (D,)))
 
 
 def parameter_count(model: ModelConfig) -> int:

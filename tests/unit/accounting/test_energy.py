@@ -66,6 +66,14 @@ def test_bitnet_multiplies_only_to_scale():
     assert logits.total > 0
 
 
+def test_a_sum_of_n_numbers_takes_one_addition_less():
+    shape = ModelConfig(layers=1, d_model=2, heads=1, kv_heads=1, head_dim=2, d_ff=2, vocab_size=2, feed_forward="relu")
+    linear, attention, logits = forward_energy(shape, 1, "fp32", "7nm")
+    # Six 1 x 2 by 2 x 2 products; 1 x 2 by 2 x 1 and 1 x 1 by 1 x 2; one 1 x 2 by 2 x 2.
+    assert [round(e.add / 0.38e-12, 6) for e in (linear, attention, logits)] == [12, 1, 2]
+    assert [round(e.multiply / 1.31e-12, 6) for e in (linear, attention, logits)] == [24, 4, 4]
+
+
 def test_gated_and_grouped_shapes_count_their_own_products():
     shape = ModelConfig(layers=3, d_model=64, heads=4, kv_heads=2, head_dim=8, d_ff=100, vocab_size=256)
     linear = products(shape, 1)["linear layers"]

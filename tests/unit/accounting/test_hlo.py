@@ -110,6 +110,8 @@ def test_the_trip_count_of_a_loop_that_says_nothing_comes_from_its_condition_and
         (("direction=LT", "direction=GT"), None),  # would never start, or never end
         (("tuple(%next, %y, %bound)", "tuple(%next, %y, %next)"), None),  # the bound moves
         (("add(%i, %one)", "multiply(%i, %one)"), None),
+        (("%one = s32[]{:T(128)} constant(1)", "%one = s32[]{:T(128)} constant(0)"), None),
+        (("%i = s32[]{:T(128)} get-tuple-element(%wide.param)", "%i = s32[] get-tuple-element(%kernel.3)"), None),
         (("%copy.1 = s32[]{:T(128)} copy(%zero)", "%copy.1 = s32[] parameter(1)"), None),  # the start is not known
     ],
 )
