@@ -55,7 +55,9 @@ def memory_estimate(
     step = _Step(config, data, model, tokens, BYTES[compute], kernel)
     param = BYTES[config.precision.params]
     stored = sum(_stored(weight, weight.stored_count, data, model) for weight in weights(config.model))
-    in_blocks = sum(_stored(w, w.stored_count, data, model) for w in weights(config.model) if w.name.startswith("blocks/"))
+    in_blocks = sum(
+        _stored(w, w.stored_count, data, model) for w in weights(config.model) if w.name.startswith("blocks/")
+    )
     gradients = stored * param
     # The loss is computed before the blocks have gradients.
     in_layer, in_loss = step.layer_at_work(), step.loss_at_work() - gradients

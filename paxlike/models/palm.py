@@ -133,7 +133,7 @@ def init_params(config: ModelConfig, numerics: Numerics, seed: int) -> dict:
 
     Call it inside `jax.jit` with a mesh in force: every array is then born sharded.
     """
-    return nnx.state(Decoder(config, numerics, nnx.Rngs(seed))).to_pure_dict()
+    return nnx.to_pure_dict(nnx.state(Decoder(config, numerics, nnx.Rngs(seed))))
 
 
 def bind(config: ModelConfig, numerics: Numerics, params: dict) -> Decoder:

@@ -1,17 +1,17 @@
 """What the backward pass computes again instead of keeping, by name.
 
-| policy | kept per layer | computed again | extra FLOPs |
+| policy | kept per layer | computed again | extra matmul FLOPs |
 |---|---|---|---|
-| none | everything | the weights' gathers over `data` | none |
-| dots | the outputs of the projections (q, k, v, gate, up) and the block's input | norms, elementwise, attention | attention's forward |
-| attention | everything but the inside of attention (scores, probabilities): PaLM 8B and 62B | attention | attention's forward |
-| full | the block's input | the block, but for its last matmuls, whose results the backward pass does not need | about 2/3 of the forward |
+| none | everything | nothing | none |
+| dots | the projections' outputs (q, k, v, gate, up), the block's input | norms, elementwise, attention | attention's forward |
+| attention | everything but the inside of attention: PaLM 8B and 62B | attention's scores and probabilities | half its forward |
+| full | the block's input | the block, less its last matmuls, whose results the gradient does not need | 2/3 of the forward |
 | palm | the same: PaLM 540B's one fully sharded activation per layer | the same | the same |
 
-The residual stream lies fully sharded over `data` and `model` here, so that `full` already keeps what PaLM 540B kept and `palm` is
-the same program; it has a name of its own because its FLOPs are stated by the paper's convention (arXiv 2204.02311, appendix B: 75 % of
-the non-attention forward). No policy keeps a gathered weight (`nn/einsum.py`). A flash kernel (cudnn, splash) never keeps the scores:
-there `attention` and `none` are the same.
+No policy keeps a weight that was gathered over `data`: it is gathered again (`nn/einsum.py`). The residual stream lies fully sharded
+over `data` and `model` here, so that `full` already keeps what PaLM 540B kept, and `palm` is the same program; it has a name of its own
+because its FLOPs are stated by the paper's convention (arXiv 2204.02311, appendix B: 75 % of the non-attention forward). A flash kernel
+(cudnn, splash) never keeps the scores: `attention` runs its whole forward again, for nothing but the memory of its statistics.
 """
 
 from collections.abc import Callable

@@ -5,6 +5,7 @@ small JSON: where the run stood in its data. Orbax writes into a temporary folde
 """
 
 import errno
+import logging
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from paxlike.config import CheckpointConfig, UserError
 from paxlike.train.state import State, from_plain, to_plain
+
+# Orbax logs the traceback of a failed save from its own thread; the error itself comes back to the caller, who explains it.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -111,7 +115,7 @@ class Checkpoints:
                 words in text
                 for words in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large", "quota exceeded")
             ):
-                raise UserError(self._disk_full(text.strip().splitlines()[0][:200])) from error
+                raise UserError(self._disk_full(text.strip().splitlines()[0].rpartition(": ")[2])) from error
             raise
 
 

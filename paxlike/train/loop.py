@@ -1,7 +1,7 @@
 """The training loop: a recipe that reads from top to bottom and never waits for the device it has just given work.
 
-Step k is dispatched, then the numbers of step k - 1 are read: reading them waits for k - 1 while k is queued already. The time between
-two such readings is the time of a step.
+Step k is dispatched, then the numbers of step k - 1 are read: reading them waits for k - 1 while k is queued already. A step's time is
+from when the step before it was ready on the device until it is itself (`clock.py`).
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from paxlike.optim.schedules import make_schedule
 from paxlike.parallel.ingest import local_rows, to_devices
 from paxlike.parallel.mesh import make_mesh
 from paxlike.train.checkpoint import Checkpoints
+from paxlike.train.clock import ReadyClock
 from paxlike.train.console import Console
 from paxlike.train.evaluate import evaluate
 from paxlike.train.metrics import Metrics
@@ -56,6 +57,7 @@ def train(config: Config, folder: Path) -> Result:
     console = Console(config.train.steps, config.log.every, quiet=jax.process_index() > 0)
     with jax.set_mesh(make_mesh(config.mesh)), contextlib.ExitStack() as stack:
         loop = _Loop(config, store, console)
+        stack.callback(loop.clock.close)
         run = Run(folder, config, store)
         stack.callback(run.close)
         metrics = stack.enter_context(contextlib.closing(Metrics(folder, config)))
@@ -86,6 +88,7 @@ class _Loop:
         self.goodput = Goodput()
         self.compiled: dict[tuple, Callable] = {}
         self.pending: tuple[int, dict] | None = None
+        self.clock = ReadyClock()
         self.ready = time.monotonic()
         self.warned = False
 
@@ -104,6 +107,7 @@ class _Loop:
             with self.goodput.book("step"):
                 with jax.transfer_guard("disallow"):
                     state, numbers = train_step(state, batch)
+                self.clock.watch(numbers)
                 self.read_pending()
             self.pending = (step + 1, numbers)
             if (step + 1) % config.checkpoint.every == 0 and step + 1 < config.train.steps:
@@ -189,8 +193,8 @@ class _Loop:
         step, numbers = self.pending
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(numbers).items()}
-        now = time.monotonic()
-        seconds, self.ready = now - self.ready, now
+        ready = self.clock.ready()
+        seconds, self.ready = max(ready - self.ready, 1e-9), ready
         batch_tokens = self.config.train.batch_size_at(step - 1) * self.config.data.sequence_length
         values |= {"step_seconds": seconds, "tokens_per_second": batch_tokens / seconds}
         warning = None

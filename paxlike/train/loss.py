@@ -28,6 +28,8 @@ class Losses(NamedTuple):
     loss: Array
     """What is minimized: cross-entropy + z-loss."""
     cross_entropy: Array
+    z_loss: Array
+    """z * log^2 Z."""
     correct: Array
     """Tokens whose most likely prediction is right."""
 
@@ -79,13 +81,13 @@ def _on_mesh(head, x_BTD, weight, targets_BT, *, with_gradients):
         whole = gather(x, "model", 2).reshape(-1, D)
         used = gather_weight(weight, stored, x.dtype)
         losses, dx, dweight = _chunks(head, whole, used, targets.reshape(-1), with_gradients)
-        losses = Losses(*(total(total(value, "data"), "pod") for value in losses))
+        losses = jax.tree.map(lambda value: total(total(value, "data"), "pod"), losses)
         if not with_gradients:
             return losses
         dx = scatter(dx.reshape(*x.shape[:2], D), "model", 2)
         return losses, (dx, reduce_gradient(dweight, stored, weight.dtype))
 
-    scalars = Losses(*(jax.sharding.PartitionSpec(),) * 3)
+    scalars = Losses(*(jax.sharding.PartitionSpec(),) * len(Losses._fields))
     out_specs = (scalars, (x_spec, weight_spec_)) if with_gradients else scalars
     return on_devices(device, (x_spec, weight_spec_, targets_spec), out_specs)(x_BTD, weight, targets_BT)
 
@@ -101,7 +103,7 @@ def _chunks(head, x_TD, weight, targets_T, with_gradients):
     targets_T = jnp.pad(targets_T, (0, padding), constant_values=-1)
     step = functools.partial(_chunk, head, weight, with_gradients)
     start = (
-        Losses(*(jnp.zeros((), jnp.float32),) * 3),
+        Losses(*(jnp.zeros((), jnp.float32),) * len(Losses._fields)),
         jnp.zeros(weight.shape if with_gradients else (), head.gradients),
     )
     inputs = (x_TD.reshape(count, chunk, D), targets_T.reshape(count, chunk))
@@ -131,9 +133,10 @@ def _chunk(head, weight, with_gradients, carry, chunk):
 
     weights = (targets >= 0).astype(jnp.float32)
     cross_entropy = (log_z - target_logit) * weights
-    loss = cross_entropy + head.z_loss * jnp.square(log_z) * weights
+    z_loss = head.z_loss * jnp.square(log_z) * weights
     correct = (target_logit >= best) * weights
-    losses = Losses(*(a + b.sum() for a, b in zip(losses, (loss, cross_entropy, correct), strict=True)))
+    found = Losses(cross_entropy + z_loss, cross_entropy, z_loss, correct)
+    losses = jax.tree.map(lambda so_far, of_tokens: so_far + of_tokens.sum(), losses, found)
     if not with_gradients:
         return (losses, dweight), None
 

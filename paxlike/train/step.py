@@ -16,7 +16,7 @@ from paxlike.train.state import State
 
 Array = jax.Array
 
-NO_LOSSES = Losses(*(np.zeros((), np.float32),) * 3)
+NO_LOSSES = Losses(*(np.zeros((), np.float32),) * len(Losses._fields))
 
 
 class DeviceBatch(NamedTuple):
@@ -57,7 +57,7 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         metrics = {
             "loss": losses.cross_entropy / tokens,
-            "z_loss": (losses.loss - losses.cross_entropy) / tokens,
+            "z_loss": losses.z_loss / tokens,
             "accuracy": losses.correct / tokens,
             "gradient_norm": global_norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),

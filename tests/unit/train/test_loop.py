@@ -157,3 +157,29 @@ def test_a_loss_that_is_not_finite_is_never_saved(config, change, tmp_path):
     saved = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert "6" not in saved
     assert jax.sharding.get_mesh().empty
+
+
+def test_checkpoints_are_kept_by_count_and_by_interval(config, change, tmp_path):
+    kept = change(change(change(config, "checkpoint.every", 1), "checkpoint.keep", 2), "checkpoint.keep_every", 3)
+    train(change(kept, "train.steps", 8), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"3", "6", "7", "8"}
+
+
+def test_profile_and_tensorboard(config, change, tmp_path):
+    shown = change(change(change(config, "profile.start", 2), "profile.steps", 2), "log.tensorboard", True)
+    train(shown, tmp_path / "run")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    from tensorboardX.proto.event_pb2 import Event
+
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    data, at, tags = events.read_bytes(), 0, {}
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        at += length + 16
+        for value in event.summary.value:
+            tags.setdefault(value.tag, {})[event.step] = value.simple_value
+    assert set(tags["loss"]) == {1, 2, 3, 4, 5, 6}
+    np.testing.assert_allclose(
+        [tags["loss"][k] for k in range(1, 7)], [losses(tmp_path / "run")[k] for k in range(1, 7)], rtol=1e-6
+    )

@@ -1,0 +1,91 @@
+"""The decoder and its loss again, in float64 numpy, from the papers' formulas: a head, a position, a pair at a time.
+
+It shares no code with `paxlike`, so that a mistake would have to be made twice.
+"""
+
+import numpy as np
+
+from paxlike.config import ModelConfig
+
+
+def norm(x: np.ndarray, scale: np.ndarray, kind: str, epsilon: float) -> np.ndarray:
+    """Layer norm (Ba et al., arXiv 1607.06450, eq. 3) without bias, or RMS norm (arXiv 1910.07467, eq. 4)."""
+    center = x.mean(-1, keepdims=True) if kind == "layer" else 0.0
+    return (x - center) / np.sqrt(((x - center) ** 2).mean(-1, keepdims=True) + epsilon) * scale
+
+
+def rotate(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
+    """RoPE (arXiv 2104.09864, eq. 14) on x [..., T, H]: x[i] + j x[i + H/2] times e^(j m theta^(-2i/H)) at position m."""
+    H = x.shape[-1]
+    pairs = x[..., : H // 2] + 1j * x[..., H // 2 :]
+    turns = np.exp(1j * np.outer(positions, theta ** (-2.0 * np.arange(H // 2) / H)))
+    turned = pairs * turns
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, segments: np.ndarray | None = None) -> np.ndarray:
+    """[B, T, N, H] of q [B, T, N, H] and k, v [B, T, K, H]: one query position of one head at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    B, T, N, H = q.shape
+    for b in range(B):
+        for n in range(N):
+            kv = n // (N // k.shape[2])
+            for t in range(T):
+                seen = np.arange(t + 1)
+                if segments is not None:
+                    seen = seen[segments[b, : t + 1] == segments[b, t]]
+                scores = k[b, seen, kv] @ q[b, t, n] / np.sqrt(H)
+                weights = np.exp(scores - scores.max())
+                out[b, t, n] = (weights / weights.sum()) @ v[b, seen, kv]
+    return out
+
+
+def feed_forward(x: np.ndarray, block: dict, kind: str) -> np.ndarray:
+    up = x @ block["wup_DF"]
+    if kind == "swiglu":  # Shazeer, arXiv 2002.05202, eq. 6, with Swish_1
+        gate = x @ block["wgate_DF"]
+        hidden = gate / (1 + np.exp(-gate)) * up
+    elif kind == "gelu":  # the tanh approximation of arXiv 1606.08415, section 2
+        hidden = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+    else:
+        hidden = np.maximum(up, 0) ** {"relu": 1, "relu2": 2}[kind]
+    return hidden @ block["wdown_FD"]
+
+
+def mixer(x: np.ndarray, block: dict, model: ModelConfig, segments: np.ndarray | None) -> np.ndarray:
+    positions = np.arange(x.shape[1])
+    q, k, v = (np.einsum("btd,dnh->bnth", x, block[name]) for name in ("wq_DNH", "wk_DKH", "wv_DKH"))
+    q, k = (rotate(heads, positions, model.rope_theta) for heads in (q, k))
+    out = attention(*(heads.swapaxes(1, 2) for heads in (q, k, v)), segments)
+    return np.einsum("btnh,nhd->btd", out, block["wo_NHD"])
+
+
+def logits(params: dict, model: ModelConfig, tokens: np.ndarray, segments: np.ndarray | None = None) -> np.ndarray:
+    """[B, T, vocab_size] of float64 parameters in the layout of checkpoints (PaLM, arXiv 2204.02311, section 2)."""
+    x = params["embedding_VD"][tokens]
+    for layer in range(model.layers):
+        block = {name: stack[layer] for name, stack in params["blocks"].items()}
+        y = norm(x, block["scale_D"], model.norm, model.norm_epsilon)
+        if model.block == "parallel":
+            x = x + feed_forward(y, block, model.feed_forward) + mixer(y, block, model, segments)
+        else:
+            x = x + mixer(y, block, model, segments)
+            y = norm(x, block["feed_forward_scale_D"], model.norm, model.norm_epsilon)
+            x = x + feed_forward(y, block, model.feed_forward)
+    x = norm(x, params["scale_D"], model.norm, model.norm_epsilon)
+    if model.head == "tied":
+        return x @ params["embedding_VD"][: model.vocab_size].T / np.sqrt(model.d_model)
+    return x @ params["head_DV"][:, : model.vocab_size]
+
+
+def losses(logits: np.ndarray, targets: np.ndarray, z_loss: float) -> tuple[float, float, int]:
+    """Sums of loss, cross-entropy and right predictions over the targets that are not -1 (PaLM, section 5)."""
+    loss = cross_entropy = correct = 0
+    for row, target in zip(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), strict=True):
+        if target >= 0:
+            log_z = np.log(np.exp(row - row.max()).sum()) + row.max()
+            cross_entropy += log_z - row[target]
+            loss += log_z - row[target] + z_loss * log_z**2
+            correct += int(row.argmax() == target)
+    return float(loss), float(cross_entropy), correct

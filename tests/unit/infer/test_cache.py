@@ -1,0 +1,82 @@
+"""The cached forward is the uncached one, at every position, whatever the heads, the block and the mesh."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from paxlike.infer.cache import decode, prefill
+
+WORDS = {
+    "multi-query": {},
+    "grouped": {"kv_heads": 2},
+    "multi-head": {"kv_heads": 8},
+    "serial": {"kv_heads": 2, "block": "serial", "norm": "rms", "head": "untied", "feed_forward": "relu2"},
+}
+LENGTH, PROMPT = 24, 16
+
+
+def tokens_of(vocab: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab, (4, LENGTH)).astype(np.int32)
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
+def test_logits_equal_the_uncached_forward_at_every_position(words, mesh, tools):
+    Model, put, vocab = tools
+    model = Model(**words)
+    tokens_BT = tokens_of(vocab)
+    expected = model.logits(tokens_BT)
+    spread = expected.std()
+
+    def check(logits, lengths):
+        # float32 against float64 in another order: a few units in the last place of sums over D = 64.
+        np.testing.assert_allclose(np.asarray(logits), expected[range(4), lengths - 1], rtol=0, atol=2e-5 * spread)
+
+    start = jax.jit(functools.partial(prefill, model.config, model.numerics, cache_length=LENGTH))
+    step = jax.jit(functools.partial(decode, model.config, model.numerics), donate_argnums=1)
+    lengths = np.array([1, 5, 9, PROMPT], np.int32)
+    cache, logits = start(model.params, put("BT", tokens_BT[:, :PROMPT]), put("B", lengths))
+    check(logits, lengths)
+    for _ in range(LENGTH - PROMPT):
+        cache, logits = step(model.params, cache, put("B", tokens_BT[range(4), lengths]), put("B", lengths))
+        lengths = lengths + 1
+        check(logits, lengths)
+    assert step._cache_size() == 1
+
+
+def test_what_pads_a_prompt_is_never_seen(one_device, tools):
+    Model, put, vocab = tools
+    model = Model()
+    lengths = np.array([1, 5, 9, PROMPT], np.int32)
+    said = []
+    for padding in (0, 7):
+        tokens_BT = np.where(np.arange(LENGTH) < lengths[:, None], tokens_of(vocab), padding).astype(np.int32)
+        cache, first = prefill(
+            model.config, model.numerics, model.params, put("BT", tokens_BT), put("B", lengths), LENGTH + 8
+        )
+        _, second = decode(
+            model.config, model.numerics, model.params, cache, put("B", tokens_BT[:, 0]), put("B", lengths)
+        )
+        said.append((np.asarray(first), np.asarray(second)))
+    np.testing.assert_array_equal(said[0], said[1])
+
+
+@pytest.mark.parametrize(("kv_heads", "place"), [(1, None), (2, None), (8, "model")])
+def test_the_cache_lies_by_its_letters(kv_heads, place, tools):
+    Model, put, vocab = tools
+    from paxlike.config import MeshConfig
+    from paxlike.parallel.mesh import make_mesh
+
+    with jax.set_mesh(make_mesh(MeshConfig(1, 2, 4))):
+        model = Model(kv_heads=kv_heads)
+        cache, logits = jax.eval_shape(
+            functools.partial(prefill, model.config, model.numerics, cache_length=LENGTH),
+            model.params, put("BT", tokens_of(vocab)), put("B", np.ones(4, np.int32)),
+        )  # fmt: skip
+    for array in cache:
+        assert array.shape == (2, 4, LENGTH, kv_heads, 16)
+        assert array.sharding.spec == P(None, ("pod", "data"), None, place, None)
+    assert logits.shape == (4, vocab)
+    assert logits.sharding.spec == P(("pod", "data"), None)
