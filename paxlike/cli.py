@@ -4,12 +4,13 @@ import dataclasses
 import difflib
 import errno
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from paxlike.config import Config, MeshConfig, UserError, load
+from paxlike.config import Config, MeshConfig, SaveError, UserError, load
 
 HELP = """\
 usage: paxlike VERB …
@@ -34,6 +35,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         _dispatch(arguments)
+    except SaveError as error:
+        print(f"paxlike: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)
     except UserError as error:
         _fail(str(error))
     except OSError as error:

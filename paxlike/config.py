@@ -17,6 +17,10 @@ class UserError(Exception):
     """Something the user can mend: shown as one plain message, without a traceback, with exit code 2."""
 
 
+class SaveError(UserError):
+    """A save failed while other writes of it are under way. Whoever reports it ends the process without waiting for those."""
+
+
 class ConfigError(UserError, ValueError):
     """A config that cannot work. The message names the field, the values and the remedy."""
 

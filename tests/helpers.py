@@ -110,5 +110,3 @@ def error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def parameters_of(tree: dict) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-

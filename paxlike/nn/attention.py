@@ -32,7 +32,7 @@ def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, segments_BT: Array | 
     S = T. segments_BT: int32 document numbers (attention stays among equal ones), or None for one document.
     Returns o_BTNH in q's dtype and sharding. Raises ConfigError where the implementation cannot take the shape.
     """
-    run = functools.partial(_IMPLEMENTATIONS[implementation])
+    run = _IMPLEMENTATIONS[implementation]
     heads, kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
     shards = axis_sizes()["model"]
 
@@ -73,9 +73,14 @@ def _reference(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
 
 def _dot_product(q_BTNH, k_BSKH, v_BSKH, segments_BT=None, *, implementation):
     mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True, implementation=implementation
-    )
+    try:
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True, implementation=implementation
+        )
+    except (NotImplementedError, RuntimeError) as error:
+        # Such as a head dim above 128 before Hopper, float32, or no cuDNN.
+        remedy = "set model.attention to xla (or precision.compute to bfloat16, if it is float32)"
+        raise ConfigError(f"model.attention {implementation} cannot run this: {error} Remedy: {remedy}.") from error
 
 
 SPLASH_BLOCK = 512
@@ -96,7 +101,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
     )  # fmt: skip
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * N)
     kernel = splash.make_splash_mha_single_device(
-        mask, block_sizes=sizes, interpret=jax.sharding.get_abstract_mesh().abstract_device.platform == "cpu"
+        mask, block_sizes=sizes, interpret=jax.sharding.get_abstract_mesh().abstract_device.platform != "tpu"
     )
 
     def one(q_TNH, k_SKH, v_SKH, segments_T=None):

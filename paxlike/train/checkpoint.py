@@ -7,17 +7,27 @@ small JSON: where the run stood in its data. Orbax writes into a temporary folde
 import errno
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from paxlike.config import CheckpointConfig, UserError
+from paxlike.config import CheckpointConfig, SaveError, UserError
 from paxlike.train.state import State, from_plain, to_plain
 
-# Orbax logs the traceback of a failed save from its own thread; the error itself comes back to the caller, who explains it.
+# A save that fails is told three times. The error comes back to the caller, who explains it; the other two are dropped: Orbax logs
+# a traceback from its own thread, and every further write of that save finds the event loop of the first closed.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _without_closed_loops(kind: type, error: BaseException, trace: object, show=sys.excepthook) -> None:
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        show(kind, error, trace)
+
+
+sys.excepthook = _without_closed_loops
 
 
 class Checkpoints:
@@ -115,7 +125,7 @@ class Checkpoints:
                 words in text
                 for words in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large", "quota exceeded")
             ):
-                raise UserError(self._disk_full(text.strip().splitlines()[0].rpartition(": ")[2])) from error
+                raise SaveError(self._disk_full(text.strip().splitlines()[0].rpartition(": ")[2])) from error
             raise
 
 

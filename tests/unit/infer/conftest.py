@@ -10,15 +10,15 @@ from paxlike.models.palm import bind, init_params
 from paxlike.nn.weight import Numerics
 from paxlike.parallel.mesh import make_mesh, spec
 
-VOCAB = 250
-
 
 class Model:
-    """A small model with its mesh in force, and what it says without a cache."""
+    """A small model on the mesh in force, and what it says without a cache."""
+
+    vocab = 250
 
     def __init__(self, compute: str = "float32", **words):
         size = {"layers": 2, "d_model": 64, "heads": 8, "kv_heads": 1, "head_dim": 16, "d_ff": 128}
-        self.config = ModelConfig(**{**size, "vocab_size": VOCAB, "vocab_multiple": 64, **words})
+        self.config = ModelConfig(**{**size, "vocab_size": self.vocab, "vocab_multiple": 64, **words})
         self.numerics = Numerics.of(self.config, PrecisionConfig(compute=compute), "cpu")
         self.params = jax.jit(functools.partial(init_params, self.config, self.numerics, 0))()
         # A small embedding, so that what attention adds decides the next token and not the last token alone.
@@ -33,33 +33,55 @@ class Model:
         return jax.jit(forward)
 
     def logits(self, tokens_BT: np.ndarray) -> np.ndarray:
-        """[B, T, VOCAB] of the whole forward pass, the last product in float64."""
+        """[B, T, vocab] of the whole forward pass, the last product in float64."""
         x_BTD, head, scale = jax.device_get(self._forward(self.params, put("BT", tokens_BT)))
         head_DV = head.T if self.config.head == "tied" else head
-        return (x_BTD.astype(np.float64) @ head_DV.astype(np.float64) * scale)[..., :VOCAB]
+        return (x_BTD.astype(np.float64) @ head_DV.astype(np.float64) * scale)[..., : self.vocab]
 
 
 def put(dims: str, array: np.ndarray) -> jax.Array:
     return jax.device_put(array, NamedSharding(jax.sharding.get_mesh(), spec(dims, array.shape)))
 
 
-@pytest.fixture(params=[(1, 1, 1), (1, 2, 4)], ids=lambda sizes: "x".join(map(str, sizes)))
+def on_mesh(*sizes: int):
+    pod, data, model = sizes
+    return jax.set_mesh(make_mesh(MeshConfig(pod, data, model), jax.devices()[: pod * data * model]))
+
+
+@functools.cache
+def _model(mesh, words) -> Model:
+    return Model(**dict(words))
+
+
+@pytest.fixture(name="put")
+def _put():
+    return put
+
+
+@pytest.fixture(name="on_mesh")
+def _on_mesh():
+    return on_mesh
+
+
+@pytest.fixture
+def make():
+    """make(**words of the model config) -> Model, made once a mesh."""
+    return lambda **words: _model(jax.sharding.get_mesh(), tuple(words.items()))
+
+
+@pytest.fixture(params=[(1, 1, 1), (1, 2, 4)], ids=["1x1", "2x4"])
 def mesh(request):
-    with use_mesh(*request.param):
-        yield request.param
+    with on_mesh(*request.param):
+        yield
 
 
 @pytest.fixture
 def one_device():
-    with use_mesh(1, 1, 1):
+    with on_mesh(1, 1, 1):
         yield
 
 
-def use_mesh(pod: int, data: int, model: int):
-    return jax.set_mesh(make_mesh(MeshConfig(pod, data, model), jax.devices()[: pod * data * model]))
-
-
 @pytest.fixture
-def tools():
-    """(Model, put, VOCAB), for test files that cannot import a conftest."""
-    return Model, put, VOCAB
+def eight_devices():
+    with on_mesh(1, 2, 4):
+        yield

@@ -18,15 +18,26 @@ WORDS = {
 LENGTH, PROMPT = 24, 16
 
 
-def tokens_of(vocab: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, vocab, (4, LENGTH)).astype(np.int32)
+def some_tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 250, (4, LENGTH)).astype(np.int32)
 
 
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
-def test_logits_equal_the_uncached_forward_at_every_position(words, mesh, tools):
-    Model, put, vocab = tools
-    model = Model(**words)
-    tokens_BT = tokens_of(vocab)
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        *((words, (1, 2, 4)) for words in WORDS),
+        ("multi-query", (1, 1, 1)),
+        ("serial", (1, 1, 1)),
+        ("grouped", (2, 2, 2)),
+    ],
+)
+def test_logits_equal_the_uncached_forward_at_every_position(words, sizes, on_mesh, make, put):
+    with on_mesh(*sizes):
+        check_every_position(make(**WORDS[words]), put)
+
+
+def check_every_position(model, put):
+    tokens_BT = some_tokens()
     expected = model.logits(tokens_BT)
     spread = expected.std()
 
@@ -46,37 +57,31 @@ def test_logits_equal_the_uncached_forward_at_every_position(words, mesh, tools)
     assert step._cache_size() == 1
 
 
-def test_what_pads_a_prompt_is_never_seen(one_device, tools):
-    Model, put, vocab = tools
-    model = Model()
+def test_what_pads_a_prompt_is_never_seen(one_device, make, put):
+    model = make()
+    start = jax.jit(functools.partial(prefill, model.config, model.numerics, cache_length=LENGTH + 8))
+    step = jax.jit(functools.partial(decode, model.config, model.numerics))
     lengths = np.array([1, 5, 9, PROMPT], np.int32)
     said = []
     for padding in (0, 7):
-        tokens_BT = np.where(np.arange(LENGTH) < lengths[:, None], tokens_of(vocab), padding).astype(np.int32)
-        cache, first = prefill(
-            model.config, model.numerics, model.params, put("BT", tokens_BT), put("B", lengths), LENGTH + 8
-        )
-        _, second = decode(
-            model.config, model.numerics, model.params, cache, put("B", tokens_BT[:, 0]), put("B", lengths)
-        )
+        tokens_BT = np.where(np.arange(LENGTH) < lengths[:, None], some_tokens(), padding).astype(np.int32)
+        cache, first = start(model.params, put("BT", tokens_BT), put("B", lengths))
+        _, second = step(model.params, cache, put("B", tokens_BT[:, 0]), put("B", lengths))
         said.append((np.asarray(first), np.asarray(second)))
     np.testing.assert_array_equal(said[0], said[1])
 
 
 @pytest.mark.parametrize(("kv_heads", "place"), [(1, None), (2, None), (8, "model")])
-def test_the_cache_lies_by_its_letters(kv_heads, place, tools):
-    Model, put, vocab = tools
-    from paxlike.config import MeshConfig
-    from paxlike.parallel.mesh import make_mesh
-
-    with jax.set_mesh(make_mesh(MeshConfig(1, 2, 4))):
-        model = Model(kv_heads=kv_heads)
-        cache, logits = jax.eval_shape(
-            functools.partial(prefill, model.config, model.numerics, cache_length=LENGTH),
-            model.params, put("BT", tokens_of(vocab)), put("B", np.ones(4, np.int32)),
-        )  # fmt: skip
+def test_the_cache_lies_by_its_letters(kv_heads, place, eight_devices, make, put):
+    model = make(kv_heads=kv_heads)
+    cache, logits = jax.eval_shape(
+        functools.partial(prefill, model.config, model.numerics, cache_length=LENGTH),
+        model.params,
+        put("BT", some_tokens()),
+        put("B", np.ones(4, np.int32)),
+    )
     for array in cache:
         assert array.shape == (2, 4, LENGTH, kv_heads, 16)
         assert array.sharding.spec == P(None, ("pod", "data"), None, place, None)
-    assert logits.shape == (4, vocab)
+    assert logits.shape == (4, model.vocab)
     assert logits.sharding.spec == P(("pod", "data"), None)

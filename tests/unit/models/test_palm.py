@@ -148,7 +148,7 @@ def test_parameters_are_born_as_the_rules_say_and_equal_on_every_mesh(born):
         cut = 8 if "scale" not in name else 4
         assert array.addressable_shards[0].data.size * cut == array.size, name
     with jax.set_mesh(mesh_of()):
-        make = jax.jit(init_params, static_argnums=(0, 1))
+        make = jax.jit(init_params, static_argnums=(0, 1, 2))
         whole = make(config.model, numerics_of(config), 0)
         other = make(config.model, numerics_of(config), 1)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(whole))

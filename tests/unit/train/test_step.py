@@ -20,7 +20,8 @@ from paxlike.train.step import DeviceBatch, make_train_step
 
 @pytest.fixture
 def mesh(config):
-    with jax.set_mesh(make_mesh(config.mesh)) as made:
+    made = make_mesh(config.mesh)
+    with jax.set_mesh(made):
         yield made
 
 

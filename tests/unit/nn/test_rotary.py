@@ -1,0 +1,62 @@
+"""Rotary embeddings against multiplication of complex numbers, and what they are for."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paxlike.nn.rotary import rotate
+
+THETA = 10_000.0
+
+
+def turned(x_BTNH, positions_BT, theta=THETA):
+    """x[i] + x[i + H/2] j, times exp(j position theta^(-2i/H)), in complex128."""
+    half = x_BTNH.shape[-1] // 2
+    x = x_BTNH.astype(np.float64)
+    z = x[..., :half] + 1j * x[..., half:]
+    z = z * np.exp(1j * positions_BT[:, :, None, None] * theta ** (-2 * np.arange(half) / (2 * half)))
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def draw(batch=2, length=12, heads=3, head_dim=8, dtype="float32"):
+    return np.random.default_rng(0).normal(size=(batch, length, heads, head_dim)).astype(jnp.dtype(dtype))
+
+
+@pytest.mark.parametrize("theta", [THETA, 500.0])
+def test_complex_multiplication(theta):
+    x, positions = draw(), np.random.default_rng(1).integers(0, 200, (2, 12)).astype(np.int32)
+    np.testing.assert_allclose(rotate(x, positions, theta), turned(x, positions, theta), atol=5e-5)
+
+
+def test_one_row_of_positions_serves_the_batch():
+    x, positions = draw(), np.arange(12, dtype=np.int32)[None]
+    np.testing.assert_array_equal(rotate(x, positions, THETA), rotate(x, positions.repeat(2, 0), THETA))
+
+
+def test_position_zero_is_left_alone_and_lengths_are_kept():
+    x, positions = draw(), np.arange(12, dtype=np.int32)[None]
+    found = np.asarray(rotate(x, positions, THETA))
+    np.testing.assert_array_equal(found[:, 0], x[:, 0])
+    assert np.abs(found[:, 1:] - x[:, 1:]).max() > 0.5
+    np.testing.assert_allclose((found**2).sum(-1), (x**2).sum(-1), rtol=1e-5)
+
+
+def test_bfloat16_is_turned_in_float32():
+    """At position 2,000 an angle in bfloat16 would be off by whole turns: here only the result is rounded."""
+    x, positions = draw(dtype="bfloat16"), np.full((1, 12), 2001, np.int32)
+    found = rotate(x, positions, THETA)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, np.float64), turned(x, positions), rtol=2**-8, atol=2e-3)
+
+
+def test_only_the_distance_matters():
+    """q at t times k at s depends on t - s alone: moving both by any amount changes nothing, moving one does."""
+    q, k = draw(1, 12, 1), np.random.default_rng(2).normal(size=(1, 12, 1, 8)).astype(np.float32)
+    t, s = (np.random.default_rng(n).integers(0, 50, (1, 12)).astype(np.int32) for n in (3, 4))
+
+    def score(t, s):
+        return (np.asarray(rotate(q, t, THETA)) * np.asarray(rotate(k, s, THETA))).sum(-1)
+
+    for shift in (1, 13, 400):
+        np.testing.assert_allclose(score(t + shift, s + shift), score(t, s), atol=2e-4)
+        assert np.abs(score(t + shift, s) - score(t, s)).max() > 0.1

@@ -1,0 +1,155 @@
+"""The sharding rules: every row of the table, what follows from the letters, and every refusal."""
+
+import pytest
+
+from paxlike.config import ConfigError
+from paxlike.parallel import rules
+from paxlike.parallel.axes import ALPHABET
+from paxlike.parallel.rules import gathered, shards, spec, weight_spec
+
+MESH = {"pod": 2, "data": 4, "model": 8}
+SIZES = {"A": 3, "B": 16, "T": 5, "S": 5, "D": 64, "F": 128, "N": 16, "K": 8, "G": 2, "H": 7, "V": 256, "L": 3}
+
+
+def shape(dims):
+    return tuple(SIZES[letter] for letter in dims)
+
+
+# What the rules say in words: batch over pod and data, the wide dimensions over model, a weight's width over data.
+ACTIVATION = {
+    "A": None, "B": ("pod", "data"), "T": None, "S": None, "D": "model", "F": "model", "N": "model", "K": "model",
+    "H": None, "V": "model",
+}  # fmt: skip
+WEIGHT = {"L": None, "D": "data", "F": "model", "N": "model", "K": "model", "H": None, "V": "model"}
+
+
+def test_the_tables_have_these_rows_and_no_others():
+    assert rules.ACTIVATIONS == ACTIVATION and rules.WEIGHTS == WEIGHT
+
+
+@pytest.mark.parametrize("letter", ACTIVATION)
+def test_every_row_of_activations(letter):
+    assert spec(letter, shape(letter), MESH) == (ACTIVATION[letter],)
+
+
+@pytest.mark.parametrize("letter", WEIGHT)
+def test_every_row_of_weights(letter):
+    """As the second letter of a matrix, so that a vector's rule does not apply; D and H need a neighbor on `model`."""
+    dims = f"{letter}F" if letter in "DHL" else f"{letter}H"
+    matrix = dims.removeprefix("L")
+    if len(matrix) == 1:
+        dims, matrix = "LDF", "DF"
+    assert weight_spec(dims, shape(dims), MESH)[dims.index(letter)] == WEIGHT[letter]
+
+
+@pytest.mark.parametrize(
+    ("dims", "places"),
+    [
+        ("BTD", (("pod", "data"), None, "model")),
+        ("BTNH", (("pod", "data"), None, "model", None)),
+        ("ABT", (None, ("pod", "data"), None)),
+    ],
+)
+def test_activations(dims, places):
+    assert spec(dims, shape(dims), MESH) == places
+
+
+@pytest.mark.parametrize(
+    ("dims", "places"),
+    [
+        ("DNH", ("data", "model", None)),
+        ("NHD", ("model", None, "data")),
+        ("DF", ("data", "model")),
+        ("FD", ("model", "data")),
+        ("VD", ("model", "data")),
+        ("LDKH", (None, "data", "model", None)),
+        ("D", ("model",)),
+        ("LD", (None, "model")),
+    ],
+)
+def test_weights(dims, places):
+    assert weight_spec(dims, shape(dims), MESH) == places
+
+
+@pytest.mark.parametrize("dims", ["DKH", "LDKH"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_fewer_key_value_heads_than_model_shards_are_whole(dims, kv_heads):
+    """And their weights keep both axes, by D over model and data together."""
+    sizes = (SIZES["L"],) * dims.startswith("L") + (SIZES["D"], kv_heads, SIZES["H"])
+    assert weight_spec(dims, sizes, MESH)[-3:] == (("model", "data"), None, None)
+    assert spec("BSKH", (16, 5, kv_heads, 7), MESH) == (("pod", "data"), None, None, None)
+
+
+def test_a_number_of_key_value_heads_that_no_shard_can_pick_from():
+    for place in (spec, weight_spec):
+        with pytest.raises(
+            ConfigError, match=r"mesh.model 8 is not a multiple of model.kv_heads 3.*choose a mesh.model"
+        ):
+            place("DKH", (64, 3, 7), MESH)
+    with pytest.raises(ConfigError, match=r"K \(key/value heads\) is 12.*model 8.*model.kv_heads, mesh.model"):
+        spec("BSKH", (16, 5, 12, 7), MESH)
+
+
+@pytest.mark.parametrize("place", [spec, weight_spec])
+def test_a_letter_without_a_row(place):
+    with pytest.raises(ConfigError, match="'X' has no row in the sharding rules; letters are ABTSDFNKGHVL"):
+        place("DX", (64, 8), MESH)
+    with pytest.raises(ConfigError, match="'G' has no row.*it means query heads per key/value head.*add a row"):
+        place("DG", (64, 8), MESH)
+
+
+@pytest.mark.parametrize(("place", "dims", "axis"), [(spec, "DF", "model"), (spec, "NK", "model"), (weight_spec, "FV", "model"), (weight_spec, "DDF", "data")])  # fmt: skip
+def test_two_letters_on_one_axis(place, dims, axis):
+    with pytest.raises(ConfigError, match=f"in {dims}, both {dims[0]} and {dims[1]} lie on the mesh axis '{axis}'"):
+        place(dims, shape(dims), MESH)
+
+
+@pytest.mark.parametrize(
+    ("place", "dims", "letter", "size", "axis", "remedy"),
+    [
+        (spec, "BT", "B", 12, "pod 2 x data 4", "train.batch_size, train.accumulate, mesh.data"),
+        (spec, "BTD", "D", 60, "model 8", "model.d_model, mesh.data, mesh.model"),
+        (spec, "BTF", "F", 12, "model 8", "model.d_ff, mesh.model"),
+        (weight_spec, "VD", "V", 100, "model 8", "model.vocab_multiple, mesh.model"),
+        (weight_spec, "DNH", "N", 12, "model 8", "model.heads, mesh.model"),
+        (weight_spec, "DF", "D", 62, "data 4", "model.d_model, mesh.data, mesh.model"),
+    ],
+)
+def test_a_size_that_does_not_divide(place, dims, letter, size, axis, remedy):
+    sizes = tuple(size if d == letter else SIZES[d] for d in dims)
+    with pytest.raises(ConfigError) as raised:
+        place(dims, sizes, MESH)
+    message = str(raised.value)
+    assert f"in {dims} {sizes}, {letter} ({ALPHABET[letter]}) is {size}" in message
+    assert f"the mesh axis {axis} does not divide" in message and f"({remedy})" in message
+
+
+def test_width_over_two_axes_must_divide_their_product():
+    with pytest.raises(ConfigError, match="D .model width. is 40.*model 8 x data 4 does not divide"):
+        weight_spec("DKH", (40, 1, 7), MESH)
+
+
+@pytest.mark.parametrize("place", [spec, weight_spec])
+def test_a_letter_for_every_dimension(place):
+    with pytest.raises(ValueError, match="zip"):
+        place("DF", (64, 128, 7), MESH)
+
+
+def test_gathered_keeps_all_but_data():
+    assert gathered(("data", "model", None)) == (None, "model", None)
+    assert gathered((("model", "data"), None)) == ("model", None)
+    assert gathered((("pod", "data", "model"),)) == (("pod", "model"),)
+
+
+def test_shards():
+    assert [shards(place, MESH) for place in (None, "data", ("pod", "data"), ("model", "data"))] == [1, 4, 8, 32]
+
+
+def test_every_stored_matrix_is_cut_by_the_whole_pod():
+    """Whatever the matrix: data x model devices hold a different part each."""
+    for dims in ("DNH", "NHD", "DKH", "DF", "FD", "VD", "DV"):
+        for kv_heads in (1, 2, 8):
+            sizes = tuple(kv_heads if d == "K" else SIZES[d] for d in dims)
+            parts = [shards(place, MESH) for place in weight_spec(dims, sizes, MESH)]
+            assert sum(part > 1 for part in parts) in (1, 2)
+            assert parts[0] * parts[1] * (parts[2] if len(parts) > 2 else 1) == 32, (dims, sizes)

@@ -1,0 +1,213 @@
+"""The chunked loss against the plain formula in float64, and the memory that it is there to save."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from paxlike.config import MeshConfig
+from paxlike.parallel.mesh import make_mesh, spec, weight_spec
+from paxlike.train.loss import CHUNK_ELEMENTS, Head, sum_losses
+
+B, T, D, ROWS, VOCABULARY = 4, 6, 16, 48, 41
+SCALE, Z = 0.25, 0.02
+
+
+def exact(x_BTD, head_VD, targets_BT, z=Z, vocab_size=VOCABULARY):
+    """(losses, dx, dhead) in float64: the formula over whole logits, and its derivative."""
+    x, weight, targets = x_BTD.astype(np.float64).reshape(-1, D), head_VD.astype(np.float64), targets_BT.ravel()
+    logits = (x @ weight.T * SCALE)[:, :vocab_size]
+    log_z = np.log(np.exp(logits).sum(-1))
+    tokens = np.flatnonzero(targets >= 0)
+    target_logits = logits[tokens, targets[tokens]]
+    cross_entropy = (log_z[tokens] - target_logits).sum()
+    z_loss = z * (log_z[tokens] ** 2).sum()
+    correct = (target_logits == logits[tokens].max(-1)).sum()
+    dlogits = np.exp(logits - log_z[:, None]) * (1 + 2 * z * log_z)[:, None]
+    dlogits[tokens, targets[tokens]] -= 1
+    dlogits[targets < 0] = 0
+    dlogits = np.pad(dlogits, ((0, 0), (0, len(weight) - vocab_size))) * SCALE
+    losses = cross_entropy + z_loss, cross_entropy, z_loss, correct
+    return losses, (dlogits @ weight).reshape(x_BTD.shape), dlogits.T @ x
+
+
+def draw(dtype="float32", shape=(B, T)):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(*shape, D)).astype(jnp.dtype(dtype))
+    weight = random.normal(size=(ROWS, D)).astype(np.float32)
+    # The padding rows would win every prediction, if they counted.
+    weight[VOCABULARY:] *= 30
+    targets = random.integers(0, VOCABULARY, shape).astype(np.int32)
+    best = (x.astype(np.float64) @ weight[:VOCABULARY].T).argmax(-1)
+    targets = np.where(random.random(shape) < 0.4, best, targets).astype(np.int32)
+    if targets.size > 1:
+        targets[:, ::3] = -1
+    return x, weight, targets
+
+
+def computed(x, weight_VD, targets, *, letters="VD", chunk_tokens=1000, sizes=(1, 1, 1), z=Z, factor=1.0):
+    """(losses, dx, dhead as [V, D]) by `sum_losses`, `chunk_tokens` at a time on a device, of factor * loss."""
+    pod, data, model = sizes
+    mesh = make_mesh(MeshConfig(pod=pod, data=data, model=model), jax.devices()[: pod * data * model])
+    head = Head(letters, SCALE, VOCABULARY, z, "float32", chunk_elements=chunk_tokens * (ROWS // model))
+    weight = weight_VD if letters == "VD" else weight_VD.T
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, NamedSharding(mesh, spec("BTD", x.shape)))
+        weight = jax.device_put(weight, NamedSharding(mesh, weight_spec(letters, weight.shape)))
+        targets = jax.device_put(targets, NamedSharding(mesh, spec("BT", targets.shape)))
+
+        @jax.jit
+        def both(x, weight, targets):
+            def of(x, weight):
+                losses = sum_losses(x, weight, targets, head)
+                return losses.loss * factor, losses
+
+            (_, losses), gradients = jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(x, weight)
+            assert [g.sharding.spec for g in map(jax.typeof, gradients)] == [
+                jax.typeof(a).sharding.spec for a in (x, weight)
+            ]
+            # Without a gradient, as evaluation does it, the same values.
+            return losses, sum_losses(x, weight, targets, head), gradients
+
+        losses, alone, (dx, dweight) = both(x, weight, targets)
+    np.testing.assert_allclose(alone, losses, rtol=1e-6)
+    return losses, dx, np.asarray(dweight).T if letters == "DV" else dweight
+
+
+def assert_close(found, wanted, tolerance):
+    np.testing.assert_allclose(found[0], wanted[0], rtol=tolerance)
+    for name, a, b in zip(("dx", "dhead"), found[1:], wanted[1:], strict=True):
+        error = np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()
+        assert error < tolerance, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("letters", ["VD", "DV"])
+@pytest.mark.parametrize("chunk_tokens", [1000, 8, 7, 1], ids=["whole", "dividing", "not dividing", "one by one"])
+def test_the_formula(letters, chunk_tokens):
+    """24 tokens in chunks of 24, 8, 7 and 1."""
+    given = draw()
+    assert 0 < exact(*given)[0][3] < (given[2] >= 0).sum()
+    assert_close(computed(*given, letters=letters, chunk_tokens=chunk_tokens), exact(*given), 3e-6)
+
+
+@pytest.mark.parametrize(("letters", "sizes"), [("VD", (1, 2, 4)), ("DV", (2, 2, 2))])
+def test_a_vocabulary_cut_over_the_mesh(letters, sizes):
+    """On 4 shards of 12 rows, the last has 7 that are padding; chunks of 5 tokens do not divide a device's 12."""
+    given = draw()
+    assert_close(computed(*given, letters=letters, sizes=sizes, chunk_tokens=5), exact(*given), 3e-6)
+
+
+def test_a_shard_of_padding_alone():
+    x, weight, targets = draw()
+    targets = np.minimum(targets, 30)
+    mesh = make_mesh(MeshConfig(data=1, model=4), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        head = Head("VD", SCALE, 31, Z, "float32")
+        x_, weight_ = (
+            jax.device_put(x, NamedSharding(mesh, spec("BTD", x.shape))),
+            jax.device_put(weight, NamedSharding(mesh, weight_spec("VD", weight.shape))),
+        )
+        found = jax.jit(lambda x, w, t: sum_losses(x, w, t, head))(x_, weight_, targets)
+    np.testing.assert_allclose(found, exact(x, weight, targets, vocab_size=31)[0], rtol=3e-6)
+
+
+def test_padding_rows_are_never_predicted_and_get_no_gradient():
+    given = draw()
+    _, _, dweight = computed(*given)
+    assert np.abs(dweight[:VOCABULARY]).max(-1).min() > 0
+    np.testing.assert_array_equal(dweight[VOCABULARY:], 0)
+
+
+def test_nothing_to_predict():
+    """Zero, and not a division by zero."""
+    x, weight, targets = draw()
+    losses, dx, dweight = computed(x, weight, np.full_like(targets, -1), chunk_tokens=7)
+    for value in (*losses, dx, dweight):
+        np.testing.assert_array_equal(value, 0)
+
+
+def test_tokens_that_are_not_predicted_get_no_gradient():
+    given = draw()
+    _, dx, _ = computed(*given, chunk_tokens=7)
+    untouched = np.abs(dx).max(-1) == 0
+    np.testing.assert_array_equal(untouched, given[2] == -1)
+
+
+def test_one_token():
+    given = draw(shape=(1, 1))
+    assert_close(computed(*given), exact(*given), 3e-6)
+
+
+def test_z_loss_is_its_weight_times_the_square_of_log_z():
+    given = draw()
+    (loss, cross_entropy, z_loss, _), *_ = computed(*given, z=0.0)
+    assert z_loss == 0 and loss == cross_entropy
+    (_, same, weighed, _), *_ = computed(*given)
+    np.testing.assert_allclose((same, weighed), exact(*given)[0][1:3], rtol=3e-6)
+
+
+def test_logits_that_overflow_exp():
+    """Logits of +- 1,000: log Z is their maximum, and not infinite."""
+    x, weight, targets = draw()
+    losses, dx, _ = computed(x * 1000, weight, targets)
+    logits = (x.astype(np.float64) * 1000 @ weight[:VOCABULARY].T * SCALE).reshape(-1, VOCABULARY)
+    tokens = np.flatnonzero(targets.ravel() >= 0)
+    assert np.abs(logits).max() > 1000
+    wanted = np.logaddexp.reduce(logits, axis=-1)[tokens] - logits[tokens, targets.ravel()[tokens]]
+    np.testing.assert_allclose(losses.cross_entropy, wanted.sum(), rtol=1e-5)
+    assert np.isfinite(dx).all()
+
+
+def test_the_cotangent_scales_the_gradients():
+    given = draw()
+    losses, dx, dweight = exact(*given)
+    assert_close(computed(*given, factor=3.0, chunk_tokens=7), (losses, 3 * dx, 3 * dweight), 3e-6)
+
+
+def test_bfloat16_compute():
+    """Logits of rounded weights, summed in float32: the loss to 2^-8; the gradients are rounded three times."""
+    x, weight, targets = draw("bfloat16")
+    losses, dx, dweight = computed(x, weight, targets, chunk_tokens=7)
+    assert dx.dtype == jnp.bfloat16 and dweight.dtype == np.float32 and losses.loss.dtype == np.float32
+    rounded = weight.astype(jnp.bfloat16).astype(np.float32)
+    wanted = exact(x, rounded, targets)
+    np.testing.assert_allclose(losses, wanted[0], rtol=1e-5)
+    assert_close((losses, dx, dweight), exact(x, weight, targets), 3 * 2**-8)
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------
+
+WORDS, TOKENS, WIDTH = 256_000, 4096, 64
+WHOLE_LOGITS = TOKENS * WORDS * 4
+
+
+def plain(x_BTD, weight_VD, targets_BT, _):
+    logits = jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    return (log_z - jnp.take_along_axis(logits, targets_BT[..., None], axis=-1)[..., 0]).sum()
+
+
+def chunked(x_BTD, weight_VD, targets_BT, head):
+    return sum_losses(x_BTD, weight_VD, targets_BT, head).loss
+
+
+def temporary_bytes(loss, with_gradients, chunk_elements):
+    """What the compiled program holds beside its inputs and outputs; compiled, not run."""
+    head = Head("VD", 1.0, WORDS, Z, "float32", chunk_elements)
+    shapes = ((1, TOKENS, WIDTH), np.float32), ((WORDS, WIDTH), np.float32), ((1, TOKENS), np.int32)
+    with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
+        function = jax.value_and_grad(loss, argnums=(0, 1)) if with_gradients else loss
+        program = jax.jit(lambda *given: function(*given, head)).lower(*(jax.ShapeDtypeStruct(*s) for s in shapes))
+        return program.compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("with_gradients", [False, True], ids=["loss", "gradients"])
+def test_the_logits_are_never_whole(with_gradients):
+    """256,000 words x 4,096 tokens are 3.9 GiB of float32 logits, which the plain formula holds. The default chunk is an
+    eighth of them. In smaller chunks the memory falls with the chunk, down to the head's gradient."""
+    assert temporary_bytes(plain, with_gradients, 0) >= WHOLE_LOGITS
+    chunk = CHUNK_ELEMENTS * 4
+    assert temporary_bytes(chunked, with_gradients, CHUNK_ELEMENTS) < min(4 * chunk, WHOLE_LOGITS)
+    small, gradient = chunk // 16, WORDS * WIDTH * 4 * with_gradients
+    assert temporary_bytes(chunked, with_gradients, CHUNK_ELEMENTS // 16) < 4 * small + 2 * gradient
