@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import errno
+import json
 import math
 import os
 import sys
@@ -238,8 +239,6 @@ def _info(arguments: list[str]) -> None:
     from paxlike.accounting.info import as_dict, describe
 
     if flags.json:
-        import json
-
         print(json.dumps(as_dict(flags.config, flags.devices, flags.energy), indent=2))
         return
     import rich

@@ -8,9 +8,11 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import runpy
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 
 class UserError(Exception):
@@ -28,6 +30,26 @@ class ConfigError(UserError, ValueError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _typed(config: object, section: str) -> None:
+    """Every field is of the type it is declared with; a word is one of its choices."""
+    for field in dataclasses.fields(config):
+        value, kind, name = getattr(config, field.name), field.type, f"{section}.{field.name}"
+        if get_origin(kind) is Literal:
+            words = get_args(kind)
+            _require(value in words, f"{name} is {value!r}; choose among {', '.join(words)}.{_near(value, words)}")
+        elif kind in (int, float, str, bool) or dataclasses.is_dataclass(kind):
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            _require(
+                fits and (kind is bool or not isinstance(value, bool)),
+                f"{name} is {value!r}; it must be of type {kind.__name__}.",
+            )
+
+
+def _near(name: object, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(names), n=1)
+    return f" Perhaps you meant {near[0]}." if near else ""
 
 
 def _positive(config: object, section: str, *fields: str) -> None:
@@ -69,6 +91,7 @@ class ModelConfig:
     """What the backward pass computes again instead of keeping (see `nn/remat.py`)."""
 
     def __post_init__(self):
+        _typed(self, "model")
         _positive(
             self, "model", "layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab_size", "vocab_multiple",
             "rope_theta", "norm_epsilon",
@@ -111,6 +134,7 @@ class DataConfig:
     """Seed of the order in which sequences are read."""
 
     def __post_init__(self):
+        _typed(self, "data")
         _positive(self, "data", "sequence_length", "tokenizer_vocab")
         _require(0 <= self.seed < 2**32, f"data.seed is {self.seed}; it must be in 0 … 2**32 - 1.")
 
@@ -140,6 +164,7 @@ class OptimConfig:
     """Global norm that gradients are clipped to. 0: not clipped."""
 
     def __post_init__(self):
+        _typed(self, "optim")
         _positive(self, "optim", "learning_rate", "epsilon")
         _require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; it must be 0 or more.")
         _require(
@@ -176,8 +201,15 @@ class TrainConfig:
     """Seed of the initial parameters."""
 
     def __post_init__(self):
+        _typed(self, "train")
         _positive(self, "train", "steps", "batch_size", "accumulate")
         _require(self.z_loss >= 0, f"train.z_loss is {self.z_loss}; it must be 0 or more.")
+        _require(0 <= self.seed < 2**32, f"train.seed is {self.seed}; it must be in 0 … 2**32 - 1.")
+        _require(
+            isinstance(self.batch_ramp, tuple)
+            and all(isinstance(row, tuple) and [type(n) for n in row] == [int, int] for row in self.batch_ramp),
+            f"train.batch_ramp {self.batch_ramp!r} must be ((sequences, until step), ...), of whole numbers.",
+        )
         ends = [until for _, until in self.batch_ramp]
         _require(
             ends == sorted(set(ends)) and all(until > 0 for until in ends),
@@ -216,6 +248,7 @@ class MeshConfig:
     model: int = 1
 
     def __post_init__(self):
+        _typed(self, "mesh")
         for field in ("pod", "data", "model"):
             value = getattr(self, field)
             _require(
@@ -255,6 +288,9 @@ class PrecisionConfig:
     gradients: DType = "float32"
     """In which gradients are summed over data and pod."""
 
+    def __post_init__(self):
+        _typed(self, "precision")
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -266,6 +302,7 @@ class CheckpointConfig:
     """Steps: checkpoints at multiples of it are kept for good. 0: none."""
 
     def __post_init__(self):
+        _typed(self, "checkpoint")
         _positive(self, "checkpoint", "every", "keep")
         _require(self.keep_every >= 0, f"checkpoint.keep_every is {self.keep_every}; it must be 0 or more.")
 
@@ -278,6 +315,7 @@ class EvalConfig:
     """Batches of an evaluation; always the same ones."""
 
     def __post_init__(self):
+        _typed(self, "eval")
         _positive(self, "eval", "batches")
         _require(self.every >= 0, f"eval.every is {self.every}; it must be 0 or more.")
 
@@ -293,6 +331,7 @@ class LogConfig:
     """A prompt that a finished run continues on the terminal. Empty: none."""
 
     def __post_init__(self):
+        _typed(self, "log")
         _positive(self, "log", "every")
 
 
@@ -303,6 +342,7 @@ class ProfileConfig:
     steps: int = 3
 
     def __post_init__(self):
+        _typed(self, "profile")
         _positive(self, "profile", "steps")
 
 
@@ -323,6 +363,7 @@ class Config:
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
 
     def __post_init__(self):
+        _typed(self, "config")
         _require(
             bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name[0] != ".",
             f"name {self.name!r} is used as a folder name; use letters, digits, '.', '_' and '-'.",
@@ -337,23 +378,24 @@ def load(path: str | Path) -> Config:
     """The Config that a config file's `config()` returns. Raises UserError naming the file and what is wrong."""
     path = Path(path)
     if not path.is_file():
-        near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.py")], n=1)
-        raise UserError(f"there is no config file {path}." + (f" Perhaps you meant {near[0]}." if near else ""))
+        raise UserError(f"there is no config file {path}.{_near(path, map(str, path.parent.glob('*.py')))}")
     try:
-        namespace = runpy.run_path(str(path))
+        config = runpy.run_path(str(path)).get("config")
+        _require(callable(config), "it defines no function `config() -> Config`.")
+        made = config()
+        _require(isinstance(made, Config), f"config() returned a {type(made).__name__}, not a paxlike Config.")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:
-        raise UserError(f"config file {path} cannot be read: {type(error).__name__}: {error}") from error
-    if not callable(namespace.get("config")):
-        raise UserError(f"config file {path} defines no function `config() -> Config`.")
-    try:
-        made = namespace["config"]()
-    except (TypeError, ConfigError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(made, Config):
-        raise UserError(f"config() of {path} returned a {type(made).__name__}, not a paxlike Config.")
+        raise UserError(f"{path}: {type(error).__name__}: {error}.{_near_field(error)}") from error
     return made
+
+
+def _near_field(error: Exception) -> str:
+    """What a misspelt field was probably meant to be, from Python's own message."""
+    misspelt = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = misspelt and globals().get(misspelt.group(1))
+    return _near(misspelt.group(2), [field.name for field in dataclasses.fields(kind)]) if kind else ""
 
 
 def to_json(config: Config) -> str:
@@ -361,14 +403,18 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """The Config written by `to_json`. Raises ConfigError naming an unknown field."""
+    """The Config written by `to_json`. Raises ConfigError naming an unknown field, ValueError where it is no JSON."""
     return _build(Config, json.loads(text), "")
 
 
 def _build(kind: type, values: dict, prefix: str) -> object:
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    _require(isinstance(values, dict), f"config section {prefix.rstrip('.') or 'of all'} is {values!r}, no section.")
     for name in values:
-        _require(name in fields, f"unknown config field {prefix}{name}; fields are {', '.join(fields)}.")
+        _require(
+            name in fields,
+            f"unknown config field {prefix}{name}; fields are {', '.join(fields)}.{_near(name, fields)}",
+        )
     made = {}
     for name, value in values.items():
         default = fields[name].default_factory

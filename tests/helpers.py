@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from paxlike.config import Config, MeshConfig, ModelConfig, PrecisionConfig
+from paxlike.config import Config, MeshConfig, ModelConfig
 from paxlike.nn.weight import Numerics
 from paxlike.parallel.mesh import make_mesh, spec
 from paxlike.train.state import abstract_params

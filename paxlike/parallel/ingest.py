@@ -22,11 +22,18 @@ def local_rows(batch_size: int, accumulate: int) -> np.ndarray:
 def to_devices(local_BT: np.ndarray, rows: np.ndarray, batch_size: int, accumulate: int) -> jax.Array:
     """A global [A, B, T] array from this process's rows of the batch, `local_BT` [len(rows), T].
 
-    Every process calls it; each gives the rows that `local_rows` named.
+    Every process calls it; each gives the rows that `local_rows` named. Raises ValueError where it lacks one of them.
     """
     shape = (accumulate, batch_size // accumulate, local_BT.shape[-1])
     places = NamedSharding(jax.sharding.get_mesh(), spec("ABT", shape))
     row_of = np.full(batch_size, -1)
     row_of[rows] = np.arange(len(rows))
     grid = row_of.reshape(shape[:2])
-    return jax.make_array_from_callback(shape, places, lambda index: local_BT[grid[index[:2]]][..., index[2]])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        wanted = grid[index[:2]]
+        if (wanted < 0).any():
+            raise ValueError(f"this process has devices that need other rows of the batch than {rows.tolist()}.")
+        return local_BT[wanted][..., index[2]]
+
+    return jax.make_array_from_callback(shape, places, part)

@@ -51,8 +51,9 @@ def weight_spec(dims: str, shape: Sequence[int]) -> PartitionSpec:
     return PartitionSpec(*rules.weight_spec(dims, tuple(shape), axis_sizes()))
 
 
-LARGE_BYTES = 2**20
-"""A parameter of this size or larger must be cut by every mesh axis but `pod` (see `check_sharded`)."""
+LARGE_BYTES = 2**24
+"""An array of this size or larger must not be whole on a device (see `check_sharded`). The stacked norm scales of PaLM 540B, which
+lie whole where `model` is 1, are half as large; its smallest matrix is a hundred times as large."""
 
 
 def check_sharded(tree: object, large_bytes: int = LARGE_BYTES) -> None:

@@ -22,12 +22,12 @@ from paxlike.train.state import State, from_plain, to_plain
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def _without_closed_loops(kind: type, error: BaseException, trace: object, show=sys.excepthook) -> None:
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        show(kind, error, trace)
+def _without_closed_loops(unraisable, show=sys.unraisablehook) -> None:
+    if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+        show(unraisable)
 
 
-sys.excepthook = _without_closed_loops
+sys.unraisablehook = _without_closed_loops
 
 
 class Checkpoints:

@@ -10,7 +10,7 @@ from paxlike.train.step import DeviceBatch
 def evaluate(eval_step: Callable, params: dict, batches: Iterable[DeviceBatch]) -> dict[str, float]:
     """`loss` (cross-entropy, nats per token), `accuracy` and `tokens` over the batches."""
     results = [eval_step(params, batch) for batch in batches]
-    cross_entropy = correct = tokens = 0.0
+    cross_entropy, correct, tokens = 0.0, 0.0, 0
     for losses, count in jax.device_get(results):
         cross_entropy += float(losses.cross_entropy)
         correct += float(losses.correct)

@@ -31,6 +31,7 @@ from paxlike.train.console import Console
 from paxlike.train.evaluate import evaluate
 from paxlike.train.metrics import Metrics
 from paxlike.train.peak import chip_or_note
+from paxlike.train.profile import ProfileWindow
 from paxlike.train.run import Run
 from paxlike.train.signals import StopRequest
 from paxlike.train.state import State, abstract_state, make_state
@@ -58,13 +59,15 @@ def train(config: Config, folder: Path) -> Result:
     with jax.set_mesh(make_mesh(config.mesh)), contextlib.ExitStack() as stack:
         loop = _Loop(config, store, console)
         stack.callback(loop.clock.close)
-        run = Run(folder, config, store)
-        stack.callback(run.close)
+        run = stack.enter_context(contextlib.closing(Run(folder, config, store)))
         metrics = stack.enter_context(contextlib.closing(Metrics(folder, config)))
         stack.enter_context(console)
+        profile = stack.enter_context(
+            contextlib.closing(ProfileWindow(config.profile, folder / "profile", console.say))
+        )
         stop = stack.enter_context(StopRequest())
         saved = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint))
-        return loop.run(run, metrics, saved, stop)
+        return loop.run(run, metrics, profile, saved, stop)
 
 
 class _Loop:
@@ -90,9 +93,10 @@ class _Loop:
         self.pending: tuple[int, dict] | None = None
         self.clock = ReadyClock()
         self.ready = time.monotonic()
+        self.pace: float | None = None
         self.warned = False
 
-    def run(self, run: Run, metrics: Metrics, saved: Checkpoints, stop: StopRequest) -> Result:
+    def run(self, run: Run, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest) -> Result:
         config = self.config
         self.metrics, self.saved, self.stop, self.changes = metrics, saved, stop, run.changes
         state, start = self.first_state()
@@ -100,7 +104,7 @@ class _Loop:
         for step in range(start, config.train.steps):
             if self.stop.name:
                 return self.stopped(state, step)
-            self.profile(step, state)
+            profile.before_step(step, lambda state=state: (self.read_pending(), jax.block_until_ready(state)))
             with self.goodput.book("data stall"):
                 batch = next(batches)
             train_step = self.compile(state, batch)
@@ -213,7 +217,10 @@ class _Loop:
                 f"at step {step} the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; checkpoints "
                 f"{self.saved.steps()} are from before. Lower optim.learning_rate, or set optim.clip."
             )
-        self.console.step(step, values, (self.config.train.steps - step) * seconds)
+        # The terminal shows the pace of some ten steps; the files have each step's own.
+        self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
+        paced = {name: values[name] * seconds / self.pace for name in ("tokens_per_second", "mfu") if name in values}
+        self.console.step(step, values | paced, (self.config.train.steps - step) * self.pace)
 
     def save(self, state: State, step: int) -> None:
         """Checks the step's numbers, so that a state gone wrong is never saved, then starts saving it."""
@@ -248,19 +255,6 @@ class _Loop:
         with self.goodput.book(cause):
             yield lambda: round(self.ready - begin, 3)
         self.ready = time.monotonic()
-
-    def profile(self, step: int, state: State) -> None:
-        """Opens and closes the profiler window, on a device that is at rest."""
-        window = self.config.profile
-        if window.start >= 0 and step in (window.start, window.start + window.steps):
-            self.read_pending()
-            jax.block_until_ready(state)
-            folder = self.saved.folder.parent / "profile"
-            if step == window.start:
-                jax.profiler.start_trace(str(folder))
-            else:
-                jax.profiler.stop_trace()
-                self.console.say(f"profile of steps {window.start + 1} to {step}: {folder}")
 
 
 def on_mesh(batch: Batch, rows: np.ndarray, batch_size: int, accumulate: int) -> DeviceBatch:

@@ -63,9 +63,9 @@ def _forward(head, x_BTD, weight, targets_BT):
 
 
 def _backward(head, gradients, cotangents):
-    dx_BTD, dweight = gradients
-    factor = cotangents.loss
-    return dx_BTD * factor.astype(dx_BTD.dtype), dweight * factor.astype(dweight.dtype), None
+    # In float32, as the factor is: rounded to bfloat16, 1/tokens would be off by up to 0.4 % in every gradient alike.
+    dx_BTD, dweight = ((array * cotangents.loss).astype(array.dtype) for array in gradients)
+    return dx_BTD, dweight, None
 
 
 _sum_losses.defvjp(_forward, _backward)

@@ -69,12 +69,6 @@ def make():
     return lambda **words: _model(jax.sharding.get_mesh(), tuple(words.items()))
 
 
-@pytest.fixture(params=[(1, 1, 1), (1, 2, 4)], ids=["1x1", "2x4"])
-def mesh(request):
-    with on_mesh(*request.param):
-        yield
-
-
 @pytest.fixture
 def one_device():
     with on_mesh(1, 1, 1):

@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 import reference
 from helpers import (
-    device_batch, error, flat, host_batch, host_params, loss_and_gradients, mesh_of, model_config, numerics_of, place,
+    device_batch,
+    flat,
+    host_batch,
+    host_params,
+    loss_and_gradients,
+    mesh_of,
+    model_config,
+    numerics_of,
+    place,
 )  # fmt: skip
 
 from paxlike.models.palm import bind, init_params
-from paxlike.train.step import losses_of
 
 ARCHITECTURES = {
     "palm": {},

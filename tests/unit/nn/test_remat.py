@@ -7,7 +7,15 @@ import math
 import jax
 import pytest
 from helpers import (
-    device_batch, error, flat, host_batch, host_params, loss_and_gradients, mean_loss, mesh_of, model_config,
+    device_batch,
+    error,
+    flat,
+    host_batch,
+    host_params,
+    loss_and_gradients,
+    mean_loss,
+    mesh_of,
+    model_config,
     numerics_of,
 )  # fmt: skip
 

@@ -72,6 +72,14 @@ def test_rows_are_found_by_their_number_not_their_order(monkeypatch):
         np.testing.assert_array_equal(asked[device](), BATCH_BT[rows].reshape(2, 2, T))
 
 
+def test_a_process_that_lacks_a_row_says_so():
+    """And does not fill its place with another row."""
+    with jax.set_mesh(make_mesh(MeshConfig(data=4, model=2))):
+        rows = np.arange(15)
+        with pytest.raises(ValueError, match=r"need other rows of the batch than \[0, 1,"):
+            to_devices(BATCH_BT[rows], rows, 16, 1)
+
+
 def test_a_batch_that_the_mesh_does_not_divide():
     with jax.set_mesh(make_mesh(MeshConfig())):
         with pytest.raises(ConfigError, match=r"B \(batch\) is 4.*train.batch_size, train.accumulate, mesh.data"):

@@ -46,11 +46,13 @@ def draw(dtype="float32", shape=(B, T)):
     return x, weight, targets
 
 
-def computed(x, weight_VD, targets, *, letters="VD", chunk_tokens=1000, sizes=(1, 1, 1), z=Z, factor=1.0):
+def computed(
+    x, weight_VD, targets, *, letters="VD", chunk_tokens=1000, sizes=(1, 1, 1), z=Z, factor=1.0, vocab_size=VOCABULARY
+):
     """(losses, dx, dhead as [V, D]) by `sum_losses`, `chunk_tokens` at a time on a device, of factor * loss."""
     pod, data, model = sizes
     mesh = make_mesh(MeshConfig(pod=pod, data=data, model=model), jax.devices()[: pod * data * model])
-    head = Head(letters, SCALE, VOCABULARY, z, "float32", chunk_elements=chunk_tokens * (ROWS // model))
+    head = Head(letters, SCALE, vocab_size, z, "float32", chunk_elements=chunk_tokens * (ROWS // model))
     weight = weight_VD if letters == "VD" else weight_VD.T
     with jax.set_mesh(mesh):
         x = jax.device_put(x, NamedSharding(mesh, spec("BTD", x.shape)))
@@ -99,17 +101,10 @@ def test_a_vocabulary_cut_over_the_mesh(letters, sizes):
 
 
 def test_a_shard_of_padding_alone():
+    """31 words on 4 shards of 12 rows: the last shard has none."""
     x, weight, targets = draw()
-    targets = np.minimum(targets, 30)
-    mesh = make_mesh(MeshConfig(data=1, model=4), jax.devices()[:4])
-    with jax.set_mesh(mesh):
-        head = Head("VD", SCALE, 31, Z, "float32")
-        x_, weight_ = (
-            jax.device_put(x, NamedSharding(mesh, spec("BTD", x.shape))),
-            jax.device_put(weight, NamedSharding(mesh, weight_spec("VD", weight.shape))),
-        )
-        found = jax.jit(lambda x, w, t: sum_losses(x, w, t, head))(x_, weight_, targets)
-    np.testing.assert_allclose(found, exact(x, weight, targets, vocab_size=31)[0], rtol=3e-6)
+    given = x, weight, np.minimum(targets, 30)
+    assert_close(computed(*given, sizes=(1, 1, 4), vocab_size=31), exact(*given, vocab_size=31), 3e-6)
 
 
 def test_padding_rows_are_never_predicted_and_get_no_gradient():
@@ -174,6 +169,9 @@ def test_bfloat16_compute():
     wanted = exact(x, rounded, targets)
     np.testing.assert_allclose(losses, wanted[0], rtol=1e-5)
     assert_close((losses, dx, dweight), exact(x, weight, targets), 3 * 2**-8)
+    # The head's gradient is summed in float32 inside a chunk, too: its values are not all among bfloat16's.
+    _, _, dweight = computed(x, weight, targets)
+    assert (np.asarray(dweight.astype(jnp.bfloat16), np.float32) != dweight).any()
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------------
@@ -182,32 +180,40 @@ WORDS, TOKENS, WIDTH = 256_000, 4096, 64
 WHOLE_LOGITS = TOKENS * WORDS * 4
 
 
-def plain(x_BTD, weight_VD, targets_BT, _):
+def plain(x_BTD, weight_VD, targets_BT):
     logits = jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     return (log_z - jnp.take_along_axis(logits, targets_BT[..., None], axis=-1)[..., 0]).sum()
 
 
-def chunked(x_BTD, weight_VD, targets_BT, head):
-    return sum_losses(x_BTD, weight_VD, targets_BT, head).loss
-
-
-def temporary_bytes(loss, with_gradients, chunk_elements):
-    """What the compiled program holds beside its inputs and outputs; compiled, not run."""
-    head = Head("VD", 1.0, WORDS, Z, "float32", chunk_elements)
-    shapes = ((1, TOKENS, WIDTH), np.float32), ((WORDS, WIDTH), np.float32), ((1, TOKENS), np.int32)
-    with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
-        function = jax.value_and_grad(loss, argnums=(0, 1)) if with_gradients else loss
-        program = jax.jit(lambda *given: function(*given, head)).lower(*(jax.ShapeDtypeStruct(*s) for s in shapes))
-        return program.compile().memory_analysis().temp_size_in_bytes
+def temporary_bytes(loss, with_gradients, place):
+    """What the compiled program holds beside its inputs and outputs; compiled, not run. `place(dims, shape)`: a sharding."""
+    shapes = {
+        "BTD": ((1, TOKENS, WIDTH), np.float32),
+        "VD": ((WORDS, WIDTH), np.float32),
+        "BT": ((1, TOKENS), np.int32),
+    }
+    given = [jax.ShapeDtypeStruct(*shape, sharding=place(dims, shape[0])) for dims, shape in shapes.items()]
+    function = jax.value_and_grad(loss, argnums=(0, 1)) if with_gradients else loss
+    return jax.jit(function).lower(*given).compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("with_gradients", [False, True], ids=["loss", "gradients"])
 def test_the_logits_are_never_whole(with_gradients):
     """256,000 words x 4,096 tokens are 3.9 GiB of float32 logits, which the plain formula holds. The default chunk is an
-    eighth of them. In smaller chunks the memory falls with the chunk, down to the head's gradient."""
-    assert temporary_bytes(plain, with_gradients, 0) >= WHOLE_LOGITS
-    chunk = CHUNK_ELEMENTS * 4
-    assert temporary_bytes(chunked, with_gradients, CHUNK_ELEMENTS) < min(4 * chunk, WHOLE_LOGITS)
-    small, gradient = chunk // 16, WORDS * WIDTH * 4 * with_gradients
-    assert temporary_bytes(chunked, with_gradients, CHUNK_ELEMENTS // 16) < 4 * small + 2 * gradient
+    eighth of them. With smaller chunks the memory falls too, down to the head's gradient."""
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+    def place(dims, shape):
+        return NamedSharding(mesh, (weight_spec if dims == "VD" else spec)(dims, shape))
+
+    def chunked(elements):
+        head = Head("VD", 1.0, WORDS, Z, "float32", elements)
+        with jax.set_mesh(mesh):
+            return temporary_bytes(lambda *given: sum_losses(*given, head).loss, with_gradients, place)
+
+    assert temporary_bytes(plain, with_gradients, lambda dims, shape: None) >= WHOLE_LOGITS
+    default, small = chunked(CHUNK_ELEMENTS), chunked(CHUNK_ELEMENTS // 16)
+    gradient = WORDS * WIDTH * 4 * with_gradients
+    assert default < WHOLE_LOGITS / 2
+    assert small < 4 * (CHUNK_ELEMENTS // 16 * 4) + 2 * gradient, (default, small)

@@ -91,10 +91,10 @@ def test_the_state_lies_as_it_is_typed_and_survives_a_checkpoints_layout(config,
 
 def test_a_large_replicated_parameter_is_named(mesh):
     def placed(*spec):
-        return jax.ShapeDtypeStruct((1024, 512), np.float32, sharding=NamedSharding(mesh, P(*spec)))
+        return jax.ShapeDtypeStruct((4096, 1024), np.float32, sharding=NamedSharding(mesh, P(*spec)))
 
     check_sharded({"blocks": {"wup_DF": placed("data", "model")}})
-    with pytest.raises(ValueError, match=r"blocks/wup_DF \(1024, 512\) \(2,097,152 bytes\)"):
+    with pytest.raises(ValueError, match=r"blocks/wup_DF \(4096, 1024\) \(16,777,216 bytes\)"):
         check_sharded({"blocks": {"wup_DF": placed(None, None)}, "scale_D": placed("data", None)})
 
 

@@ -1,0 +1,32 @@
+"""The profiler window: a trace of a few steps, for TensorBoard or xprof."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from paxlike.config import ProfileConfig
+
+
+class ProfileWindow:
+    def __init__(self, config: ProfileConfig, folder: Path, say: Callable[[str], None]):
+        self._first, self._end = config.start, config.start + config.steps
+        self._folder, self._say, self._open = folder, say, False
+
+    def before_step(self, step: int, rest: Callable[[], None]) -> None:
+        """Opens or closes the window where step `step` (from 0) begins or ends it. `rest()` waits until the device is at rest."""
+        if self._first < 0 or step not in (self._first, self._end):
+            return
+        rest()
+        if step == self._first:
+            jax.profiler.start_trace(str(self._folder))
+            self._open = True
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace of a window that the end of the run cut short, too."""
+        if self._open:
+            jax.profiler.stop_trace()
+            self._open = False
+            self._say(f"profile of the steps from {self._first + 1} on: {self._folder}")

@@ -1,0 +1,45 @@
+"""The decoder of every config, traced on a mesh of thousands of devices that are not here, lies as the golden tables say."""
+
+import jax
+import pytest
+from helpers import flat, numerics_of
+from jax.sharding import AbstractMesh, AxisType
+
+from paxlike.config import ConfigError, load
+from paxlike.models.palm import init_params
+from paxlike.parallel.mesh import check_sharded
+from paxlike.parallel.rules import MESH_AXES
+from tools import update_goldens as goldens
+
+
+def traced(name: str, sizes: tuple[int, int, int]) -> dict:
+    """Shapes and shardings of the parameters; nothing is computed."""
+    config = load(goldens.ROOT / "configs" / f"{name}.py")
+    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.eval_shape(lambda: init_params(config.model, numerics_of(config), 0))
+
+
+@pytest.mark.parametrize("name", goldens.TABLES)
+def test_as_in_the_table(name):
+    table = {}
+    for line in goldens.path(name).read_text().splitlines()[3:]:
+        parameter, *cells = (cell.strip() for cell in line.split("  ") if cell.strip())
+        table[parameter] = cells
+    found = {}
+    for parameter, leaf in flat(traced(name, goldens.TABLES[name])).items():
+        places = ["-" if p is None else p if isinstance(p, str) else "+".join(p) for p in leaf.sharding.spec]
+        local = leaf.sharding.shard_shape(leaf.shape)
+        found[parameter] = [" x ".join(map(str, leaf.shape)), ", ".join(places), " x ".join(map(str, local))]
+    assert found == table
+
+
+@pytest.mark.parametrize("name", goldens.TABLES)
+@pytest.mark.parametrize("model", [1, 2])
+def test_nothing_large_is_whole_on_meshes_of_data_alone_and_of_two(name, model):
+    check_sharded(traced(name, (1, 256 if name != "tiny" else 8, model)))
+
+
+def test_a_mesh_that_a_config_does_not_fit():
+    with pytest.raises(ConfigError, match="which the mesh axis model 32 does not divide"):
+        traced("palm_8b", (1, 1, 32))

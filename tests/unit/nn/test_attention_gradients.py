@@ -1,0 +1,122 @@
+"""Attention and its gradients, element by element, against the formula and its derivative in float64, whole and cut over meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from paxlike.config import MeshConfig
+from paxlike.nn.attention import attention
+from paxlike.parallel.mesh import make_mesh, spec
+
+KV_HEADS = pytest.mark.parametrize("kv_heads", [1, 2, 4], ids=["multi-query", "grouped", "multi-head"])
+SEGMENTS = pytest.mark.parametrize("segmented", [False, True], ids=["one document", "documents"])
+
+
+def exact(q, k, v, segments, weights):
+    """(o, dq, dk, dv) of sum(weights * o) in float64, from the formula and its derivative."""
+    q, k, v, weights = (np.asarray(x, np.float64) for x in (q, k, v, weights))
+    (_, T, N, H), K = q.shape, k.shape[2]
+    many_k, many_v = (np.repeat(x, N // K, axis=2) for x in (k, v))
+    allowed = np.arange(T)[:, None] >= np.arange(T)[None, :]
+    if segments is not None:
+        allowed = allowed & (segments[:, :, None] == segments[:, None, :])[:, None]
+    scores = np.where(allowed, np.einsum("btnh,bsnh->bnts", q, many_k) / np.sqrt(H), -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    dp = np.einsum("btnh,bsnh->bnts", weights, many_v)
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) / np.sqrt(H)
+
+    def of_group(dx):
+        return dx.reshape(*k.shape[:3], N // K, H).sum(3)
+
+    return (
+        np.einsum("bnts,bsnh->btnh", p, many_v),
+        np.einsum("bnts,bsnh->btnh", ds, many_k),
+        of_group(np.einsum("bnts,btnh->bsnh", ds, q)),
+        of_group(np.einsum("bnts,btnh->bsnh", p, weights)),
+    )
+
+
+def arrays(kv_heads, segmented, *, batch=2, length=24, heads=4, head_dim=8, dtype="float32"):
+    draw = np.random.default_rng(kv_heads)
+    q, k, v, weights = (
+        draw.normal(size=(batch, length, n, head_dim)).astype(jnp.dtype(dtype))
+        for n in (heads, kv_heads, kv_heads, heads)
+    )
+    # Documents of any length, those of one token among them; the last one is 0, as padding is.
+    starts = (draw.random((batch, length)) < 0.15).cumsum(1).astype(np.int32) + 1
+    starts[:, length - 3 :] = 0
+    return q, k, v, starts if segmented else None, weights
+
+
+def computed(implementation, q, k, v, segments, weights, sizes=(1, 1, 1)):
+    """(o, dq, dk, dv) by `attention` on a mesh of these sizes."""
+    pod, data, model = sizes
+    mesh = make_mesh(MeshConfig(pod=pod, data=data, model=model), jax.devices()[: pod * data * model])
+    with jax.set_mesh(mesh):
+        rows = spec("BTNH", q.shape)[0]
+
+        def place(x, dims):
+            return jax.device_put(x, NamedSharding(mesh, spec(dims, x.shape)))
+
+        ids = None if segments is None else jax.device_put(segments, NamedSharding(mesh, P(rows, None)))
+
+        @jax.jit
+        def both(q, k, v, ids, weights):
+            o, back = jax.vjp(lambda q, k, v: attention(q, k, v, ids, implementation), q, k, v)
+            assert o.dtype == q.dtype and jax.typeof(o).sharding.spec == jax.typeof(q).sharding.spec
+            return o, *back(weights)
+
+        return both(place(q, "BTNH"), place(k, "BSKH"), place(v, "BSKH"), ids, place(weights, "BTNH"))
+
+
+def assert_close(found, wanted, tolerance):
+    """To `tolerance` of the largest element of each array."""
+    for name, a, b in zip(("o", "dq", "dk", "dv"), found, wanted, strict=True):
+        error = np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()
+        assert error < tolerance, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@KV_HEADS
+@SEGMENTS
+def test_the_formula(implementation, kv_heads, segmented):
+    given = arrays(kv_heads, segmented)
+    assert_close(computed(implementation, *given), exact(*given), 2e-6)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_the_formula_in_bfloat16(implementation):
+    """bfloat16 keeps 8 bits: 2^-8 = 0.4 % for each rounding of the probabilities and the results."""
+    given = arrays(2, True, dtype="bfloat16")
+    assert_close(computed(implementation, *given), exact(*given), 2e-2)
+
+
+# Splash attention, interpreted. It multiplies q by the scale in the compute dtype and takes its matmuls' inputs in it.
+@pytest.mark.parametrize(
+    ("kv_heads", "segmented", "length", "head_dim", "dtype", "tolerance"),
+    [
+        (1, True, 128, 128, "float32", 2e-5),
+        (2, False, 256, 64, "float32", 2e-5),
+        (4, True, 256, 64, "bfloat16", 2e-2),
+    ],
+)
+def test_splash_is_the_formula(kv_heads, segmented, length, head_dim, dtype, tolerance):
+    given = arrays(kv_heads, segmented, batch=1, length=length, head_dim=head_dim, dtype=dtype)
+    assert_close(computed("splash", *given), exact(*given), tolerance)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 4), (2, 2, 2)])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4, 8])
+def test_on_a_mesh(sizes, kv_heads):
+    """Heads cut over `model`, with fewer key/value heads than shards, as many, and more."""
+    given = arrays(kv_heads, True, batch=4, heads=8)
+    assert_close(computed("reference", *given, sizes), exact(*given), 2e-6)
+
+
+def test_splash_on_a_mesh():
+    given = arrays(2, True, batch=2, length=128, heads=4, head_dim=64)
+    assert_close(computed("splash", *given, (1, 2, 4)), exact(*given), 2e-5)

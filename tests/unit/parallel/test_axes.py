@@ -1,0 +1,26 @@
+"""Names end in the letters of their dimensions."""
+
+import pytest
+
+from paxlike.config import ModelConfig
+from paxlike.parallel.axes import ALPHABET, letters_of, sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "letters"),
+    [("blocks/wq_DNH", "DNH"), ("embedding_VD", "VD"), ("blocks/feed_forward_scale_D", "D"), ("x_BTD", "BTD")],
+)
+def test_letters_of(name, letters):
+    assert letters_of(name) == letters
+
+
+@pytest.mark.parametrize("name", ["bias", "wq_", "wq_DXH", "wq_dnh", "DNH", "wq_DNH2", ""])
+def test_a_name_without_letters(name):
+    with pytest.raises(ValueError, match=f"the name {name!r} must end in '_' and the letters"):
+        letters_of(name)
+
+
+def test_sizes_are_of_the_alphabet():
+    model = ModelConfig(3, 40, 6, 2, 10, 70, 100, 64)
+    assert sizes(model) == {"L": 3, "D": 40, "N": 6, "K": 2, "G": 3, "H": 10, "F": 70, "V": 128}
+    assert set(sizes(model)) | set("ABTS") == set(ALPHABET)

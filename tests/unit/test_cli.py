@@ -1,0 +1,224 @@
+"""The command line: verbs, help, messages, exit codes, and that it starts without the heavy modules."""
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paxlike import __version__, cli
+from paxlike.config import UserError, load
+from paxlike.data.prepare import PrepareConfig, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = str(ROOT / "configs" / "tiny.py")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) -> (exit code, stdout, stderr) of `paxlike arguments`."""
+
+    def call(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["paxlike", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def good_store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verified")
+    for number in range(4):
+        (folder / f"{number}.txt").write_text(f"text number {number}\n" * 20)
+    prepare(PrepareConfig((str(folder / "*.txt"),), str(folder / "store"), tokenizer="bytes", validation_fraction=0.3))
+    return folder / "store"
+
+
+# ---- verbs and help --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help_has_every_verb(run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    listed = [line[2:] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
+    missing = [verb for verb in cli.VERBS if not any(line.startswith(f"{verb} ") for line in listed)]
+    assert missing == [] and len(listed) == len(cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_every_verb_has_help(run, verb):
+    code, out, _ = run(*verb.split(), "--help")
+    assert code == 0 and f"paxlike {verb}" in out.replace("\n", " ")
+
+
+def test_version(run):
+    assert run("--version") == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("trian",), "there is no verb 'trian'. Perhaps you meant 'train'?"),
+        (("data", "verfy"), "there is no verb 'data verfy'. Perhaps you meant 'data verify'?"),
+        (("data",), "there is no verb 'data'."),
+        (("zzz",), "there is no verb 'zzz'.\n"),
+    ],
+)
+def test_an_unknown_verb(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert code == 2 and out == "" and err.startswith("paxlike: ") and message.rstrip("?") in err
+    assert "usage: paxlike VERB" in err
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"), [("train", "CONFIG"), ("eval", "RUN"), ("info", "CONFIG"), ("generate", "RUN")]
+)
+def test_a_verb_without_what_it_works_on(run, verb, what):
+    code, _, err = run(verb)
+    assert code == 2 and err.startswith(f"paxlike: `paxlike {verb}` needs {what} first")
+
+
+def test_a_missing_config_is_one_message(run):
+    code, _, err = run("info", TINY.replace("tiny", "tini"))
+    assert code == 2 and "there is no config file" in err and f"Perhaps you meant {TINY}." in err
+    assert "Traceback" not in err
+
+
+def test_a_flag_that_is_misspelled(run):
+    code, out, err = run("info", TINY, "--model.layer", "3")
+    assert code == 2 and "--model.layers" in out + err
+
+
+def test_a_value_that_cannot_work(run):
+    code, out, err = run("info", TINY, "--model.kv-heads", "3")
+    assert code == 2 and "model.kv_heads 3" in " ".join((out + err).replace("│", " ").split())
+
+
+# ---- exit codes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("mend this"), 2, "paxlike: mend this\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "run/x"), 2, "paxlike: No space left on device: run/x."),
+        (PermissionError(errno.EACCES, "Permission denied", "run/y"), 2, "paxlike: Permission denied: run/y."),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_codes(run, monkeypatch, error, code, message):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setitem(cli.VERBS, "info", fail)
+    found, _, err = run("info")
+    assert found == code and err.startswith(message) and "Traceback" not in err
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback(run, monkeypatch):
+    def fail(arguments):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setitem(cli.VERBS, "info", fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run("info")
+
+
+# ---- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_prints_counts(run):
+    """Those of a PaLM: a layer has a norm, three feed-forward matrices, q and o, k and v; then the embedding, a last norm."""
+    m = load(TINY).model
+    layer = m.d_model * (1 + 3 * m.d_ff + 2 * m.heads * m.head_dim + 2 * m.kv_heads * m.head_dim)
+    total = m.layers * layer + m.vocab_size * m.d_model + m.d_model
+    code, out, _ = run("info", TINY)
+    assert code == 0 and f"{total:,}" in out
+    code, out, _ = run("info", TINY, "--json")
+    assert code == 0 and total in _numbers(json.loads(out))
+
+
+def test_info_takes_overrides_and_shows_sharding(run):
+    base, more = (_numbers(json.loads(run("info", TINY, "--json", "--model.layers", n)[1])) for n in ("4", "5"))
+    assert base != more
+    assert "Sharding on" not in run("info", TINY)[1]
+    assert "Sharding on pod 1 x data 4 x model 2" in run("info", TINY, "--devices", "8", "--mesh.model", "2")[1]
+
+
+def test_info_of_a_mesh_that_does_not_fit(run):
+    code, _, err = run("info", TINY, "--devices", "8", "--mesh.model", "3")
+    assert code == 2 and "mesh pod 1 x data -1 x model 3 does not fit 8 devices" in err
+
+
+def _numbers(value: object) -> list:
+    if isinstance(value, dict):
+        return [n for inner in value.values() for n in _numbers(inner)]
+    if isinstance(value, list):
+        return [n for inner in value for n in _numbers(inner)]
+    return [value]
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_verify_a_whole_store(run, good_store):
+    code, out, err = run("data", "verify", str(good_store))
+    assert (code, err) == (0, "") and out.startswith(f"{good_store}: whole, fingerprint ")
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut short", "missing"])
+def test_verify_a_damaged_store(run, good_store, tmp_path, damage):
+    copy = tmp_path / "store"
+    copy.mkdir()
+    for file in good_store.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    tokens = copy / "train.tokens"
+    content = tokens.read_bytes()
+    if damage == "a bit":
+        tokens.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    elif damage == "cut short":
+        tokens.write_bytes(content[:-2])
+    else:
+        tokens.unlink()
+    code, out, err = run("data", "verify", str(copy))
+    assert code == 2 and out == "" and f"{tokens}" in err and "Prepare the store again" in err
+
+
+def test_verify_what_is_no_store(run, tmp_path):
+    code, _, err = run("data", "verify", str(tmp_path))
+    assert code == 2 and "is not a token store" in err
+
+
+def test_verify_takes_one_store(run, good_store):
+    code, out, _ = run("data", "verify", str(good_store), "--quick")
+    assert code == 2 and out.startswith("usage: paxlike data verify STORE")
+
+
+# ---- start-up --------------------------------------------------------------------------------------------------------
+
+
+def imported(*arguments: str) -> set[str]:
+    """Top-level modules that `python -m paxlike arguments` imports, as `-X importtime` tells."""
+    command = [sys.executable, "-X", "importtime", "-m", "paxlike", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = (line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:"))
+    return {line.split(".")[0] for line in lines}
+
+
+def test_help_starts_without_heavy_modules():
+    found = imported("--help")
+    assert "paxlike" in found and found & {"jax", "flax", "tyro", "rich", "numpy"} == set()
+
+
+def test_info_starts_without_jax():
+    found = imported("info", TINY, "--devices", "8")
+    assert {"tyro", "rich"} <= found and found & {"jax", "flax", "orbax", "grain"} == set()

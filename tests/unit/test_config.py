@@ -1,0 +1,219 @@
+"""Configs that cannot work are refused with the field, the values and the remedy; the others survive their JSON."""
+
+import dataclasses
+import json
+
+import pytest
+
+from paxlike.config import (
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    PrecisionConfig,
+    ProfileConfig,
+    TrainConfig,
+    UserError,
+    differences,
+    from_json,
+    load,
+    to_json,
+)  # fmt: skip
+
+# (dataclass, fields, a part of the message)
+REFUSED = [
+    (ModelConfig, {"layers": 0}, "model.layers is 0; it must be greater than 0"),
+    (ModelConfig, {"norm_epsilon": float("nan")}, "model.norm_epsilon is nan; it must be greater than 0"),
+    (ModelConfig, {"heads": 6, "kv_heads": 4}, r"heads 6 is not a multiple .*kv_heads 4.*among \[1, 2, 3, 6\]"),
+    (ModelConfig, {"heads": 4, "kv_heads": 8}, r"heads 4 is not a multiple .*kv_heads 8.*among \[1, 2, 4\]"),
+    (ModelConfig, {"head_dim": 5}, "model.head_dim 5 is odd"),
+    (ModelConfig, {"remat": "ful"}, "model.remat is 'ful'; choose among none, full,.* Perhaps you meant full."),
+    (ModelConfig, {"norm": "batch"}, "model.norm is 'batch'; choose among layer, rms."),
+    (ModelConfig, {"layers": 4.0}, "model.layers is 4.0; it must be of type int"),
+    (ModelConfig, {"heads": True}, "model.heads is True; it must be of type int"),
+    (ModelConfig, {"rope_theta": "1e4"}, "model.rope_theta is '1e4'; it must be of type float"),
+    (DataConfig, {"sequence_length": 0}, "data.sequence_length is 0"),
+    (DataConfig, {"tokenizer_vocab": -1}, "data.tokenizer_vocab is -1"),
+    (DataConfig, {"seed": -1}, "data.seed is -1; it must be in 0"),
+    (DataConfig, {"packing": "hole"}, "data.packing is 'hole'.* Perhaps you meant whole."),
+    (OptimConfig, {"learning_rate": 0.0}, "optim.learning_rate is 0.0"),
+    (OptimConfig, {"epsilon": -1e-8}, "optim.epsilon is -1e-08"),
+    (OptimConfig, {"warmup_steps": -1}, "optim.warmup_steps is -1; it must be 0 or more"),
+    (OptimConfig, {"warmup_steps": 0}, "the palm schedule is constant for warmup_steps"),
+    (OptimConfig, {"beta1": 1.0}, r"optim.beta1 is 1.0; it must be in \[0, 1\)"),
+    (OptimConfig, {"beta2": -0.1}, "optim.beta2 is -0.1"),
+    (OptimConfig, {"clip": -1.0}, "optim.clip is -1.0; it must be 0 or more"),
+    (OptimConfig, {"final_fraction": -0.1}, "optim.final_fraction is -0.1"),
+    (OptimConfig, {"name": "adamw", "weight_decay": -0.1}, "optim.weight_decay is -0.1"),
+    (OptimConfig, {"name": "palm", "weight_decay": 0.1}, "which optim.name palm does not use"),
+    (TrainConfig, {"steps": 0}, "train.steps is 0"),
+    (TrainConfig, {"z_loss": -1.0}, "train.z_loss is -1.0"),
+    (TrainConfig, {"seed": 2**32}, "train.seed is 4294967296; it must be in 0"),
+    (TrainConfig, {"batch_size": 12, "accumulate": 5}, r"12 sequences .*accumulate 5 .*\[1, 2, 3, 4, 6, 12\]"),
+    (TrainConfig, {"batch_size": 8, "accumulate": 4, "batch_ramp": ((6, 5),)}, "batch of 6 sequences"),
+    (TrainConfig, {"batch_ramp": ((4, 10), (8, 10))}, "with rising steps above 0"),
+    (TrainConfig, {"batch_ramp": ((4, 10), (8, 5))}, "with rising steps above 0"),
+    (TrainConfig, {"batch_ramp": ((4, 0),)}, "with rising steps above 0"),
+    (TrainConfig, {"batch_ramp": ((0, 5),)}, "batch of 0 sequences"),
+    (TrainConfig, {"batch_ramp": [(4, 5)]}, "must be .*sequences, until step"),
+    (TrainConfig, {"batch_ramp": ((4,),)}, "must be .*sequences, until step"),
+    (TrainConfig, {"batch_ramp": ((4, 1e3),)}, "of whole numbers"),
+    (MeshConfig, {"pod": 0}, "mesh.pod is 0; give a size above 0, or -1"),
+    (MeshConfig, {"model": -2}, "mesh.model is -2"),
+    (MeshConfig, {"data": -1, "model": -1}, "mesh 1 x -1 x -1 has -1 more than once"),
+    (PrecisionConfig, {"compute": "bf16"}, "precision.compute is 'bf16'; .* Perhaps you meant bfloat16."),
+    (CheckpointConfig, {"every": 0}, "checkpoint.every is 0"),
+    (CheckpointConfig, {"keep": 0}, "checkpoint.keep is 0"),
+    (CheckpointConfig, {"keep_every": -1}, "checkpoint.keep_every is -1"),
+    (EvalConfig, {"every": -1}, "eval.every is -1"),
+    (EvalConfig, {"batches": 0}, "eval.batches is 0"),
+    (LogConfig, {"every": 0}, "log.every is 0"),
+    (LogConfig, {"wandb": 1}, "log.wandb is 1; it must be of type bool"),
+    (ProfileConfig, {"steps": 0}, "profile.steps is 0"),
+    (Config, {"name": ""}, "name '' is used as a folder name"),
+    (Config, {"name": "a/b"}, "name 'a/b' is used as a folder name"),
+    (Config, {"name": ".hidden"}, "name '.hidden' is used as a folder name"),
+    (Config, {"model": {"layers": 2}}, "config.model is .*; it must be of type ModelConfig"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_refused(kind, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**fields)
+
+
+def test_every_section_is_checked():
+    """A field of a wrong type is refused in every section, so that none forgot to ask."""
+    for kind in [type(getattr(Config(), field.name)) for field in dataclasses.fields(Config)]:
+        if kind is not str:
+            first = dataclasses.fields(kind)[0].name
+            with pytest.raises(ConfigError, match=f"{first} is None"):
+                kind(**{first: None})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "resolved"),
+    [
+        ((1, -1, 4), 8, (1, 2, 4)),
+        ((1, 2, 4), 8, (1, 2, 4)),
+        ((-1, 2, 2), 8, (2, 2, 2)),
+        ((1, 1, -1), 8, (1, 1, 8)),
+        ((1, -1, 1), 1, (1, 1, 1)),
+        ((2, -1, 12), 6144, (2, 256, 12)),
+    ],
+)
+def test_mesh_takes_what_is_there(sizes, devices, resolved):
+    assert MeshConfig(*sizes).resolve(devices) == resolved
+
+
+@pytest.mark.parametrize(("sizes", "devices"), [((1, -1, 3), 8), ((1, 2, 2), 8), ((4, 4, 1), 8), ((1, -1, 16), 8)])
+def test_a_mesh_that_does_not_fit(sizes, devices):
+    with pytest.raises(ConfigError, match=rf"does not fit {devices} devices; .*among \[1, 2, 4, 8\]"):
+        MeshConfig(*sizes).resolve(devices)
+
+
+def test_vocabulary_is_stored_in_whole_multiples():
+    rows = [ModelConfig(vocab_size=size, vocab_multiple=128).vocab_rows for size in (1, 127, 128, 129)]
+    assert rows == [128, 128, 128, 256]
+    assert ModelConfig(vocab_size=256_000, vocab_multiple=1536).vocab_rows == 256_512
+
+
+@pytest.mark.parametrize("ramp", [(), ((4, 3),), ((2, 1), (6, 2), (4, 7))])
+def test_batch_ramp(ramp):
+    train = TrainConfig(steps=10, batch_size=8, accumulate=2, batch_ramp=ramp)
+    wanted = [next((size for size, until in ramp if step < until), 8) for step in range(12)]
+    assert [train.batch_size_at(step) for step in range(12)] == wanted
+    assert [train.sequences_before(step) for step in range(13)] == [sum(wanted[:step]) for step in range(13)]
+
+
+def changed() -> Config:
+    """A config in which no field that can differ is as it was by default."""
+    return Config(
+        name="other-1",
+        model=ModelConfig(3, 48, 6, 2, 10, 96, 300, 64, "serial", "rms", "relu2", "untied", 5e5, 1e-5, "xla", "dots"),
+        data=DataConfig("data/x", 128, "whole", "bytes", 300, 7),
+        optim=OptimConfig("adamw", 1e-3, "cosine", 5, 0.2, 0.8, 0.95, 1e-9, 0.1, 0.5),
+        train=TrainConfig(7, 12, ((4, 2), (6, 5)), 2, 1e-3, 3),
+        mesh=MeshConfig(2, 2, -1),
+        precision=PrecisionConfig("bfloat16", "bfloat16", "bfloat16"),
+        checkpoint=CheckpointConfig(10, 2, 50),
+        eval=EvalConfig(5, 2),
+        log=LogConfig(2, False, True, "def"),
+        profile=ProfileConfig(4, 2),
+    )
+
+
+@pytest.mark.parametrize("config", [Config(), changed()], ids=["default", "changed"])
+def test_json_round_trip(config):
+    again = from_json(to_json(config))
+    assert again == config and differences(config, again) == []
+    hash(again)
+
+
+def test_every_field_differs_by_its_dotted_name():
+    found = [line.split(":")[0] for line in differences(Config(), changed())]
+    sections = dataclasses.asdict(Config())
+    assert found == ["name"] + [f"{a}.{b}" for a, section in sections.items() if a != "name" for b in section]
+    assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())
+
+
+def test_json_with_a_field_that_is_not_there():
+    values = json.loads(to_json(Config()))
+    values["optim"]["learning_rat"] = 1.0
+    with pytest.raises(
+        ConfigError, match="unknown config field optim.learning_rat; .* Perhaps you meant learning_rate."
+    ):
+        from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"model": 3}', '{"train": {"steps": "many"}}', '{"train": {"batch_ramp": [[1]]}}']
+)
+def test_json_that_is_no_config(text):
+    with pytest.raises(ConfigError):
+        from_json(text)
+
+
+GOOD = "from paxlike.config import Config, ModelConfig\n\n\ndef config():\n    return Config(name='mine')\n"
+
+
+def test_load(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(GOOD)
+    assert load(path) == load(str(path)) == Config(name="mine")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1\n", "mine.py: it defines no function `config"),
+        ("config = 3\n", "mine.py: it defines no function `config"),
+        (GOOD.replace("Config(name='mine')", "{}"), r"mine.py: config\(\) returned a dict, not a paxlike Config"),
+        (GOOD.replace("return ", ""), r"config\(\) returned a NoneType"),
+        (GOOD.replace("name='mine'", "ModelConfig(layers=0)"), "mine.py: model.layers is 0"),
+        (GOOD.replace("name='mine'", "model=ModelConfig(layer=2)"), "argument 'layer'.*Perhaps you meant layers."),
+        (GOOD.replace("name=", "modle="), "argument 'modle'.*Perhaps you meant model."),
+        (GOOD.replace("Config(name", "Confg(name"), "NameError: name 'Confg' is not defined"),
+        (GOOD.replace("'mine'", "'mine"), "mine.py: SyntaxError"),
+        ("import nothing_of_the_sort\n", "mine.py: ModuleNotFoundError: No module named 'nothing_of_the_sort'"),
+    ],
+    ids=range(10),
+)
+def test_load_says_what_is_wrong(tmp_path, source, message):
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "mine.py")
+
+
+def test_load_of_a_missing_file_names_a_near_one(tmp_path):
+    (tmp_path / "palm_8b.py").write_text(GOOD)
+    with pytest.raises(UserError, match=r"no config file .*palm8b.py. Perhaps you meant .*palm_8b.py."):
+        load(tmp_path / "palm8b.py")
+    with pytest.raises(UserError, match=r"no config file .*zzz.py.$"):
+        load(tmp_path / "nowhere" / "zzz.py")
