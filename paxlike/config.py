@@ -264,7 +264,7 @@ class MeshConfig:
         """(pod, data, model) for a number of devices. Raises ConfigError where they do not fit."""
         sizes = [self.pod, self.data, self.model]
         known = math.prod(size for size in sizes if size != -1)
-        if -1 in sizes and devices % known == 0:
+        if -1 in sizes:
             sizes[sizes.index(-1)] = devices // known
         _require(
             math.prod(sizes) == devices,

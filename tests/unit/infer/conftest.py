@@ -73,9 +73,3 @@ def make():
 def one_device():
     with on_mesh(1, 1, 1):
         yield
-
-
-@pytest.fixture
-def eight_devices():
-    with on_mesh(1, 2, 4):
-        yield

@@ -24,9 +24,10 @@ def most_likely(model, prompt: np.ndarray, made: np.ndarray) -> list[int]:
     return logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize(
-    ("words", "sizes"), [({}, (1, 1, 1)), ({"kv_heads": 2, "head": "untied", "block": "serial"}, (1, 2, 4))]
-)
+SERIAL = {"kv_heads": 2, "block": "serial", "norm": "rms", "head": "untied", "feed_forward": "relu2"}
+
+
+@pytest.mark.parametrize(("words", "sizes"), [({}, (1, 1, 1)), (SERIAL, (1, 2, 4))], ids=["palm", "serial"])
 def test_greedy_is_the_argmax_of_the_uncached_forward(words, sizes, on_mesh, make):
     with on_mesh(*sizes):
         model = make(**words)
