@@ -1,4 +1,4 @@
-"""A small PaLM on the source of Python's standard library: two minutes on two CPU cores.
+"""A small PaLM on the source of Python's standard library: one or two minutes on two CPU cores.
 
 paxlike train configs/tiny.py
 """
@@ -21,9 +21,9 @@ def config() -> Config:
         model=ModelConfig(layers=4, d_model=192, heads=4, kv_heads=1, head_dim=48, d_ff=768, vocab_size=2048),
         data=DataConfig(sequence_length=256, tokenizer="sentencepiece", tokenizer_vocab=2048),
         optim=OptimConfig(
-            name="adamw", learning_rate=5e-3, schedule="cosine", warmup_steps=20, beta2=0.95, weight_decay=0.1
+            name="adamw", learning_rate=5e-3, schedule="cosine", warmup_steps=15, beta2=0.95, weight_decay=0.1
         ),
-        train=TrainConfig(steps=200, batch_size=8),
+        train=TrainConfig(steps=120, batch_size=8),
         checkpoint=CheckpointConfig(every=100),
         eval=EvalConfig(every=100),
         log=LogConfig(every=20, sample="def main("),

@@ -37,26 +37,23 @@ def test_greedy_is_the_argmax_of_the_uncached_forward(words, sizes, on_mesh, mak
             assert len(row) == NEW and len(set(row)) > 2
 
 
+def drawn(model, prompts, seed: int) -> list[list[int]]:
+    generator = Generator(model.config, model.numerics, model.params, NO_EOD, max_length=64)
+    return [row.tolist() for row in generator.generate(prompts, NEW, Sampling(1.0, top_k=100, top_p=0.95), seed)]
+
+
 def test_a_row_is_drawn_without_regard_to_the_other_rows_and_the_mesh(on_mesh, make):
-    sampling = Sampling(temperature=1.0, top_k=100, top_p=0.95)
-    drawn = []
-    for sizes in ((1, 1, 1), (1, 2, 4)):
-        with on_mesh(*sizes):
-            model = make()
-            generator = Generator(model.config, model.numerics, model.params, NO_EOD, max_length=64)
-            together = [row.tolist() for row in generator.generate(PROMPTS, NEW, sampling, seed=1)]
-            assert generator.generate(PROMPTS[:1], NEW, sampling, seed=1)[0].tolist() == together[0]
-            drawn.append(together)
-    assert drawn[0] == drawn[1]
+    with on_mesh(1, 1, 1):
+        here = drawn(make(), PROMPTS, seed=1)
+    with on_mesh(1, 2, 4):
+        there = drawn(make(), [PROMPTS[0], np.array([7, 7]), PROMPTS[2], np.array([8])], seed=1)
+    assert (here[0], here[2]) == (there[0], there[2])
 
 
 def test_rows_and_seeds_draw_differently(one_device, make):
-    model = make()
-    generator = Generator(model.config, model.numerics, model.params, NO_EOD, max_length=64)
-    texts = [generator.generate([PROMPTS[0]] * 3, NEW, Sampling(temperature=1.0), seed=seed) for seed in (1, 2, 1)]
-    first, second, again = [[tuple(row.tolist()) for row in rows] for rows in texts]
+    first, second, again = (drawn(make(), [PROMPTS[0]] * 3, seed) for seed in (1, 2, 1))
     assert first == again
-    assert len({*first, *second}) == 6
+    assert len({tuple(row) for row in first + second}) == 6
 
 
 def test_a_text_ends_at_eod_and_tokens_stream(one_device, make):
