@@ -1,6 +1,8 @@
 """A small PaLM on the source of Python's standard library: one or two minutes on two CPU cores.
 
-paxlike train configs/tiny.py
+    paxlike train configs/tiny.py
+
+The loss falls from 7.7 to about 4.6 nats per token (2048 SentencePiece tokens of 2.9 bytes) on the validation split.
 """
 
 from paxlike.config import (
