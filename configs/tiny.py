@@ -2,7 +2,7 @@
 
     paxlike train configs/tiny.py
 
-The loss falls from 7.7 to about 4.6 nats per token (2048 SentencePiece tokens of 2.9 bytes) on the validation split.
+The loss falls from 8.9 nats per token (2048 SentencePiece pieces, 2.9 bytes each) to about 4.6, 5.1 on the validation split.
 """
 
 from paxlike.config import (

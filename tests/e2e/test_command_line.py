@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -54,9 +53,9 @@ def environment() -> dict:
     }
 
 
-def paxlike(folder: Path, *arguments: str, **more) -> subprocess.CompletedProcess:
+def paxlike(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "paxlike", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=300, **more)
+    return subprocess.run(command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=300)
 
 
 def losses(run: Path) -> dict:
@@ -160,15 +159,17 @@ def test_mistakes_get_one_message_and_exit_code_2(place, whole, arguments, messa
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_readable(place, whole):
-    """A limit on file sizes stands for the disk: every write of more than 4 KiB fails, as on a full one."""
+    """A limit on file sizes stands for the disk: every write beyond 16 KiB fails, as on a full one."""
     first = paxlike(place, "train", "small.py", "--run-dir", "full", "--train.steps", "10")
     assert first.returncode == 0, first.stderr
 
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY))
-
-    done = paxlike(place, "train", "small.py", "--run-dir", "full", preexec_fn=limit)
+    limited = (
+        "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY)); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", limited, "-m", "paxlike", "train", "small.py", "--run-dir", "full"]
+    done = subprocess.run(command, cwd=place, env=environment(), text=True, capture_output=True, timeout=300)
     assert done.returncode == 2, done.stderr
     assert "is full" in done.stderr and "Earlier checkpoints" in done.stderr and "Traceback" not in done.stderr
     again = paxlike(place, "train", "small.py", "--run-dir", "full")
