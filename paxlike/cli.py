@@ -149,7 +149,6 @@ class GenerateFlags:
     seed: int = 0
     step: int | None = None
     """A checkpoint other than the newest."""
-    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1, model=-1))
     fake_devices: int | None = None
     """CPU devices made out of this machine's own."""
 
@@ -172,7 +171,7 @@ def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
     from paxlike.infer.stream import TextStream
     from paxlike.train.trained import open_trained
 
-    trained = open_trained(folder, flags.mesh, flags.step)
+    trained = open_trained(folder, step=flags.step)
     tokens = trained.tokenizer.encode(prompt)
     show = lambda text: print(text, end="", flush=True) if jax.process_index() == 0 else None  # noqa: E731
     stream = TextStream(trained.tokenizer.decode, show)
@@ -248,7 +247,7 @@ def _info(arguments: list[str]) -> None:
 
 def _sharding(config: Config, devices: int | None) -> list:
     """The sharding table, where the mesh is known."""
-    from paxlike.accounting.parameters import weights
+    from paxlike.accounting.parameters import stored_shapes
     from paxlike.parallel.rules import MESH_AXES
     from paxlike.parallel.table import sharding_table
 
@@ -256,11 +255,7 @@ def _sharding(config: Config, devices: int | None) -> list:
     if devices is None and -1 in sizes:
         return []
     mesh = dict(zip(MESH_AXES, config.mesh.resolve(devices or math.prod(sizes)), strict=True))
-    stored = [
-        (w.name, (w.copies,) * w.name.startswith("blocks/") + (w.stored_shape or w.shape))
-        for w in weights(config.model)
-    ]
-    return [sharding_table(stored, mesh)]
+    return [sharding_table(stored_shapes(config.model), mesh)]
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from paxlike.accounting.parameters import weights
+from paxlike.accounting.parameters import stored_shapes
 from paxlike.config import load
 from paxlike.parallel.rules import MESH_AXES
 from paxlike.parallel.table import sharding_rows
@@ -27,12 +27,9 @@ def path(name: str) -> Path:
 def render(name: str) -> str:
     """The table of a config in `configs/`: a line each parameter, columns padded with spaces."""
     model = load(ROOT / "configs" / f"{name}.py").model
-    stored = [
-        (w.name, (w.copies,) * w.name.startswith("blocks/") + (w.stored_shape or w.shape)) for w in weights(model)
-    ]
     mesh = dict(zip(MESH_AXES, TABLES[name], strict=True))
     lines = [("parameter", "shape", "lies on", "on a device")]
-    for parameter, shape, places, local in sharding_rows(stored, mesh):
+    for parameter, shape, places, local in sharding_rows(stored_shapes(model), mesh):
         lies = ["-" if place is None else "+".join([place] if isinstance(place, str) else place) for place in places]
         lines.append((parameter, _product(shape), ", ".join(lies), _product(local)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

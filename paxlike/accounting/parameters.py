@@ -48,6 +48,11 @@ def weights(model: ModelConfig) -> tuple[Weight, ...]:
     return (*made, Weight("scale_D", "norms", (D,)))
 
 
+def stored_shapes(model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """(checkpoint name, shape as stored) of every parameter; those of the blocks have their layers first."""
+    return [(w.name, (w.copies,) * w.name.startswith("blocks/") + (w.stored_shape or w.shape)) for w in weights(model)]
+
+
 def parameter_count(model: ModelConfig) -> int:
     """Parameters of the model. The rows that pad the vocabulary are stored but not counted."""
     return sum(weight.count for weight in weights(model))

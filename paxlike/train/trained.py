@@ -5,13 +5,15 @@ from typing import NamedTuple
 
 import jax
 
-from paxlike.config import Config, MeshConfig
+from paxlike.accounting.parameters import stored_shapes
+from paxlike.config import Config, ConfigError, MeshConfig, ModelConfig, divisors
 from paxlike.data.grain_source import ValidationBatches
 from paxlike.data.store import open_store
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
 from paxlike.nn.weight import Numerics
 from paxlike.parallel.ingest import local_rows
 from paxlike.parallel.mesh import make_mesh
+from paxlike.parallel.table import sharding_rows
 from paxlike.train.checkpoint import restore_params
 from paxlike.train.evaluate import evaluate
 from paxlike.train.loop import on_mesh
@@ -30,14 +32,27 @@ class Trained(NamedTuple):
     """Where the parameters lie; put it in force (`jax.set_mesh`) to use them."""
 
 
-def open_trained(folder: Path, mesh: MeshConfig, step: int | None = None) -> Trained:
-    """The run's newest checkpoint, or the one of `step`, on a mesh of its own. Raises UserError."""
+def open_trained(folder: Path, mesh: MeshConfig | None = None, step: int | None = None) -> Trained:
+    """The run's newest checkpoint, or the one of `step`, on its own mesh (None: `widest_mesh`). Raises UserError."""
     config = read_config(folder)
     numerics = Numerics.of(config.model, config.precision, jax.default_backend())
-    made = make_mesh(mesh)
+    made = make_mesh(mesh or widest_mesh(config.model, len(jax.devices())))
     with jax.set_mesh(made):
         params, step = restore_params(folder / "checkpoints", abstract_params(config, numerics), step)
     return Trained(config, numerics, params, step, load_tokenizer(folder / "tokenizer"), made)
+
+
+def widest_mesh(model: ModelConfig, devices: int) -> MeshConfig:
+    """The mesh with the largest `model` axis that the model's weights fit: no weight is gathered over it to make a token."""
+    for size in reversed(divisors(devices)):
+        try:
+            sharding_rows(stored_shapes(model), {"pod": 1, "data": devices // size, "model": size})
+        except ConfigError:
+            continue
+        return MeshConfig(data=devices // size, model=size)
+    raise ConfigError(
+        f"the model's weights fit no mesh of {devices} devices; use fewer (model.d_model is {model.d_model})."
+    )
 
 
 def evaluate_run(folder: Path, mesh: MeshConfig, step: int | None, batches: int) -> tuple[int, dict[str, float]]:

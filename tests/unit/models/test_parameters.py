@@ -7,7 +7,7 @@ import jax
 import pytest
 from helpers import flat, mesh_of, numerics_of
 
-from paxlike.accounting.parameters import parameter_count, stored_parameter_count, weights
+from paxlike.accounting.parameters import parameter_count, stored_parameter_count, stored_shapes
 from paxlike.config import Config, ModelConfig, load
 from paxlike.parallel.axes import letters_of, sizes
 from paxlike.train.state import abstract_params
@@ -41,7 +41,7 @@ def made(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_counted_is_what_is_made(name):
     model = MODELS[name]
-    counted = {w.name: (w.copies,) * w.name.startswith("blocks/") + (w.stored_shape or w.shape) for w in weights(model)}
+    counted = dict(stored_shapes(model))
     shapes = made(model)
     assert shapes == counted
     size = sizes(model)

@@ -1,0 +1,25 @@
+"""The mesh that a trained model is put on when nobody names one."""
+
+import pytest
+
+from paxlike.config import ConfigError, MeshConfig, ModelConfig
+from paxlike.train.trained import widest_mesh
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "devices", "expected"),
+    [
+        (4, 1, 1, MeshConfig(data=1, model=1)),
+        (4, 1, 8, MeshConfig(data=2, model=4)),  # four heads do not go onto eight shards
+        (8, 1, 8, MeshConfig(data=1, model=8)),
+        (12, 3, 8, MeshConfig(data=8, model=1)),  # three key/value heads go onto neither two nor four
+    ],
+)
+def test_the_largest_model_axis_that_fits(heads, kv_heads, devices, expected):
+    model = ModelConfig(d_model=64, heads=heads, kv_heads=kv_heads, head_dim=8, d_ff=128, vocab_size=512)
+    assert widest_mesh(model, devices) == expected
+
+
+def test_no_mesh_fits():
+    with pytest.raises(ConfigError, match="fit no mesh of 7 devices"):
+        widest_mesh(ModelConfig(d_model=64, heads=4, head_dim=8, d_ff=128), 7)
