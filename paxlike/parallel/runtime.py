@@ -1,4 +1,4 @@
-"""The processes and devices of a run. The only file that touches `jax.distributed` and the platform's settings."""
+"""The platform's settings: which devices, how strict, where compiled programs are kept."""
 
 import importlib.util
 import os
@@ -17,9 +17,9 @@ def start(fake_devices: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", fake_devices)
     elif not jax.config.jax_platforms and _only_a_compiler():
         jax.config.update("jax_platforms", "cpu")
-    # A jitted program that silently copies a host array to every device each step is a common way to lose speed.
+    # Arrays of different rank that broadcast against each other are nearly always a mistake in a model.
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    cache = Path(os.environ.get("PAXLIKE_CACHE", Path.home() / ".cache" / "paxlike")) / "xla"
+    cache = Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike") / "xla"
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
