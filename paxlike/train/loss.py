@@ -98,6 +98,7 @@ def _chunks(head, x_TD, weight, targets_T, with_gradients):
     rows = weight.shape[head.letters.index("V")]
     chunk = min(tokens, max(1, head.chunk_elements // rows))
     count = -(-tokens // chunk)
+    chunk = -(-tokens // count)  # equal chunks: what pads the last one is computed like the rest
     padding = count * chunk - tokens
     x_TD = jnp.pad(x_TD, ((0, padding), (0, 0)))
     targets_T = jnp.pad(targets_T, (0, padding), constant_values=-1)
