@@ -3,7 +3,7 @@
 | policy | kept per layer | computed again | extra matmul FLOPs |
 |---|---|---|---|
 | none | everything, each step of norms and activations too | nothing | none |
-| attention | results of matmuls and of attention, the stream: PaLM 8B, 62B | norms, elementwise, attention's scores | half its forward, or none |
+| attention | results of matmuls, of attention: PaLM 8B, 62B | norms, elementwise, attention's scores | half its forward, or none |
 | dots | the projections' outputs (q, k, v, gate, up), the block's input | norms, elementwise, attention | attention's forward |
 | full | the block's input | the block, less its last matmuls, whose results the gradient does not need | 2/3 of the forward |
 | palm | the same: PaLM 540B's one fully sharded activation per layer | the same | the same |
