@@ -34,8 +34,12 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "wandb": ["wandb"],
-        # libtpu compiles for TPUs that are not there: some tests read those programs.
-        "test": ["pytest>=8", "ruff>=0.14", "jax[tpu]"],
+        # Compilers for chips that are not here: libtpu (684 MB), the CUDA plugin without CUDA's own libraries (460 MB).
+        "plan-tpu": ["jax[tpu]"],
+        "plan-gpu": ["jax[cuda12-local]"],
+        "plan": ["jax[tpu]", "jax[cuda12-local]"],
+        # Some tests read what those compilers make.
+        "test": ["pytest>=8", "ruff>=0.14", "jax[tpu]", "jax[cuda12-local]"],
     },
     entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},
 )
