@@ -49,7 +49,8 @@ def test_every_figure_is_on_the_terminal():
     text = text_of(page.describe(TOLD))
     for figure in (
         "2 x v4:2x2x2 (16 x TPU v4), mesh pod 2 x data 4 x model 2, remat full, 8 x 32 tokens a step (16 a chip); compiled in 12 s",
-        "FITS: 4.00 GiB of 8.00 GiB usable", "3.00 GiB", "wup_DF", "4 x 8", "all-gather", "2 rings", "waits", "works on", "nothing to speak of",
+        "FITS: 4.00 GiB of 8.00 GiB usable", "3.00 GiB", "wup_DF", "4 x 8", "all-gather", "2 rings", "waits",
+        "works on", "nothing to speak of",
         "1.2500", "odd (1)", "43.2%", "56.8%", "76.9", "29,513", "model.remat dots", "1 kinds more, each below 0.1%",
     ):  # fmt: skip
         assert figure in text, figure
