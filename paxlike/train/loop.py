@@ -7,6 +7,7 @@ from when the step before it was ready on the device until it is itself (`clock.
 import contextlib
 import dataclasses
 import math
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,19 +24,25 @@ from paxlike.data.store import Store, check_vocabulary
 from paxlike.nn.weight import Numerics
 from paxlike.optim.optimizer import make_optimizer
 from paxlike.optim.schedules import make_schedule
+from paxlike.parallel import job
 from paxlike.parallel.ingest import local_rows, to_devices
 from paxlike.parallel.mesh import make_mesh
 from paxlike.train.checkpoint import Checkpoints
 from paxlike.train.clock import ReadyClock
 from paxlike.train.console import Console
 from paxlike.train.evaluate import evaluate
-from paxlike.train.metrics import Metrics
+from paxlike.train.metrics import Metrics, NoMetrics
 from paxlike.train.peak import chip_or_note
 from paxlike.train.profile import ProfileWindow
-from paxlike.train.run import Run
+from paxlike.train.run import Run, check_seen
 from paxlike.train.signals import StopRequest
 from paxlike.train.state import State, abstract_state, make_state
 from paxlike.train.step import DeviceBatch, make_eval_step, make_train_step
+
+START_SECONDS = 120
+"""How long processes wait for each other at the points of the start that take none of them long."""
+PREPARE_SECONDS = 7200
+"""How long they wait for the default corpus to be prepared."""
 
 
 @dataclasses.dataclass
@@ -53,21 +60,27 @@ class Result:
 
 def train(config: Config, folder: Path) -> Result:
     """Trains until `config.train.steps`, from the run folder's newest checkpoint if it has one. Raises UserError."""
-    store = open_data(config.data)
+    job.introduce(socket.gethostname(), START_SECONDS)
+    # The first process prepares the default corpus where that is to be done; those that share its cache find it there.
+    job.first("the data", lambda: bool(open_data(config.data)), PREPARE_SECONDS)
+    store = job.each("the data", lambda: open_data(config.data), PREPARE_SECONDS)
     check_vocabulary(store, config.model)
     console = Console(config.train.steps, config.log.every, quiet=jax.process_index() > 0)
     with jax.set_mesh(make_mesh(config.mesh)), contextlib.ExitStack() as stack:
         loop = _Loop(config, store, console)
         stack.callback(loop.clock.close)
-        run = stack.enter_context(contextlib.closing(Run(folder, config, store)))
-        metrics = stack.enter_context(contextlib.closing(Metrics(folder, config)))
+        opened = lambda: stack.enter_context(contextlib.closing(Run(folder, config, store)))  # noqa: E731
+        loop.changes = job.first("the run folder", lambda: opened().changes, START_SECONDS)
+        job.each("the run folder", lambda: check_seen(folder), START_SECONDS)
+        metrics = Metrics(folder, config) if jax.process_index() == 0 else NoMetrics()
+        stack.enter_context(contextlib.closing(metrics))
         stack.enter_context(console)
         profile = stack.enter_context(
             contextlib.closing(ProfileWindow(config.profile, folder / "profile", console.say))
         )
         stop = stack.enter_context(StopRequest())
         saved = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint))
-        return loop.run(run, metrics, profile, saved, stop)
+        return loop.run(metrics, profile, saved, stop)
 
 
 class _Loop:
@@ -87,7 +100,9 @@ class _Loop:
         )
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
-        self.chip, self.peak = chip_or_note(self.numerics.compute)
+        self.changes: list[str] = []
+        # Only the first process tells what share of the peak is used; on a CPU it measures the peak.
+        self.chip, self.peak = chip_or_note(self.numerics.compute) if jax.process_index() == 0 else (None, "")
         self.goodput = Goodput()
         self.compiled: dict[tuple, Callable] = {}
         self.pending: tuple[int, dict] | None = None
@@ -96,13 +111,13 @@ class _Loop:
         self.pace: float | None = None
         self.warned = False
 
-    def run(self, run: Run, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest) -> Result:
+    def run(self, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest) -> Result:
         config = self.config
-        self.metrics, self.saved, self.stop, self.changes = metrics, saved, stop, run.changes
+        self.metrics, self.saved, self.stop = metrics, saved, stop
         state, start = self.first_state()
         batches = self.train_batches(start)
         for step in range(start, config.train.steps):
-            if self.stop.name:
+            if self.stop.before_step(step):
                 return self.stopped(state, step)
             profile.before_step(step, lambda state=state: (self.read_pending(), jax.block_until_ready(state)))
             with self.goodput.book("data stall"):

@@ -22,7 +22,7 @@ def chip_here(dtype: str) -> Chip:
 
 def _matmul_rate(dtype: str) -> float:
     """FLOP/s of the best of five SIDE^3 matmuls on one device, which on a CPU has all cores."""
-    with jax.set_mesh(jax.make_mesh((1,), ("one",), devices=jax.devices()[:1])):
+    with jax.set_mesh(jax.make_mesh((1,), ("one",), devices=jax.local_devices()[:1])):
         x = jnp.ones((SIDE, SIDE), dtype)
         multiply = jax.jit(jnp.matmul)
         multiply(x, x).block_until_ready()

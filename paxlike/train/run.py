@@ -57,6 +57,14 @@ class Run:
         os.close(self._lock)
 
 
+def check_seen(folder: Path) -> None:
+    """Raises UserError where this process does not see the run folder that the first one has opened."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"the run folder {folder} that process 0 opened is not seen here; --run-dir must be on storage that all hosts share."
+        )
+
+
 def read_config(folder: Path) -> Config:
     """The config of a run folder. Raises UserError where the folder is none."""
     path = folder / "config.json"
