@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import errno
+import functools
 import json
 import math
 import os
@@ -139,9 +140,9 @@ def _train(arguments: list[str]) -> None:
     folder = Path(job.first("run folder", lambda: str(flags.run_dir or next_free(Path("runs"), flags.config.name)), 60))
     folder = folder.absolute()
     result = train(flags.config, folder)
-    show = print if jax.process_index() == 0 else lambda *_: None
+    show = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
     if result.stopped_by:
-        show(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}", flush=True)
+        show(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
         runtime.finish()
         sys.exit(128 + signal.Signals[result.stopped_by])
     if flags.config.log.sample:

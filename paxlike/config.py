@@ -351,6 +351,20 @@ class ProfileConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """When a step is taken for hung, and the job is ended: see `train/watchdog.py`."""
+
+    factor: float = 20.0
+    """Times the usual step of the run."""
+    at_least: float = 300.0
+    """Seconds that a step may take in any case: storage has slow minutes."""
+
+    def __post_init__(self):
+        _typed(self, "watchdog")
+        _positive(self, "watchdog", "factor", "at_least")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -365,6 +379,7 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
 
     def __post_init__(self):
         _typed(self, "config")

@@ -4,6 +4,7 @@ The only file that starts and ends `jax.distributed`.
 """
 
 import importlib.util
+import itertools
 import os
 import socket
 import threading
@@ -59,9 +60,13 @@ def client():
     return distributed.global_state.client if distributed.global_state.num_processes > 1 else None
 
 
-def stop_agreed(step: int) -> bool:
-    """Whether a process of the job got SIGTERM and all have agreed to stop before this step. Every process asks at every step."""
-    return client() is not None and multihost_utils.reached_preemption_sync_point(step)
+_asked = itertools.count()
+
+
+def stop_agreed() -> bool:
+    """Whether a process of the job got SIGTERM and all have agreed to stop now. Every process asks equally often."""
+    # JAX wants a number that only rises; a run's step goes back when it is rewound.
+    return client() is not None and multihost_utils.reached_preemption_sync_point(next(_asked))
 
 
 def _join(hosts: Hosts) -> None:

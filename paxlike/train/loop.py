@@ -38,6 +38,7 @@ from paxlike.train.run import Run, check_seen
 from paxlike.train.signals import StopRequest
 from paxlike.train.state import State, abstract_state, make_state
 from paxlike.train.step import DeviceBatch, make_eval_step, make_train_step
+from paxlike.train.watchdog import Watchdog
 
 START_SECONDS = 120
 """How long processes wait for each other at the points of the start that take none of them long."""
@@ -80,7 +81,9 @@ def train(config: Config, folder: Path) -> Result:
         )
         stop = stack.enter_context(StopRequest())
         saved = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint))
-        return loop.run(metrics, profile, saved, stop)
+        # Entered last: an error in one process of many ends it here, before anything waits for the others.
+        watchdog = stack.enter_context(Watchdog(config.watchdog, folder))
+        return loop.run(metrics, profile, saved, stop, watchdog)
 
 
 class _Loop:
@@ -111,13 +114,16 @@ class _Loop:
         self.pace: float | None = None
         self.warned = False
 
-    def run(self, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest) -> Result:
+    def run(
+        self, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest, watchdog: Watchdog
+    ) -> Result:
         config = self.config
-        self.metrics, self.saved, self.stop = metrics, saved, stop
-        state, start = self.first_state()
+        self.metrics, self.saved, self.stop, self.watchdog = metrics, saved, stop, watchdog
+        with watchdog.paused("reading a checkpoint"):
+            state, start = self.first_state()
         batches = self.train_batches(start)
         for step in range(start, config.train.steps):
-            if self.stop.before_step(step):
+            if self.stop.asked():
                 return self.stopped(state, step)
             profile.before_step(step, lambda state=state: (self.read_pending(), jax.block_until_ready(state)))
             with self.goodput.book("data stall"):
@@ -170,7 +176,7 @@ class _Loop:
     def stopped(self, state: State, step: int) -> Result:
         self.console.say(f"{self.stop.name}: saving step {step} and stopping")
         self.save(state, step)
-        self.saved.wait()
+        self.wait_saved()
         self.metrics.event("stop", step, signal=self.stop.name, goodput=self.goodput.seconds())
         return Result(state, step, None, self.stop.name)
 
@@ -179,7 +185,7 @@ class _Loop:
         if start < steps:
             self.save(state, steps)
         evaluation = self.evaluate(state, steps)
-        self.saved.wait()
+        self.wait_saved()
         self.metrics.event("finish", steps, goodput=self.goodput.seconds())
         return Result(state, steps, evaluation, None)
 
@@ -214,6 +220,7 @@ class _Loop:
         values = {name: float(value) for name, value in jax.device_get(numbers).items()}
         ready = self.clock.ready()
         seconds, self.ready = max(ready - self.ready, 1e-9), ready
+        self.watchdog.finished(step)
         batch_tokens = self.config.train.batch_size_at(step - 1) * self.config.data.sequence_length
         values |= {"step_seconds": seconds, "tokens_per_second": batch_tokens / seconds}
         warning = None
@@ -249,6 +256,10 @@ class _Loop:
             self.saved.save(state, step, position)
         self.metrics.event("checkpoint", step, seconds=timer())
 
+    def wait_saved(self) -> None:
+        with self._timed("checkpoint"):
+            self.saved.wait()
+
     def evaluate(self, state: State, step: int) -> dict[str, float]:
         self.read_pending()
         train = self.config.train
@@ -267,7 +278,7 @@ class _Loop:
     def _timed(self, cause: str) -> Iterator[Callable[[], float]]:
         """Books what happens inside under `cause`, none of it in a step's time; what it yields tells the seconds."""
         begin = time.monotonic()
-        with self.goodput.book(cause):
+        with self.goodput.book(cause), self.watchdog.paused(cause):
             yield lambda: round(self.ready - begin, 3)
         self.ready = time.monotonic()
 

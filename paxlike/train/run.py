@@ -19,7 +19,7 @@ from paxlike.data.store import Store, check_unchanged
 
 MAY_CHANGE = (
     "train.steps:", "train.accumulate:", "model.remat:", "model.attention:", "mesh.", "precision.compute:", "precision.gradients:",
-    "checkpoint.", "eval.", "log.", "profile.", "data.store:",
+    "checkpoint.", "eval.", "log.", "profile.", "watchdog.", "data.store:",
 )  # fmt: skip
 """What may differ from the run's config when it goes on: none of it changes what is learnt from which batch, beyond rounding."""
 

@@ -22,9 +22,9 @@ class StopRequest:
             self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
-    def before_step(self, step: int) -> bool:
-        """Whether to stop before this step; `name` is then the signal."""
-        if self.name is None and runtime.stop_agreed(step):
+    def asked(self) -> bool:
+        """Whether to stop before the next step; `name` is then the signal. Every process asks before each step."""
+        if self.name is None and runtime.stop_agreed():
             self.name = "SIGTERM"
         return self.name is not None
 
