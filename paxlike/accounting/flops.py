@@ -184,8 +184,8 @@ def recomputed(model: ModelConfig, sequence_length: int, kernel: str = "referenc
     after_attention = ("attention o",) if model.block == "serial" else ()
     names = {
         "none": (),
-        # The values' product is kept as the input of `attention o`, but a flash kernel makes both products in one.
-        "attention": attention if kernel in ("cudnn", "splash") else attention[:1],
+        # The values' product is kept; a flash kernel keeps what its backward pass needs of the scores as well.
+        "attention": () if kernel in ("cudnn", "splash") else attention[:1],
         "dots": attention + after_attention,
         "full": ("attention q", "attention k", "attention v", *attention, *after_attention, "feed-forward in"),
     }

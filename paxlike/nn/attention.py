@@ -20,6 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ConfigError
+from paxlike.nn import remat
 from paxlike.nn.einsum import on_devices
 from paxlike.parallel.mesh import axis_sizes, spec
 
@@ -68,19 +69,21 @@ def causal_mask(T: int, segments_BT: Array | None) -> Array:
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
-    return attend(q_BTNH, k_BSKH, v_BSKH, causal_mask(q_BTNH.shape[1], segments_BT))
+    (o_BTNH,) = remat.keep(remat.ATTENTION, attend(q_BTNH, k_BSKH, v_BSKH, causal_mask(q_BTNH.shape[1], segments_BT)))
+    return o_BTNH
 
 
 def _dot_product(q_BTNH, k_BSKH, v_BSKH, segments_BT=None, *, implementation):
     mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     try:
-        return jax.nn.dot_product_attention(
+        o_BTNH = jax.nn.dot_product_attention(
             q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True, implementation=implementation
         )
     except (NotImplementedError, RuntimeError) as error:
         # Such as a head dim above 128 before Hopper, float32, or no cuDNN.
         remedy = "set model.attention to xla (or precision.compute to bfloat16, if it is float32)"
         raise ConfigError(f"model.attention {implementation} cannot run this: {error} Remedy: {remedy}.") from error
+    return o_BTNH if implementation == "cudnn" else remat.keep(remat.ATTENTION, o_BTNH)[0]
 
 
 SPLASH_BLOCK = 512
@@ -101,7 +104,10 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
     )  # fmt: skip
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * N)
     kernel = splash.make_splash_mha_single_device(
-        mask, block_sizes=sizes, interpret=jax.sharding.get_abstract_mesh().abstract_device.platform != "tpu"
+        mask,
+        block_sizes=sizes,
+        interpret=jax.sharding.get_abstract_mesh().abstract_device.platform != "tpu",
+        residual_checkpoint_name=remat.ATTENTION,
     )
 
     def one(q_TNH, k_SKH, v_SKH, segments_T=None):
