@@ -128,10 +128,10 @@ class _Reader:
 
     def notes(self, planned: int | None, running: bool) -> Iterator[str]:
         if self.not_finite:
-            yield f"the loss was not finite at {len(self.not_finite)} steps, first at step {self.not_finite[0]}."
+            yield f"the loss was not finite at {_many(len(self.not_finite), 'step')}, first at step {self.not_finite[0]}."
         if self.booking.clock_jumps:
             yield (
-                f"the clock went backwards {self.booking.clock_jumps} times (it was set, or the run moved to another machine): "
+                f"the clock went backwards {_many(self.booking.clock_jumps, 'time')} (it was set, or the run moved to another machine): "
                 "nothing is booked for the jumps."
             )
         if not self.attempts[0].start:
@@ -139,7 +139,7 @@ class _Reader:
         for number, (before, after) in enumerate(zip(self.attempts, self.attempts[1:], strict=False), 2):
             how = {"finish": "was finished", "stop": f"was stopped by {before.signal}", None: "ended without a word"}
             lost = before.last_step - after.first_step
-            again = f"; {lost} steps were done again" if lost > 0 else ""
+            again = f"; {_many(lost, 'step')} done again" if lost > 0 else ""
             mesh = _mesh(after.start)
             moved = f"; now on {mesh}" if mesh != _mesh(before.start) and mesh and before.start else ""
             yield f"attempt {number} went on from step {after.first_step}: the one before {how[before.end]}{again}{moved}."
@@ -161,6 +161,10 @@ def number(value: object) -> float | None:
     """A finite JSON number, else None."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if good else None
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _or_nan(value: object) -> float:
@@ -194,9 +198,7 @@ def _lines(path: Path, notes: list[str]) -> Iterator[dict]:
     if torn:
         notes.append("the last line of metrics.jsonl is cut short and was left out.")
     if skipped:
-        notes.append(
-            f"{skipped} {'line' if skipped == 1 else 'lines'} of metrics.jsonl cannot be read and were skipped."
-        )
+        notes.append(f"{_many(skipped, 'line')} of metrics.jsonl cannot be read: skipped.")
 
 
 def _config(folder: Path, notes: list[str]) -> tuple[str, int | None]:
