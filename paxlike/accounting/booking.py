@@ -81,8 +81,7 @@ class Booking:
 
 
 def _number(value: object) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
-    return float(value) if good else None
+    return float(value) if type(value) in (float, int) and abs(value) < 1e15 else None
 
 
 def _record(value: object) -> dict[str, float] | None:

@@ -117,7 +117,7 @@ class _Reader:
         if event is None:
             self.repeated += step in self.values
             self.values[step] = [len(self.attempts) - 1, *(_or_nan(line.get(name)) for name in SERIES)]
-            if isinstance(line.get("loss"), str):
+            if isinstance(line.get("loss"), str) or isinstance(line.get("gradient_norm"), str):
                 self.not_finite.append(step)
         elif event == "evaluation" and (loss := number(line.get("loss"))) is not None:
             self.evaluations[step] = loss
@@ -128,7 +128,8 @@ class _Reader:
 
     def notes(self, planned: int | None, running: bool) -> Iterator[str]:
         if self.not_finite:
-            yield f"the loss was not finite at {_many(len(self.not_finite), 'step')}, first at step {self.not_finite[0]}."
+            steps = f"{_many(len(self.not_finite), 'step')}, first at step {self.not_finite[0]}"
+            yield f"the loss or the gradient norm was not finite at {steps}."
         if self.booking.clock_jumps:
             yield (
                 f"the clock went backwards {_many(self.booking.clock_jumps, 'time')} (it was set, or the run moved to another machine): "
@@ -159,8 +160,7 @@ class _Reader:
 
 def number(value: object) -> float | None:
     """A finite JSON number, else None."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
+    return float(value) if type(value) in (float, int) and abs(value) < 1e300 else None  # NaN is not less either
 
 
 def _many(count: int, what: str) -> str:

@@ -65,6 +65,6 @@ def _wandb(folder: Path, config: Config):
         import wandb
     except ImportError:
         raise UserError(
-            "log.wandb is set, but wandb is not installed: `pip install wandb`, or --no-log.wandb."
+            "log.wandb is set, but wandb is not installed: `pip install wandb`, or --log.no-wandb."
         ) from None
     return wandb.init(project="paxlike", name=config.name, dir=str(folder), resume="allow")
