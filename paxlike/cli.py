@@ -21,6 +21,7 @@ usage: paxlike VERB …
   eval RUN              loss of a run's newest checkpoint on its validation split
   generate RUN PROMPT   text from a run's newest checkpoint
   info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
+  report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
   data prepare          texts into a token store to train on
   data verify STORE     check every byte of a token store against its manifest
 
@@ -278,6 +279,71 @@ def _sharding(config: Config, devices: int | None) -> list:
     return [sharding_table(stored_shapes(config.model), mesh)]
 
 
+# ---- report ---------------------------------------------------------------------------------------------------------
+
+
+def _report(arguments: list[str]) -> None:
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class ReportFlags:
+        """What one or more runs did, side by side: a table, and one HTML page with plots. JAX is not needed.
+
+        Or, of a run made elsewhere: --config CONFIG --tokens-per-second 238300 --chip v4 --chips 6144
+        """
+
+        runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+        """Run folders."""
+        html: Path | None = None
+        """The page's file. Of one run it is RUN/report.html, of several report.html."""
+        json: bool = False
+        """Numbers for machines, and no page unless --html names one."""
+        config: Path | None = None
+        """A config in place of runs: percentages of a rate that is given."""
+        tokens_per_second: float | None = None
+        """Of all chips together."""
+        chip: str | None = None
+        """A name of the hardware table: v4, v5e, h100, …"""
+        chips: float | None = None
+        dtype: str = "bfloat16"
+        """The number format whose peak is divided by."""
+
+    flags = _flags(ReportFlags, arguments, "paxlike report")
+    from paxlike.accounting.history import read_history
+    from paxlike.accounting.report.summary import for_json, from_rate, summarize
+
+    given = {f"--{name.replace('_', '-')}": getattr(flags, name) for name in ("tokens_per_second", "chip", "chips")}
+    missing = [name for name, value in given.items() if value is None]
+    if bool(flags.runs) == bool(flags.config):
+        raise UserError("`paxlike report` needs either run folders or --config CONFIG: paxlike report RUN [RUN …]")
+    if flags.config and missing:
+        raise UserError(f"--config also needs {', '.join(missing)}: what was measured, and on what.")
+    if flags.runs and len(missing) < len(given):
+        raise UserError(f"{', '.join(set(given) - set(missing))} go with --config; a run folder says them itself.")
+    histories = [read_history(run) for run in flags.runs]
+    summaries = [summarize(history) for history in histories]
+    if flags.config:
+        config = load(flags.config)
+        summaries = [from_rate(config, flags.tokens_per_second, flags.chip, flags.chips, flags.dtype)]
+    if flags.json:
+        print(json.dumps(for_json(summaries), indent=2, allow_nan=False))
+    else:
+        import rich
+
+        from paxlike.accounting.report.table import describe
+
+        rich.print(describe(summaries))
+    default = None if flags.json or flags.config else Path("report.html")
+    if default and len(flags.runs) == 1:
+        default = flags.runs[0] / default
+    if path := flags.html or default:
+        from paxlike.accounting.report.page import page, write_page
+
+        write_page(path, page(summaries, histories))
+        if not flags.json:
+            print(f"page: {path}")
+
+
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +372,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": _eval,
     "generate": _generate,
     "info": _info,
+    "report": _report,
     "data prepare": _data_prepare,
     "data verify": _data_verify,
 }
