@@ -33,6 +33,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
         # libtpu compiles for TPUs that are not there: some tests read those programs.
         "test": ["pytest>=8", "ruff>=0.14", "jax[tpu]"],
