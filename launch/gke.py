@@ -8,7 +8,7 @@
 
 The cluster needs JobSet 0.8 or newer; it and the namespace are kubectl's current ones, or --context and --namespace. --dry-run prints
 the manifest within the command. `stop` saves and keeps the JobSet: the same `start` goes on. On TPUs JAX finds the other processes
-by what GKE sets in each pod; GPU nodes are told (PAXLIKE_COORDINATOR, _PROCESS_COUNT, _PROCESS_ID).
+by what GKE sets in each pod; the processes of GPU nodes are told (--hosts.coordinator, .count, .id).
 """
 
 import argparse

@@ -9,7 +9,7 @@ import argparse
 import math
 import re
 
-from steps import STOPPED_EXIT_CODE
+from steps import PREEMPTED
 
 COORDINATOR_PORT = 8482
 EXCLUSIVE = "alpha.jobset.sigs.k8s.io/exclusive-topology"
@@ -21,7 +21,7 @@ SAVING_SECONDS = 300
 
 def tpu_jobset(flags: argparse.Namespace, train: list[str]) -> dict:
     """One Job a slice, each on a node pool of its own. GKE tells JAX all it needs (TPU_WORKER_ID, MEGASCALE_SLICE_ID, …)."""
-    pod = training_pod(flags, train, {"google.com/tpu": str(flags.per_host)}, env(flags))
+    pod = training_pod(flags, train, {"google.com/tpu": str(flags.per_host)})
     # libtpu within the slice, megascale between slices.
     pod["containers"][0]["ports"] = [{"containerPort": port} for port in (8471, 8080, COORDINATOR_PORT)]
     pod |= tpu_nodes(flags)
@@ -33,12 +33,10 @@ def tpu_jobset(flags: argparse.Namespace, train: list[str]) -> dict:
 
 def gpu_jobset(flags: argparse.Namespace, train: list[str]) -> dict:
     """One process a node. JAX could find its place by the cluster's API, with a package and rights for it; it is told instead."""
-    place = [
-        {"name": "PAXLIKE_COORDINATOR", "value": f"{flags.name}-node-0-0.{flags.name}:{COORDINATOR_PORT}"},
-        {"name": "PAXLIKE_PROCESS_COUNT", "value": str(flags.nodes)},
-        from_pod("PAXLIKE_PROCESS_ID", "annotations", "batch.kubernetes.io/job-completion-index"),
-    ]
-    pod = training_pod(flags, train, {"nvidia.com/gpu": str(flags.per_host)}, [*env(flags), *place])
+    first = f"{flags.name}-node-0-0.{flags.name}:{COORDINATOR_PORT}"
+    place = ["--hosts.coordinator", first, "--hosts.count", str(flags.nodes), "--hosts.id", "$(NODE_INDEX)"]
+    index = from_pod("NODE_INDEX", "annotations", "batch.kubernetes.io/job-completion-index")
+    pod = training_pod(flags, train, {"nvidia.com/gpu": str(flags.per_host)}, place, [index])
     pod |= nodes(flags, {"cloud.google.com/gke-accelerator": flags.accelerator})
     # NCCL passes data between the GPUs of a node through shared memory; a container's default is 64 MB.
     pod["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory"}})
@@ -75,7 +73,7 @@ def job(pod: dict, pods: int, annotations: dict[str, str] | None = None) -> dict
     """A Job of `pods` pods whose first failed pod ends it, with the reason PodFailurePolicy where no program is to blame."""
     not_to_blame = [
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [STOPPED_EXIT_CODE]}},
+        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [PREEMPTED]}},
     ]
     metadata = {"annotations": dict(annotations or {})}
     if any("csi" in volume for volume in pod["volumes"]):
@@ -88,12 +86,19 @@ def job(pod: dict, pods: int, annotations: dict[str, str] | None = None) -> dict
     return {"metadata": {"annotations": dict(annotations or {})}, "spec": spec}
 
 
-def training_pod(flags: argparse.Namespace, train: list[str], devices: dict[str, str], variables: list[dict]) -> dict:
-    """A pod that runs `paxlike train`; no shell comes between, so arguments need no quotes."""
+def training_pod(
+    flags: argparse.Namespace,
+    train: list[str],
+    devices: dict[str, str],
+    place: list[str] = (),
+    variables: list[dict] = (),
+) -> dict:
+    """A pod that runs `paxlike train`, then `train` to the letter, then `place`. No shell comes between, so nothing is quoted."""
+    given = [{"name": name, "value": literal(value)} for name, value in flags.env]
     pairs = [volume(number, text) for number, text in enumerate(flags.volume)]
     container = {
-        "name": "paxlike", "image": flags.image, "command": ["paxlike", "train"], "args": [literal(word) for word in train],
-        "env": variables, "volumeMounts": [mount for _, mount in pairs], "resources": {"limits": devices},
+        "name": "paxlike", "image": flags.image, "command": ["paxlike", "train"], "args": [*map(literal, train), *place],
+        "env": [*variables, *given], "volumeMounts": [mount for _, mount in pairs], "resources": {"limits": devices},
     }  # fmt: skip
     pod = {
         "restartPolicy": "Never", "terminationGracePeriodSeconds": SAVING_SECONDS,
@@ -118,11 +123,6 @@ def nodes(flags: argparse.Namespace, labels: dict[str, str]) -> dict:
         return {"nodeSelector": labels}
     spot = {"key": SPOT, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
     return {"nodeSelector": {**labels, SPOT: "true"}, "tolerations": [spot]}
-
-
-def env(flags: argparse.Namespace) -> list[dict]:
-    stopped = {"name": "PAXLIKE_STOPPED_EXIT_CODE", "value": str(STOPPED_EXIT_CODE)}
-    return [stopped, *({"name": name, "value": literal(value)} for name, value in flags.env)]
 
 
 def literal(text: str) -> str:

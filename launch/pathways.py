@@ -6,7 +6,7 @@ tests compare them.
 
 import argparse
 
-from jobset import EXCLUSIVE, NODE_POOL, env, from_pod, hosts, job, jobset, replicated, tpu_nodes, training_pod
+from jobset import EXCLUSIVE, NODE_POOL, from_pod, hosts, job, jobset, replicated, tpu_nodes, training_pod
 
 IMAGES = "us-docker.pkg.dev/cloud-tpu-v2-images/pathways"
 PROXY, MANAGER, WORKER = 29000, 29001, 29005
@@ -41,7 +41,7 @@ def head(flags: argparse.Namespace, train: list[str]) -> dict:
         # The workers write and read checkpoints themselves: the arrays are too large for the client.
         {"name": "ENABLE_PATHWAYS_PERSISTENCE", "value": "1"},
     ]
-    pod = training_pod(flags, train, {}, [*env(flags), *client])
+    pod = training_pod(flags, train, {}, ["--hosts.count", "1"], client)
     # Beside the client: started before it and ended with it.
     pod["initContainers"] = [{**server, "restartPolicy": "Always"} for server in (manager(flags), proxy(flags))]
     pod["nodeSelector"] = {NODE_POOL: flags.head_node_pool}

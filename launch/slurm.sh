@@ -12,7 +12,7 @@
 # saves two minutes before); and after a crash, unless it was put back --max-restarts times (3) before, for whatever reason.
 set -euo pipefail
 
-STOPPED=75 # what paxlike is asked to exit with when a signal stopped it before its end
+PREEMPTED=143 # how paxlike exits when SIGTERM stopped it before its end, after saving
 
 usage() { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0"; }
 
@@ -69,7 +69,6 @@ SRUN=(srun --kill-on-bad-exit=0 --wait=60)
 job() {
     local per=$1 gpus=$2 restarts=$3 code=0
     shift 3
-    export PAXLIKE_STOPPED_EXIT_CODE=$STOPPED
     if [[ $per == node ]]; then
         # JAX would give a process of a Slurm job the one GPU of its rank.
         JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus - 1)))
@@ -78,7 +77,7 @@ job() {
     "${SRUN[@]}" paxlike train "$@" || code=$?
     # 0: done. 2: something that only the user can mend.
     if [[ $code -eq 0 || $code -eq 2 ]]; then exit "$code"; fi
-    if [[ $code -ne $STOPPED && ${SLURM_RESTART_COUNT:-0} -ge $restarts ]]; then
+    if [[ $code -ne $PREEMPTED && ${SLURM_RESTART_COUNT:-0} -ge $restarts ]]; then
         echo "slurm.sh: exit code $code after ${SLURM_RESTART_COUNT:-0} restarts; not put back into the queue" >&2
         exit "$code"
     fi

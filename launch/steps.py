@@ -7,8 +7,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-STOPPED_EXIT_CODE = 75
-"""How `paxlike train` is asked to exit (PAXLIKE_STOPPED_EXIT_CODE) when a signal stopped it before its end: EX_TEMPFAIL, "try again"."""
+PREEMPTED = 128 + 15
+"""How `paxlike train` exits when SIGTERM stopped it before its end, after saving."""
 
 
 @dataclass(frozen=True)

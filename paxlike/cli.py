@@ -125,8 +125,7 @@ def _train(arguments: list[str]) -> None:
     result = train(flags.config, folder)
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
-        # Schedulers take 0 for the end of the run: launch/ asks for another code, at which they start it again.
-        sys.exit(int(os.environ.get("PAXLIKE_STOPPED_EXIT_CODE") or 0))
+        return
     if flags.config.log.sample:
         print("\nsample:")
         _print_continued(folder, flags.config.log.sample, GenerateFlags())
