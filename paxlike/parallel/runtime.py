@@ -6,12 +6,16 @@ from pathlib import Path
 
 import jax
 
+from paxlike.config import UserError
+
 
 def start(fake_devices: int | None = None) -> None:
     """Settles platform settings; must run before anything asks JAX for devices.
 
     `fake_devices` makes that many CPU devices out of this machine's one, so that any mesh can be tried anywhere.
     """
+    if "proxy" in (jax.config.jax_platforms or ""):
+        _start_pathways()
     if fake_devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", fake_devices)
@@ -23,6 +27,15 @@ def start(fake_devices: int | None = None) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _start_pathways() -> None:
+    """Pathways on Cloud (JAX_PLATFORMS=proxy): this process alone drives the devices of all hosts, through JAX_BACKEND_TARGET."""
+    try:
+        import pathwaysutils
+    except ImportError:
+        raise UserError("JAX_PLATFORMS is proxy: Pathways needs pathwaysutils, `pip install '.[pathways]'`.") from None
+    pathwaysutils.initialize()
 
 
 def _only_a_compiler() -> bool:
