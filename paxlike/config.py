@@ -101,9 +101,7 @@ class QuantConfig:
     @property
     def per_token(self) -> bool:
         """Whether every token has a scale of its own in training."""
-        return self.statistics == "token" or (
-            self.statistics == "auto" and (self.variant == "code" or self.groups > 1)
-        )
+        return self.statistics == "token" or (self.statistics == "auto" and (self.variant == "code" or self.groups > 1))
 
     @property
     def bits(self) -> int:

@@ -7,12 +7,10 @@ is taken after the stream's D has been gathered, so that its statistics need non
 With `data_tiles` a device quantizes its stored shard, whose tiles are whole, and sends packed bits over `data` instead of bfloat16.
 
 Gradients are straight-through (BitNet, arXiv 2310.11453, section 2.2): as if a quantized weight W~ beta and a quantized activation
-x~ gamma / Q_b were what they stand for, with alpha, beta, gamma and eta as constants. They are computed, reduced and kept in high precision.
+x~ gamma / Q_b were what they stand for, with alpha, beta, gamma and eta as constants. They are computed and reduced in high precision.
 """
 
-import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -20,39 +18,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from paxlike.config import QuantConfig
-from paxlike.nn.einsum import gather, gather_weight, on_devices, reduce_gradient, scatter, total
+from paxlike.nn.einsum import gather, on_devices, reduce_gradient, scatter, total
+from paxlike.nn.quantized import Layout, QuantizedWeight, layout_of, over_model, quantized, quantized_specs
 from paxlike.parallel import rules
-from paxlike.parallel.mesh import axis_sizes, spec, weight_spec
-from paxlike.quant.bitnet import (
-    dequantize_weight,
-    product,
-    quantize_activation,
-    quantize_weight,
-    sub_norm,
-    sub_norm_backward,
-)
-from paxlike.quant.packing import pack, unpack
-from paxlike.quant.tiles import check_mesh, local_tiles, tiles
+from paxlike.parallel.mesh import axis_sizes, spec
+from paxlike.quant.bitnet import dequantize_weight, product, quantize_activation, sub_norm, sub_norm_backward
+from paxlike.quant.tiles import check_mesh
 
 Array = jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class QuantizedWeight:
-    """A weight for inference: no latent numbers, no statistics to take. Where a parameter's value is one, `param[...]` is it."""
-
-    signs: Array
-    """int8, -1, 0 and +1, in the weight's shape; whole over `data`, cut over `model` as the weight is."""
-    beta: Array
-    """float32 [input tiles, output tiles] (`quant/tiles.py`)."""
-
-    def __getitem__(self, _: object) -> "QuantizedWeight":
-        return self
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.signs.shape
 
 
 class How(NamedTuple):
@@ -64,20 +37,6 @@ class How(NamedTuple):
     integer: bool
     """int8 products, where the hardware has them."""
     gradients: str
-
-
-class _Layout(NamedTuple):
-    """A weight as a matrix of inputs x outputs."""
-
-    places: tuple[rules.Axis, ...]
-    """Of its dimensions, as stored."""
-    inner: int
-    """Dimensions that are inputs."""
-    tiles: tuple[int, int]
-
-    def cut(self, places: tuple[rules.Axis, ...]) -> tuple[rules.Axis, rules.Axis]:
-        """Places of the inputs and of the outputs; of several dimensions, only the first is ever cut."""
-        return places[0], places[self.inner]
 
 
 def project(x_BTD: Array, *pairs: str | Array, how: How) -> tuple[Array, ...]:
@@ -93,91 +52,38 @@ def combine(*triples: str | Array, how: How) -> Array:
     return _combine((triples[0::3], how), triples[1::3], triples[2::3])
 
 
-# ---- weights -----------------------------------------------------------------------------------------------------------
+# ---- how the operands lie ------------------------------------------------------------------------------------------------
 
 
-def _layouts(einsums: tuple[str, ...], weights: tuple, quant: QuantConfig) -> list[_Layout]:
+def _layouts(einsums: tuple[str, ...], weights: tuple, quant: QuantConfig) -> list[Layout]:
     check_mesh(quant, axis_sizes())
     letters = [einsum.split("->")[0].split(",")[1] for einsum in einsums]
     return [layout_of(d, w.shape, quant) for d, w in zip(letters, weights, strict=True)]
 
 
-def layout_of(letters: str, shape: tuple[int, ...], quant: QuantConfig) -> _Layout:
-    inner = 1 if letters[0] == "D" else len(letters) - 1
-    return _Layout(tuple(weight_spec(letters, shape)), inner, tiles(letters, shape, quant))
-
-
-def quantized_specs(layout: _Layout) -> QuantizedWeight:
-    """Where a QuantizedWeight's arrays lie: a scale where its tile is, one that all need everywhere."""
-    places = rules.gathered(layout.places)
-    beta = [
-        place if parts % rules.shards(place, axis_sizes()) == 0 else None
-        for place, parts in zip(layout.cut(places), layout.tiles, strict=True)
-    ]
-    return QuantizedWeight(P(*places), P(*beta))
-
-
-def _weight_specs(layouts: list[_Layout], weights: tuple) -> tuple:
+def _weight_specs(layouts: list[Layout], weights: tuple) -> tuple:
     return tuple(
         quantized_specs(layout) if isinstance(w, QuantizedWeight) else P(*layout.places)
         for layout, w in zip(layouts, weights, strict=True)
     )
 
 
-def _matrix(w: Array, layout: _Layout) -> Array:
-    return w.reshape(math.prod(w.shape[: layout.inner]), -1)
-
-
-def over_model(quant: QuantConfig) -> tuple[str, ...]:
-    """The mesh axes that statistics along heads and feed-forward columns are taken over: none where there are groups."""
-    return ("model",) if quant.groups == 1 and axis_sizes()["model"] > 1 else ()
-
-
 def _over_batch() -> tuple[str, ...]:
     return tuple(axis for axis in ("pod", "data") if axis_sizes()[axis] > 1)
-
-
-def quantized(w: Array | QuantizedWeight, layout: _Layout, quant: QuantConfig, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """A device's shard -> (int8 matrix, beta of its tiles), whole over `data`."""
-    mesh = axis_sizes()
-    if isinstance(w, QuantizedWeight):
-        return _matrix(w.signs, layout), w.beta
-    sent_packed = quant.data_tiles > 1
-    places = layout.places if sent_packed else rules.gathered(layout.places)
-    if not sent_packed:
-        w = gather_weight(w, layout.places, dtype)
-    parts = tuple(
-        local_tiles(n, place, mesh) for n, place in zip(layout.tiles, layout.cut(places), strict=True)
-    )
-    signs, beta = quantize_weight(_matrix(w, layout), parts, quant, over_model(quant))
-    if sent_packed and mesh["data"] > 1:
-        signs, beta = _gather_packed(signs, beta, layout, quant.bits)
-    return signs, beta
-
-
-def _gather_packed(signs: Array, beta: Array, layout: _Layout, bits: int) -> tuple[Array, Array]:
-    inputs, outputs = signs.shape
-    _, out_place = layout.cut(layout.places)
-    packed = pack(signs, bits)
-    if out_place == "data":
-        packed = gather(packed, "data", 1)
-        return unpack(packed, bits, inputs), gather(beta, "data", 1)
-    packed = jax.lax.all_gather(packed, "data", axis=0)
-    return unpack(packed, bits, inputs).reshape(-1, outputs), gather(beta, "data", 0)
 
 
 # ---- project -----------------------------------------------------------------------------------------------------------
 
 
-def _own_rows(x: Array, layout: _Layout) -> Array:
+def _own_rows(x: Array, layout: Layout) -> Array:
     """The part of x's last dimension that meets a weight whose D stays cut over `model`."""
-    if rules.gathered(layout.places)[0] != "model":
+    if not _sums_over_model(layout):
         return x
     width = x.shape[-1] // axis_sizes()["model"]
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("model") * width, width, axis=2)
 
 
-def _sums_over_model(layout: _Layout) -> bool:
+def _sums_over_model(layout: Layout) -> bool:
     return rules.gathered(layout.places)[0] == "model"
 
 
@@ -190,7 +96,8 @@ def _inputs(x: Array, einsums: tuple[str, ...], how: How) -> list[tuple[Array, A
     """(int8, scale) of the normed x, for each weight; the shifted one is made where it is asked for."""
     kinds = _shifted(einsums, how.quant)
     made = {
-        kind: quantize_activation(x, 1, how.quant, batch_axes=_over_batch(), shifted=kind) for kind in sorted(set(kinds))
+        kind: quantize_activation(x, 1, how.quant, batch_axes=_over_batch(), shifted=kind)
+        for kind in sorted(set(kinds))
     }
     return [made[kind] for kind in kinds]
 
@@ -271,7 +178,7 @@ def _pull(ints, scale, signs, beta, dy, gradients):
     return dx, dw
 
 
-def _reduced(dw: Array, w: Array, layout: _Layout) -> Array:
+def _reduced(dw: Array, w: Array, layout: Layout) -> Array:
     """A gathered matrix's gradient -> the stored shard's, in its shape."""
     shape = list(w.shape)
     for dim, place in enumerate(layout.places):

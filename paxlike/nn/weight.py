@@ -35,7 +35,9 @@ class Numerics:
         attention = model.attention
         if attention == "auto":
             attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "reference")
-        return cls(compute, precision.params, precision.gradients, attention, platform != "cpu" or _cpu_multiplies_int8())
+        return cls(
+            compute, precision.params, precision.gradients, attention, platform != "cpu" or _cpu_multiplies_int8()
+        )
 
 
 @functools.cache
@@ -53,9 +55,7 @@ def fan_in(dims: str, size: dict[str, int]) -> int:
     return size["D"] if dims[0] == "D" else math.prod(size[d] for d in dims[:-1])
 
 
-def weight(
-    dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str, quant: QuantConfig | None = None
-) -> nnx.Param:
+def weight(dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str, quant: QuantConfig | None = None) -> nnx.Param:
     """A kernel drawn from N(0, 1/sqrt(fan_in)) (PaLM, arXiv 2204.02311, section 5), born sharded.
 
     With an active `quant` these are the latent weights of a quantized kernel. Raises ConfigError where its letters are none that can
