@@ -19,7 +19,8 @@ usage: paxlike VERB …
   train CONFIG [--run-dir DIR] [--fake-devices N] [--model.layers 4 …]
                         train; the same command on the same run folder goes on where it stopped
   eval RUN              loss of a run's newest checkpoint on its validation split
-  generate RUN PROMPT   text from a run's newest checkpoint
+  generate RUN PROMPT   text from a run's newest checkpoint, or from a packed model
+  pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
   info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
   report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
   data prepare          texts into a token store to train on
@@ -138,7 +139,7 @@ def _train(arguments: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateFlags:
-    """Continue PROMPT with RUN's newest checkpoint."""
+    """Continue PROMPT with RUN's newest checkpoint, or with the packed model RUN (see `paxlike pack`)."""
 
     max_new_tokens: int = 200
     temperature: float = 0.8
@@ -170,9 +171,10 @@ def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
 
     from paxlike.infer.generate import Generator, Sampling
     from paxlike.infer.stream import TextStream
+    from paxlike.train.packed import open_packed
     from paxlike.train.trained import open_trained
 
-    trained = open_trained(folder, step=flags.step)
+    trained = open_packed(folder) if folder.is_file() else open_trained(folder, step=flags.step)
     tokens = trained.tokenizer.encode(prompt)
     show = lambda text: print(text, end="", flush=True) if jax.process_index() == 0 else None  # noqa: E731
     stream = TextStream(trained.tokenizer.decode, show)
@@ -189,6 +191,26 @@ def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
         generator.generate([tokens], flags.max_new_tokens, sampling, flags.seed, lambda row, token: stream.add(token))
         stream.close()
     show("\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class PackFlags:
+    """Pack RUN's newest checkpoint, which was trained with `model.quant`, into FILE."""
+
+    step: int | None = None
+    """A checkpoint other than the newest."""
+
+
+def _pack(arguments: list[str]) -> None:
+    path, rest = _take(arguments, "RUN", "pack")
+    file, rest = _take(rest, "FILE", "pack RUN")
+    flags = _flags(PackFlags, rest, "paxlike pack RUN FILE")
+    from paxlike.train.packed import save_packed
+    from paxlike.train.trained import open_trained
+
+    trained = open_trained(Path(path).absolute(), step=flags.step)
+    size = save_packed(Path(file).absolute(), trained)
+    print(f"{file}: step {trained.step}, {size:,} bytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,6 +393,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "eval": _eval,
     "generate": _generate,
+    "pack": _pack,
     "info": _info,
     "report": _report,
     "data prepare": _data_prepare,
