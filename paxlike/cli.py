@@ -23,6 +23,8 @@ usage: paxlike VERB …
   pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
   info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
   report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
+  plan CONFIG --topology v4:4x4x4
+                        compile the train step for a cluster that is not here: memory, collectives, speed
   data prepare          texts into a token store to train on
   data verify STORE     check every byte of a token store against its manifest
 
@@ -366,6 +368,37 @@ def _report(arguments: list[str]) -> None:
             print(f"page: {path}")
 
 
+# ---- plan -----------------------------------------------------------------------------------------------------------
+
+
+def _plan(arguments: list[str]) -> None:
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class PlanFlags:
+        """Compile CONFIG's train step for a cluster that is not here: does it fit, what does it send, how fast will it be."""
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        topology: str = ""
+        """v4:12x16x16 (TPU chips along each axis), h100:4x8 (hosts x GPUs of a host) or cpu:8."""
+        pods: int | None = None
+        """How many of them, joined by the data-center network. Without it, as many as mesh.pod."""
+        sweep: bool = False
+        """Compile it for several meshes, remat policies and batch sizes, and list them best first."""
+        json: bool = False
+        """Numbers for machines."""
+        html: Path | None = None
+        """Also write a page, in one file."""
+
+    path, rest = _take(arguments, "CONFIG", "plan")
+    flags = _flags(PlanFlags, rest, "paxlike plan CONFIG", PlanFlags(load(path) if path else Config()))
+    if not flags.topology:
+        raise UserError("`paxlike plan` needs a --topology: v4:4x4x4, h100:4x8, cpu:8.")
+    from paxlike.plan.command import run
+
+    sys.exit(run(flags.config, flags.topology, flags.pods, flags.sweep, flags.json, flags.html))
+
+
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
@@ -396,6 +429,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "pack": _pack,
     "info": _info,
     "report": _report,
+    "plan": _plan,
     "data prepare": _data_prepare,
     "data verify": _data_verify,
 }

@@ -172,6 +172,15 @@ def _inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tup
     return ()
 
 
+def attention_kernel_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
+    """Per token, what an attention kernel runs: its products forward and backward, and what `model.remat` makes it run again."""
+    squares = 12 * model.layers * model.heads * model.head_dim * sequence_length
+    again = (
+        term for term in recomputed(model, sequence_length, kernel) if term.name.startswith(PARTS["attention products"])
+    )
+    return squares + sum(term.flops for term in (*_inside_kernel(model, sequence_length, kernel), *again))
+
+
 def recomputed(model: ModelConfig, sequence_length: int, kernel: str = "reference") -> tuple[Term, ...]:
     """What `model.remat` makes this program run again before the backward pass, product by product.
 

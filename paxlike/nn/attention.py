@@ -6,6 +6,7 @@
 | xla | `jax.nn.dot_product_attention`, XLA's own fusion | anywhere |
 | cudnn | `jax.nn.dot_product_attention`, cuDNN flash attention | NVIDIA GPUs |
 | splash | splash attention, a Pallas kernel | TPU (elsewhere interpreted, for tests) |
+| stand_in | a flash kernel's arrays, read and written, without its products | where a program is compiled to be read, not run |
 
 Each device attends with its own query heads; no communication. Where there are fewer key/value heads than model shards, every
 shard holds all of them and picks the one that its query heads use.
@@ -119,7 +120,35 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
     return jax.vmap(one)(*arrays).astype(q_BTNH.dtype)
 
 
+def _stand_in(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
+    """What a flash kernel reads, writes and keeps: cuDNN's cannot be compiled where cuDNN is not installed."""
+    return _flash_arrays(q_BTNH, k_BSKH, v_BSKH)
+
+
+@jax.custom_vjp
+def _flash_arrays(q_BTNH, k_BSKH, v_BSKH):
+    return _flash_arrays_forward(q_BTNH, k_BSKH, v_BSKH)[0]
+
+
+def _flash_arrays_forward(q_BTNH, k_BSKH, v_BSKH):
+    queries = q_BTNH.shape[2] // k_BSKH.shape[2]
+    o_BTNH = q_BTNH * jnp.repeat(k_BSKH + v_BSKH, queries, axis=2)
+    o_BTNH, statistics_BTN = remat.keep(remat.ATTENTION, o_BTNH, o_BTNH.max(-1).astype(jnp.float32))
+    return o_BTNH, (q_BTNH, k_BSKH, v_BSKH, o_BTNH, statistics_BTN)
+
+
+def _flash_arrays_backward(kept, do_BTNH):
+    q_BTNH, k_BSKH, v_BSKH, o_BTNH, statistics_BTN = kept
+    dq_BTNH = (do_BTNH * o_BTNH * statistics_BTN[..., None]).astype(q_BTNH.dtype)
+    B, T, K, H = k_BSKH.shape
+    dkv_BSKH = (dq_BTNH * q_BTNH).reshape(B, T, K, -1, H).sum(3)
+    return dq_BTNH, dkv_BSKH * v_BSKH, dkv_BSKH * k_BSKH
+
+
+_flash_arrays.defvjp(_flash_arrays_forward, _flash_arrays_backward)
+
 _IMPLEMENTATIONS = {
+    "stand_in": _stand_in,
     "reference": _reference,
     "xla": functools.partial(_dot_product, implementation="xla"),
     "cudnn": functools.partial(_dot_product, implementation="cudnn"),

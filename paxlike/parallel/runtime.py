@@ -23,9 +23,8 @@ def start(fake_devices: int | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     # Arrays of different rank that broadcast against each other are nearly always a mistake in a model.
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    cache = Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike") / "xla"
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
@@ -36,6 +35,11 @@ def _start_pathways() -> None:
     except ImportError:
         raise UserError("JAX_PLATFORMS is proxy: Pathways needs pathwaysutils, `pip install '.[pathways]'`.") from None
     pathwaysutils.initialize()
+
+
+def cache_root() -> Path:
+    """The folder of all that can be made again: $PAXLIKE_CACHE, or .cache/paxlike of the home folder."""
+    return Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike")
 
 
 def _only_a_compiler() -> bool:

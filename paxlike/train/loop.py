@@ -21,8 +21,6 @@ from paxlike.data.batch import Batch
 from paxlike.data.grain_source import TrainBatches, ValidationBatches, open_data
 from paxlike.data.store import Store, check_vocabulary
 from paxlike.nn.weight import Numerics
-from paxlike.optim.optimizer import make_optimizer
-from paxlike.optim.schedules import make_schedule
 from paxlike.parallel.ingest import local_rows, to_devices
 from paxlike.parallel.mesh import make_mesh
 from paxlike.train.accounts import Accounts, program_memory
@@ -35,7 +33,7 @@ from paxlike.train.profile import ProfileWindow
 from paxlike.train.run import Run
 from paxlike.train.signals import StopRequest
 from paxlike.train.state import State, abstract_state, make_state
-from paxlike.train.step import DeviceBatch, make_eval_step, make_train_step
+from paxlike.train.step import DeviceBatch, Program, make_eval_step
 
 
 @dataclasses.dataclass
@@ -79,13 +77,10 @@ class _Loop:
         self.rows = {
             size: local_rows(size, train.accumulate) for size in {train.batch_size, *(n for n, _ in train.batch_ramp)}
         }
-        self.numerics = Numerics.of(config.model, config.precision, jax.default_backend())
-        self.optimizer = make_optimizer(config.optim, train.steps)
+        program = Program.of(config, Numerics.of(config.model, config.precision, jax.default_backend()))
+        self.numerics, self.optimizer, self.train_step = program
         self.train_source = TrainBatches(store, config.data, train)
         self.validation_source = ValidationBatches(store, config.data, train)
-        self.train_step = make_train_step(
-            config, self.numerics, self.optimizer, make_schedule(config.optim, train.steps)
-        )
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
         self.accounts = Accounts(config, self.numerics)
