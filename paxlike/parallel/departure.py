@@ -53,6 +53,8 @@ class Departure:
         """Gives the word ({"is": error | crash | hang | heard, "code": …, "message": …}), names who is to blame, and exits."""
         if not self._leaving.acquire(blocking=False):
             threading.Event().wait()  # Another thread is about to end the process.
+        if word["is"] == "hang":
+            self._evidence()
         # The service may be what is lost: nothing that waits for it may keep this process.
         lost = f"{job.called(0)}, which coordinates the job, does not answer"
         last = threading.Timer(ANSWER_SECONDS + 3, _end, (LOST, lost))
@@ -65,7 +67,7 @@ class Departure:
                 words = _words(client)
             except jax.errors.JaxRuntimeError:
                 words[0] = {"is": "error", "code": LOST, "message": "does not answer; it coordinates the job"}
-        if any(each["is"] == "hang" for each in words.values()):
+        if word["is"] != "hang" and any(each["is"] == "hang" for each in words.values()):
             self._evidence()
         code, message = _verdict(words, word, trace)
         print(f"paxlike: {message}", file=sys.stderr, flush=True)

@@ -32,6 +32,8 @@ def start(fake_devices: int | None = None, hosts: Hosts | None = None, determini
     process is alone) says which processes work together. `deterministic` asks a GPU's compiler for programs whose sums have one
     order; on a CPU and a TPU they have anyhow. Raises UserError where the processes cannot be found or reached.
     """
+    if "proxy" in (jax.config.jax_platforms or ""):
+        _start_pathways()
     if fake_devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", fake_devices)
@@ -41,9 +43,8 @@ def start(fake_devices: int | None = None, hosts: Hosts | None = None, determini
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if deterministic:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-    cache = Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike") / "xla"
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if hosts is not None:
         _join(hosts)
@@ -101,6 +102,20 @@ def _join(hosts: Hosts) -> None:
 
 def _say_missing(hosts: Hosts) -> None:
     print(f"paxlike: process {hosts.id} on {socket.gethostname()}: not all processes came", flush=True)
+
+
+def _start_pathways() -> None:
+    """Pathways on Cloud (JAX_PLATFORMS=proxy): this process alone drives the devices of all hosts, through JAX_BACKEND_TARGET."""
+    try:
+        import pathwaysutils
+    except ImportError:
+        raise UserError("JAX_PLATFORMS is proxy: Pathways needs pathwaysutils, `pip install '.[pathways]'`.") from None
+    pathwaysutils.initialize()
+
+
+def cache_root() -> Path:
+    """The folder of all that can be made again: $PAXLIKE_CACHE, or .cache/paxlike of the home folder."""
+    return Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike")
 
 
 def _only_a_compiler() -> bool:

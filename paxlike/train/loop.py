@@ -16,28 +16,26 @@ import jax
 import numpy as np
 
 from paxlike import __version__
-from paxlike.accounting.throughput import Goodput, mfu
+from paxlike.accounting.history import earlier_booking
 from paxlike.config import Config, UserError
 from paxlike.data.batch import Batch
 from paxlike.data.grain_source import TrainBatches, ValidationBatches, open_data
 from paxlike.data.store import Store, check_vocabulary
 from paxlike.nn.weight import Numerics
-from paxlike.optim.optimizer import make_optimizer
-from paxlike.optim.schedules import make_schedule
 from paxlike.parallel import job
 from paxlike.parallel.ingest import local_rows, to_devices
 from paxlike.parallel.mesh import make_mesh
+from paxlike.train.accounts import Accounts, program_memory
 from paxlike.train.checkpoint import Checkpoints
 from paxlike.train.clock import ReadyClock
 from paxlike.train.console import Console
 from paxlike.train.evaluate import evaluate
 from paxlike.train.metrics import Metrics, NoMetrics
-from paxlike.train.peak import chip_or_note
 from paxlike.train.profile import ProfileWindow
 from paxlike.train.run import Run, check_seen
 from paxlike.train.signals import StopRequest
 from paxlike.train.state import State, abstract_state, make_state
-from paxlike.train.step import DeviceBatch, make_eval_step, make_train_step
+from paxlike.train.step import DeviceBatch, Program, make_eval_step
 from paxlike.train.watchdog import Watchdog
 
 START_SECONDS = 120
@@ -70,10 +68,11 @@ def train(config: Config, folder: Path) -> Result:
     with jax.set_mesh(make_mesh(config.mesh)), contextlib.ExitStack() as stack:
         loop = _Loop(config, store, console)
         stack.callback(loop.clock.close)
+        stack.callback(loop.accounts.close)
         opened = lambda: stack.enter_context(contextlib.closing(Run(folder, config, store)))  # noqa: E731
         loop.changes = job.first("the run folder", lambda: opened().changes, START_SECONDS)
         job.each("the run folder", lambda: check_seen(folder), START_SECONDS)
-        metrics = Metrics(folder, config) if jax.process_index() == 0 else NoMetrics()
+        metrics = Metrics(folder, config) if jax.process_index() == 0 else NoMetrics(folder)
         stack.enter_context(contextlib.closing(metrics))
         stack.enter_context(console)
         profile = stack.enter_context(
@@ -94,19 +93,15 @@ class _Loop:
         self.rows = {
             size: local_rows(size, train.accumulate) for size in {train.batch_size, *(n for n, _ in train.batch_ramp)}
         }
-        self.numerics = Numerics.of(config.model, config.precision, jax.default_backend())
-        self.optimizer = make_optimizer(config.optim, train.steps)
+        program = Program.of(config, Numerics.of(config.model, config.precision, jax.default_backend()))
+        self.numerics, self.optimizer, self.train_step = program
         self.train_source = TrainBatches(store, config.data, train)
         self.validation_source = ValidationBatches(store, config.data, train)
-        self.train_step = make_train_step(
-            config, self.numerics, self.optimizer, make_schedule(config.optim, train.steps)
-        )
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
         self.changes: list[str] = []
-        # Only the first process tells what share of the peak is used; on a CPU it measures the peak.
-        self.chip, self.peak = chip_or_note(self.numerics.compute) if jax.process_index() == 0 else (None, "")
-        self.goodput = Goodput()
+        self.accounts = Accounts(config, self.numerics)
+        self.goodput = self.accounts.goodput
         self.compiled: dict[tuple, Callable] = {}
         self.pending: tuple[int, dict] | None = None
         self.clock = ReadyClock()
@@ -159,17 +154,19 @@ class _Loop:
                 raise UserError(
                     f"the run is at step {start} already, past train.steps {config.train.steps}; give more --train.steps."
                 )
+        earlier = earlier_booking(self.metrics.path)
+        if not earlier.empty:
+            self.goodput.resume(*earlier.resumed_at(start, time.time()))
         mesh = dict(jax.sharding.get_mesh().shape)
         kind = jax.devices()[0].device_kind
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         self.console.say(
             f"{config.name}: {parameters:,} stored parameters on {len(jax.devices())} x {kind}, "
-            f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, {self.numerics.compute}; {self.peak}"
+            f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, {self.numerics.compute}; {self.accounts.peak}"
         )
         self.metrics.event(
             "start", start, device=kind, devices=len(jax.devices()), mesh=mesh, numerics=dataclasses.asdict(self.numerics),
-            peak=self.chip and self.chip.peak(self.numerics.compute), peak_source=self.peak, jax=jax.__version__,
-            paxlike=__version__, changes=self.changes,
+            jax=jax.__version__, paxlike=__version__, changes=self.changes, **self.accounts.started(), **self.accounts.so_far(),
         )  # fmt: skip
         return state, start
 
@@ -177,7 +174,7 @@ class _Loop:
         self.console.say(f"{self.stop.name}: saving step {step} and stopping")
         self.save(state, step)
         self.wait_saved()
-        self.metrics.event("stop", step, signal=self.stop.name, goodput=self.goodput.seconds())
+        self.metrics.event("stop", step, signal=self.stop.name, **self.accounts.so_far())
         return Result(state, step, None, self.stop.name)
 
     def finished(self, state: State, start: int) -> Result:
@@ -186,7 +183,7 @@ class _Loop:
             self.save(state, steps)
         evaluation = self.evaluate(state, steps)
         self.wait_saved()
-        self.metrics.event("finish", steps, goodput=self.goodput.seconds())
+        self.metrics.event("finish", steps, **self.accounts.so_far())
         return Result(state, steps, evaluation, None)
 
     # ---- around the step -----------------------------------------------------------------------------------------------
@@ -208,7 +205,10 @@ class _Loop:
             self.console.say(
                 f"compiled the train step for batches {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s"
             )
-            self.metrics.event("compile", int(state.step), seconds=seconds, batch=list(shape))
+            memory = program_memory(self.compiled[shape])
+            self.metrics.event(
+                "compile", int(state.step), seconds=seconds, batch=list(shape), memory=memory, **self.accounts.so_far()
+            )
         return self.compiled[shape]
 
     def read_pending(self) -> None:
@@ -217,20 +217,17 @@ class _Loop:
             return
         step, numbers = self.pending
         self.pending = None
-        values = {name: float(value) for name, value in jax.device_get(numbers).items()}
-        ready = self.clock.ready()
+        with self.goodput.book("step"):
+            values = {name: float(value) for name, value in jax.device_get(numbers).items()}
+            ready = self.clock.ready()
         seconds, self.ready = max(ready - self.ready, 1e-9), ready
         self.watchdog.finished(step)
         batch_tokens = self.config.train.batch_size_at(step - 1) * self.config.data.sequence_length
         values |= {"step_seconds": seconds, "tokens_per_second": batch_tokens / seconds}
-        warning = None
-        if self.chip:
-            used = mfu(
-                self.config.model, self.config.data.sequence_length, tokens_per_second=values["tokens_per_second"],
-                chips=len(jax.devices()) / self.chip.devices_per_chip, chip=self.chip, dtype=self.numerics.compute,
-            )  # fmt: skip
-            values["mfu"], warning = used.fraction, used.warning
-        self.metrics.step(step, values)
+        shares, warning = self.accounts.utilization(values["tokens_per_second"])
+        values |= shares
+        now_and_then = self.accounts.so_far() if step % self.config.log.every == 0 else {}
+        self.metrics.step(step, values, now_and_then)
         if warning and not self.warned:
             self.warned = True
             self.console.say(f"WARNING: {warning}")
@@ -241,7 +238,9 @@ class _Loop:
             )
         # The terminal shows the pace of some ten steps; the files have each step's own.
         self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
-        paced = {name: values[name] * seconds / self.pace for name in ("tokens_per_second", "mfu") if name in values}
+        paced = {
+            name: values[name] * seconds / self.pace for name in ("tokens_per_second", "mfu", "hfu") if name in values
+        }
         self.console.step(step, values | paced, (self.config.train.steps - step) * self.pace)
 
     def save(self, state: State, step: int) -> None:
@@ -254,7 +253,7 @@ class _Loop:
         }
         with self._timed("checkpoint") as timer:
             self.saved.save(state, step, position)
-        self.metrics.event("checkpoint", step, seconds=timer())
+        self.metrics.event("checkpoint", step, seconds=timer(), **self.accounts.so_far())
 
     def wait_saved(self) -> None:
         with self._timed("checkpoint"):
@@ -268,7 +267,7 @@ class _Loop:
             batches = self.validation_source.batches(self.config.eval.batches, self.rows.__getitem__)
             on_devices = (on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in batches)
             result = evaluate(self.eval_step, state.params, on_devices)
-        self.metrics.event("evaluation", step, seconds=timer(), **result)
+        self.metrics.event("evaluation", step, seconds=timer(), **result, **self.accounts.so_far())
         self.console.say(
             f"evaluation at step {step}: loss {result['loss']:.4f}, accuracy {result['accuracy']:.1%} over {result['tokens']:,} tokens"
         )
