@@ -25,6 +25,7 @@ from paxlike.nn.weight import Numerics
 from paxlike.parallel import job
 from paxlike.parallel.ingest import local_rows, to_devices
 from paxlike.parallel.mesh import make_mesh
+from paxlike.train import agreement
 from paxlike.train.accounts import Accounts, program_memory
 from paxlike.train.checkpoint import Checkpoints
 from paxlike.train.clock import ReadyClock
@@ -42,6 +43,8 @@ START_SECONDS = 120
 """How long processes wait for each other at the points of the start that take none of them long."""
 PREPARE_SECONDS = 7200
 """How long they wait for the default corpus to be prepared."""
+LOWER_SECONDS = 600
+"""How long they wait for each other to lower the train step."""
 
 
 @dataclasses.dataclass
@@ -63,6 +66,7 @@ def train(config: Config, folder: Path) -> Result:
     # The first process prepares the default corpus where that is to be done; those that share its cache find it there.
     job.first("the data", lambda: bool(open_data(config.data)), PREPARE_SECONDS)
     store = job.each("the data", lambda: open_data(config.data), PREPARE_SECONDS)
+    agreement.check_config(config, store, START_SECONDS)
     check_vocabulary(store, config.model)
     console = Console(config.train.steps, config.log.every, quiet=jax.process_index() > 0)
     with jax.set_mesh(make_mesh(config.mesh)), contextlib.ExitStack() as stack:
@@ -114,6 +118,8 @@ class _Loop:
     ) -> Result:
         config = self.config
         self.metrics, self.saved, self.stop, self.watchdog = metrics, saved, stop, watchdog
+        with watchdog.limited("the first sum over all devices", START_SECONDS):
+            agreement.check_devices()
         with watchdog.paused("reading a checkpoint"):
             state, start = self.first_state()
         batches = self.train_batches(start)
@@ -200,7 +206,9 @@ class _Loop:
         if shape not in self.compiled:
             self.read_pending()
             with self._timed("compile") as timer:
-                self.compiled[shape] = self.train_step.lower(state, batch).compile()
+                lowered = self.train_step.lower(state, batch)
+                agreement.check_program(lowered, LOWER_SECONDS)
+                self.compiled[shape] = lowered.compile()
             seconds = timer()
             self.console.say(
                 f"compiled the train step for batches {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s"

@@ -35,7 +35,12 @@ def _matmul_rate(dtype: str) -> float:
 
 
 def chip_or_note(dtype: str) -> tuple[Chip | None, str]:
-    """(the chip, how its peak is known), or (None, why there is no MFU): a run is not stopped for want of a row."""
+    """(the chip, how its peak is known), or (None, why there is no MFU): a run is not stopped for want of a row.
+
+    Of many processes only the first is told; it alone writes, and where it measures, the others do not disturb it.
+    """
+    if jax.process_index() > 0:
+        return None, ""
     try:
         chip = chip_here(dtype)
         return chip, f"MFU is of {chip.peak_text(dtype)}"

@@ -6,6 +6,9 @@ tokenizer/       a copy of the store's tokenizer, so that a run can be sampled w
 metrics.jsonl    a line a step, and a line an event (start, compile, evaluation, checkpoint, stop)
 tensorboard/     event files
 checkpoints/     see `checkpoint.py`
+seals/           what the checkpoints' files must be, see `seal.py`
+skipped.json     batches that are not learnt from, see `guard.py`
+stacks/          where processes stood that a watchdog ended
 profile/         traces of the profiler window
 """
 

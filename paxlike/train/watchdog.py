@@ -42,6 +42,10 @@ class Limit:
     def seconds(self) -> float:
         return max(self._config.at_least, self._config.factor * self.usual) if self.usual else FIRST_SECONDS
 
+    def __str__(self) -> str:
+        usual = f", the usual step takes {self.usual:.2g} s" if self.usual else ""
+        return f"the limit is {self.seconds:.0f} s{usual}"
+
 
 class Watchdog:
     """Watches while it is entered, and between `paused`. A step that takes too long ends the process and, in a job, all of it."""
@@ -82,6 +86,18 @@ class Watchdog:
         finally:
             self._phase, self._since = before, self._clock()
 
+    @contextlib.contextmanager
+    def limited(self, phase: str, seconds: float) -> Iterator[None]:
+        """Gives what happens inside a limit of its own."""
+        timer = threading.Timer(seconds, self._hang, (f"{phase} has taken more than {seconds:.0f} s.",))
+        timer.daemon = True
+        with self.paused(phase):
+            timer.start()
+            try:
+                yield
+            finally:
+                timer.cancel()
+
     def overdue(self) -> float | None:
         """Seconds since the last step ended, where they are more than the limit."""
         since = self._since
@@ -104,8 +120,8 @@ class Watchdog:
         while not self._closed.wait(min(1.0, self.limit.seconds / 10)):
             late = self.overdue()
             if late is not None:
-                message = (
-                    f"the step after step {self._step} has taken {late:.0f} s; the limit is {self.limit.seconds:.0f} s, the usual step "
-                    f"takes {self.limit.usual:.2g} s. Stacks of every process that answers are in {self._path.parent}."
-                )
-                self._departure.leave({"is": "hang", "code": LOST, "message": message})
+                self._hang(f"the step after step {self._step} has taken {late:.0f} s; {self.limit}.")
+
+    def _hang(self, what: str) -> None:
+        message = f"{what} Stacks of every process that answers are in {self._path.parent}."
+        self._departure.leave({"is": "hang", "code": LOST, "message": message})
