@@ -333,22 +333,9 @@ def _report(arguments: list[str]) -> None:
         """The number format whose peak is divided by."""
 
     flags = _flags(ReportFlags, arguments, "paxlike report")
-    from paxlike.accounting.history import read_history
-    from paxlike.accounting.report.summary import for_json, from_rate, summarize
+    from paxlike.accounting.report.summary import for_json
 
-    given = {f"--{name.replace('_', '-')}": getattr(flags, name) for name in ("tokens_per_second", "chip", "chips")}
-    missing = [name for name, value in given.items() if value is None]
-    if bool(flags.runs) == bool(flags.config):
-        raise UserError("`paxlike report` needs either run folders or --config CONFIG: paxlike report RUN [RUN …]")
-    if flags.config and missing:
-        raise UserError(f"--config also needs {', '.join(missing)}: what was measured, and on what.")
-    if flags.runs and len(missing) < len(given):
-        raise UserError(f"{', '.join(set(given) - set(missing))} go with --config; a run folder says them itself.")
-    histories = [read_history(run) for run in flags.runs]
-    summaries = [summarize(history) for history in histories]
-    if flags.config:
-        config = load(flags.config)
-        summaries = [from_rate(config, flags.tokens_per_second, flags.chip, flags.chips, flags.dtype)]
+    histories, summaries = _summaries(flags)
     if flags.json:
         print(json.dumps(for_json(summaries), indent=2, allow_nan=False))
     else:
@@ -366,6 +353,27 @@ def _report(arguments: list[str]) -> None:
         write_page(path, page(summaries, histories))
         if not flags.json:
             print(f"page: {path}")
+
+
+def _summaries(flags) -> tuple[list, list[dict]]:
+    """(histories, summaries) of the flags' runs, or of their config and rate. Raises UserError for flags that do not go together."""
+    from paxlike.accounting.history import read_history
+    from paxlike.accounting.report.summary import from_rate, summarize
+
+    given = {f"--{name.replace('_', '-')}": getattr(flags, name) for name in ("tokens_per_second", "chip", "chips")}
+    missing = [name for name, value in given.items() if value is None]
+    if bool(flags.runs) == bool(flags.config):
+        raise UserError("`paxlike report` needs either run folders or --config CONFIG: paxlike report RUN [RUN …]")
+    if flags.config and missing:
+        raise UserError(f"--config also needs {', '.join(missing)}: what was measured, and on what.")
+    if flags.runs and len(missing) < len(given):
+        raise UserError(f"{', '.join(set(given) - set(missing))} go with --config; a run folder says them itself.")
+    histories = [read_history(run) for run in flags.runs]
+    summaries = [summarize(history) for history in histories]
+    if flags.config:
+        config = load(flags.config)
+        summaries = [from_rate(config, flags.tokens_per_second, flags.chip, flags.chips, flags.dtype)]
+    return histories, summaries
 
 
 # ---- plan -----------------------------------------------------------------------------------------------------------
