@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 import errno
+import functools
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from paxlike.config import Config, MeshConfig, SaveError, UserError, load
+from paxlike.config import Config, Hosts, JobError, MeshConfig, SaveError, UserError, load
 
 HELP = """\
 usage: paxlike VERB …
@@ -36,7 +38,8 @@ _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, er
 
 
 def main() -> None:
-    """Exit codes: 0 done (also when stopped by a signal after saving), 1 a check failed, 2 something the user can mend, 130 interrupted."""
+    """Exit codes: 0 done, 1 a check failed, 2 something the user can mend, 3 another process of the job failed or is lost,
+    130 or 143 stopped by SIGINT or SIGTERM (`train` has saved)."""
     arguments = sys.argv[1:]
     try:
         _dispatch(arguments)
@@ -46,6 +49,8 @@ def main() -> None:
         os._exit(2)
     except UserError as error:
         _fail(str(error))
+    except JobError as error:
+        _fail(str(error), 3)
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
@@ -54,9 +59,14 @@ def main() -> None:
         sys.exit(130)
 
 
-def _fail(message: str) -> None:
-    print(f"paxlike: {message}", file=sys.stderr)
-    sys.exit(2)
+def _fail(message: str, code: int = 2) -> None:
+    print(f"paxlike: {message}", file=sys.stderr, flush=True)
+    runtime = sys.modules.get("paxlike.parallel.runtime")
+    if runtime and runtime.client():
+        # A usual exit would wait for processes that may never come.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -114,26 +124,36 @@ def _train(arguments: list[str]) -> None:
         run_dir: Path | None = None
         """The run folder. Without it a new one is made: runs/NAME-1, runs/NAME-2, …"""
         fake_devices: int | None = None
-        """Run on this many CPU devices made out of this machine's own, to try a mesh."""
+        """Run on this many CPU devices made out of this machine's own, to try a mesh. Of many processes, each has as many."""
+        hosts: Hosts = dataclasses.field(default_factory=Hosts)
+        deterministic: bool = False
+        """Bitwise the same losses in every run on the same devices, also on GPUs, where it costs speed."""
 
     path, rest = _take(arguments, "CONFIG", "train")
     flags = _flags(TrainFlags, rest, "paxlike train CONFIG", TrainFlags(load(path) if path else Config()))
 
     from paxlike.parallel import runtime
 
-    runtime.start(flags.fake_devices)
+    runtime.start(flags.fake_devices, flags.hosts, flags.deterministic)
+    import jax
+
+    from paxlike.parallel import job
     from paxlike.train.loop import train
     from paxlike.train.run import next_free
 
-    folder = (flags.run_dir or next_free(Path("runs"), flags.config.name)).absolute()
+    folder = Path(job.first("run folder", lambda: str(flags.run_dir or next_free(Path("runs"), flags.config.name)), 60))
+    folder = folder.absolute()
     result = train(flags.config, folder)
+    show = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
     if result.stopped_by:
-        print(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
-        return
+        show(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
+        runtime.finish()
+        sys.exit(128 + signal.Signals[result.stopped_by])
     if flags.config.log.sample:
-        print("\nsample:")
+        show("\nsample:")
         _print_continued(folder, flags.config.log.sample, GenerateFlags())
-    print(f"\nrun folder: {folder}")
+    show(f"\nrun folder: {folder}")
+    runtime.finish()
 
 
 # ---- generate, eval -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from when the step before it was ready on the device until it is itself (`clock.
 import contextlib
 import dataclasses
 import math
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,19 +22,29 @@ from paxlike.data.batch import Batch
 from paxlike.data.grain_source import TrainBatches, ValidationBatches, open_data
 from paxlike.data.store import Store, check_vocabulary
 from paxlike.nn.weight import Numerics
+from paxlike.parallel import job
 from paxlike.parallel.ingest import local_rows, to_devices
 from paxlike.parallel.mesh import make_mesh
+from paxlike.train import agreement
 from paxlike.train.accounts import Accounts, program_memory
 from paxlike.train.checkpoint import Checkpoints
 from paxlike.train.clock import ReadyClock
 from paxlike.train.console import Console
 from paxlike.train.evaluate import evaluate
-from paxlike.train.metrics import Metrics
+from paxlike.train.metrics import Metrics, NoMetrics
 from paxlike.train.profile import ProfileWindow
-from paxlike.train.run import Run
+from paxlike.train.run import Run, check_seen
 from paxlike.train.signals import StopRequest
 from paxlike.train.state import State, abstract_state, make_state
 from paxlike.train.step import DeviceBatch, Program, make_eval_step
+from paxlike.train.watchdog import Watchdog
+
+START_SECONDS = 120
+"""How long processes wait for each other at the points of the start that take none of them long."""
+PREPARE_SECONDS = 7200
+"""How long they wait for the default corpus to be prepared."""
+LOWER_SECONDS = 600
+"""How long they wait for each other to lower the train step."""
 
 
 @dataclasses.dataclass
@@ -51,22 +62,31 @@ class Result:
 
 def train(config: Config, folder: Path) -> Result:
     """Trains until `config.train.steps`, from the run folder's newest checkpoint if it has one. Raises UserError."""
-    store = open_data(config.data)
+    job.introduce(socket.gethostname(), START_SECONDS)
+    # The first process prepares the default corpus where that is to be done; those that share its cache find it there.
+    job.first("the data", lambda: bool(open_data(config.data)), PREPARE_SECONDS)
+    store = job.each("the data", lambda: open_data(config.data), PREPARE_SECONDS)
+    agreement.check_config(config, store, START_SECONDS)
     check_vocabulary(store, config.model)
     console = Console(config.train.steps, config.log.every, quiet=jax.process_index() > 0)
     with jax.set_mesh(make_mesh(config.mesh)), contextlib.ExitStack() as stack:
         loop = _Loop(config, store, console)
         stack.callback(loop.clock.close)
         stack.callback(loop.accounts.close)
-        run = stack.enter_context(contextlib.closing(Run(folder, config, store)))
-        metrics = stack.enter_context(contextlib.closing(Metrics(folder, config)))
+        opened = lambda: stack.enter_context(contextlib.closing(Run(folder, config, store)))  # noqa: E731
+        loop.changes = job.first("the run folder", lambda: opened().changes, START_SECONDS)
+        job.each("the run folder", lambda: check_seen(folder), START_SECONDS)
+        metrics = Metrics(folder, config) if jax.process_index() == 0 else NoMetrics(folder)
+        stack.enter_context(contextlib.closing(metrics))
         stack.enter_context(console)
         profile = stack.enter_context(
             contextlib.closing(ProfileWindow(config.profile, folder / "profile", console.say))
         )
         stop = stack.enter_context(StopRequest())
         saved = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint))
-        return loop.run(run, metrics, profile, saved, stop)
+        # Entered last: an error in one process of many ends it here, before anything waits for the others.
+        watchdog = stack.enter_context(Watchdog(config.watchdog, folder))
+        return loop.run(metrics, profile, saved, stop, watchdog)
 
 
 class _Loop:
@@ -83,6 +103,7 @@ class _Loop:
         self.validation_source = ValidationBatches(store, config.data, train)
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
+        self.changes: list[str] = []
         self.accounts = Accounts(config, self.numerics)
         self.goodput = self.accounts.goodput
         self.compiled: dict[tuple, Callable] = {}
@@ -92,13 +113,18 @@ class _Loop:
         self.pace: float | None = None
         self.warned = False
 
-    def run(self, run: Run, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest) -> Result:
+    def run(
+        self, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest, watchdog: Watchdog
+    ) -> Result:
         config = self.config
-        self.metrics, self.saved, self.stop, self.changes = metrics, saved, stop, run.changes
-        state, start = self.first_state()
+        self.metrics, self.saved, self.stop, self.watchdog = metrics, saved, stop, watchdog
+        with watchdog.limited("the first sum over all devices", START_SECONDS):
+            agreement.check_devices()
+        with watchdog.paused("reading a checkpoint"):
+            state, start = self.first_state()
         batches = self.train_batches(start)
         for step in range(start, config.train.steps):
-            if self.stop.name:
+            if self.stop.asked():
                 return self.stopped(state, step)
             profile.before_step(step, lambda state=state: (self.read_pending(), jax.block_until_ready(state)))
             with self.goodput.book("data stall"):
@@ -153,7 +179,7 @@ class _Loop:
     def stopped(self, state: State, step: int) -> Result:
         self.console.say(f"{self.stop.name}: saving step {step} and stopping")
         self.save(state, step)
-        self.saved.wait()
+        self.wait_saved()
         self.metrics.event("stop", step, signal=self.stop.name, **self.accounts.so_far())
         return Result(state, step, None, self.stop.name)
 
@@ -162,7 +188,7 @@ class _Loop:
         if start < steps:
             self.save(state, steps)
         evaluation = self.evaluate(state, steps)
-        self.saved.wait()
+        self.wait_saved()
         self.metrics.event("finish", steps, **self.accounts.so_far())
         return Result(state, steps, evaluation, None)
 
@@ -180,7 +206,9 @@ class _Loop:
         if shape not in self.compiled:
             self.read_pending()
             with self._timed("compile") as timer:
-                self.compiled[shape] = self.train_step.lower(state, batch).compile()
+                lowered = self.train_step.lower(state, batch)
+                agreement.check_program(lowered, LOWER_SECONDS)
+                self.compiled[shape] = lowered.compile()
             seconds = timer()
             self.console.say(
                 f"compiled the train step for batches {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s"
@@ -201,6 +229,7 @@ class _Loop:
             values = {name: float(value) for name, value in jax.device_get(numbers).items()}
             ready = self.clock.ready()
         seconds, self.ready = max(ready - self.ready, 1e-9), ready
+        self.watchdog.finished(step)
         batch_tokens = self.config.train.batch_size_at(step - 1) * self.config.data.sequence_length
         values |= {"step_seconds": seconds, "tokens_per_second": batch_tokens / seconds}
         shares, warning = self.accounts.utilization(values["tokens_per_second"])
@@ -234,6 +263,10 @@ class _Loop:
             self.saved.save(state, step, position)
         self.metrics.event("checkpoint", step, seconds=timer(), **self.accounts.so_far())
 
+    def wait_saved(self) -> None:
+        with self._timed("checkpoint"):
+            self.saved.wait()
+
     def evaluate(self, state: State, step: int) -> dict[str, float]:
         self.read_pending()
         train = self.config.train
@@ -252,7 +285,7 @@ class _Loop:
     def _timed(self, cause: str) -> Iterator[Callable[[], float]]:
         """Books what happens inside under `cause`, none of it in a step's time; what it yields tells the seconds."""
         begin = time.monotonic()
-        with self.goodput.book(cause):
+        with self.goodput.book(cause), self.watchdog.paused(cause):
             yield lambda: round(self.ready - begin, 3)
         self.ready = time.monotonic()
 

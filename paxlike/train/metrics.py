@@ -60,6 +60,22 @@ class Metrics:
             self._wandb.log(values, step=step)
 
 
+class NoMetrics(Metrics):
+    """For the processes of a job that do not write: all but the first."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "metrics.jsonl"
+
+    def step(self, step: int, values: dict[str, float], more: dict[str, object]) -> None:
+        pass
+
+    def event(self, name: str, step: int, **values: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _wandb(folder: Path, config: Config):
     try:
         import wandb
