@@ -118,10 +118,11 @@ def _train(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
+    from paxlike.data.location import located
     from paxlike.train.loop import train
     from paxlike.train.run import next_free
 
-    folder = (flags.run_dir or next_free(Path("runs"), flags.config.name)).absolute()
+    folder = located(flags.run_dir or next_free(Path("runs"), flags.config.name))
     result = train(flags.config, folder)
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
@@ -160,7 +161,9 @@ def _generate(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
-    _print_continued(Path(path).absolute(), prompt, flags)
+    from paxlike.data.location import located
+
+    _print_continued(located(path), prompt, flags)
 
 
 def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
@@ -209,9 +212,10 @@ def _eval(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
+    from paxlike.data.location import located
     from paxlike.train.trained import evaluate_run
 
-    step, found = evaluate_run(Path(path).absolute(), flags.mesh, flags.step, flags.batches)
+    step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
     print(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
 
 
