@@ -137,12 +137,13 @@ def _train(arguments: list[str]) -> None:
     runtime.start(flags.fake_devices, flags.hosts, flags.deterministic)
     import jax
 
+    from paxlike.data.location import located
     from paxlike.parallel import job
     from paxlike.train.loop import train
     from paxlike.train.run import next_free
 
-    folder = Path(job.first("run folder", lambda: str(flags.run_dir or next_free(Path("runs"), flags.config.name)), 60))
-    folder = folder.absolute()
+    chosen = job.first("run folder", lambda: str(flags.run_dir or next_free(Path("runs"), flags.config.name)), 60)
+    folder = located(chosen)
     result = train(flags.config, folder)
     show = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
     if result.stopped_by:
@@ -184,7 +185,9 @@ def _generate(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
-    _print_continued(Path(path).absolute(), prompt, flags)
+    from paxlike.data.location import located
+
+    _print_continued(located(path), prompt, flags)
 
 
 def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
@@ -254,9 +257,10 @@ def _eval(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
+    from paxlike.data.location import located
     from paxlike.train.trained import evaluate_run
 
-    step, found = evaluate_run(Path(path).absolute(), flags.mesh, flags.step, flags.batches)
+    step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
     print(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
 
 
