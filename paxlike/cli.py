@@ -137,12 +137,13 @@ def _train(arguments: list[str]) -> None:
     runtime.start(flags.fake_devices, flags.hosts, flags.deterministic)
     import jax
 
+    from paxlike.data.location import located
     from paxlike.parallel import job
     from paxlike.train.loop import train
     from paxlike.train.run import next_free
 
-    folder = Path(job.first("run folder", lambda: str(flags.run_dir or next_free(Path("runs"), flags.config.name)), 60))
-    folder = folder.absolute()
+    chosen = job.first("run folder", lambda: str(flags.run_dir or next_free(Path("runs"), flags.config.name)), 60)
+    folder = located(chosen)
     result = train(flags.config, folder)
     show = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
     if result.stopped_by:
@@ -184,7 +185,9 @@ def _generate(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
-    _print_continued(Path(path).absolute(), prompt, flags)
+    from paxlike.data.location import located
+
+    _print_continued(located(path), prompt, flags)
 
 
 def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
@@ -254,9 +257,10 @@ def _eval(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
+    from paxlike.data.location import located
     from paxlike.train.trained import evaluate_run
 
-    step, found = evaluate_run(Path(path).absolute(), flags.mesh, flags.step, flags.batches)
+    step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
     print(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
 
 
@@ -353,22 +357,9 @@ def _report(arguments: list[str]) -> None:
         """The number format whose peak is divided by."""
 
     flags = _flags(ReportFlags, arguments, "paxlike report")
-    from paxlike.accounting.history import read_history
-    from paxlike.accounting.report.summary import for_json, from_rate, summarize
+    from paxlike.accounting.report.summary import for_json
 
-    given = {f"--{name.replace('_', '-')}": getattr(flags, name) for name in ("tokens_per_second", "chip", "chips")}
-    missing = [name for name, value in given.items() if value is None]
-    if bool(flags.runs) == bool(flags.config):
-        raise UserError("`paxlike report` needs either run folders or --config CONFIG: paxlike report RUN [RUN …]")
-    if flags.config and missing:
-        raise UserError(f"--config also needs {', '.join(missing)}: what was measured, and on what.")
-    if flags.runs and len(missing) < len(given):
-        raise UserError(f"{', '.join(set(given) - set(missing))} go with --config; a run folder says them itself.")
-    histories = [read_history(run) for run in flags.runs]
-    summaries = [summarize(history) for history in histories]
-    if flags.config:
-        config = load(flags.config)
-        summaries = [from_rate(config, flags.tokens_per_second, flags.chip, flags.chips, flags.dtype)]
+    histories, summaries = _summaries(flags)
     if flags.json:
         print(json.dumps(for_json(summaries), indent=2, allow_nan=False))
     else:
@@ -386,6 +377,27 @@ def _report(arguments: list[str]) -> None:
         write_page(path, page(summaries, histories))
         if not flags.json:
             print(f"page: {path}")
+
+
+def _summaries(flags) -> tuple[list, list[dict]]:
+    """(histories, summaries) of the flags' runs, or of their config and rate. Raises UserError for flags that do not go together."""
+    from paxlike.accounting.history import read_history
+    from paxlike.accounting.report.summary import from_rate, summarize
+
+    given = {f"--{name.replace('_', '-')}": getattr(flags, name) for name in ("tokens_per_second", "chip", "chips")}
+    missing = [name for name, value in given.items() if value is None]
+    if bool(flags.runs) == bool(flags.config):
+        raise UserError("`paxlike report` needs either run folders or --config CONFIG: paxlike report RUN [RUN …]")
+    if flags.config and missing:
+        raise UserError(f"--config also needs {', '.join(missing)}: what was measured, and on what.")
+    if flags.runs and len(missing) < len(given):
+        raise UserError(f"{', '.join(set(given) - set(missing))} go with --config; a run folder says them itself.")
+    histories = [read_history(run) for run in flags.runs]
+    summaries = [summarize(history) for history in histories]
+    if flags.config:
+        config = load(flags.config)
+        summaries = [from_rate(config, flags.tokens_per_second, flags.chip, flags.chips, flags.dtype)]
+    return histories, summaries
 
 
 # ---- plan -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a device does in one step of a compiled program, instruction by instruction: FLOPs of matrix products, bytes of memory moved.
 
-    for work in list_work(compiled.as_text()): work.times * work.flops, work.times * work.bytes
+    work, windows = list_work(compiled.as_text())
+    sum(w.times * w.flops for w in work), sum(w.times * w.bytes for w in work)
 
 A fusion is one piece of work: what it computes inside never leaves the chip. Its bytes are those it reads and writes:
 
@@ -40,16 +41,31 @@ _NO_WORK = {
     "conditional", "opt-barrier", "send", "send-done", "recv", "recv-done", "domain", "add-dependency",
     *KINDS, *(kind + suffix for kind in KINDS for suffix in ("-start", "-done")),
 }  # fmt: skip
+_END = 2**60
 _BESIDE = ("copy-start", "slice-start", "async-start")
 
 
-def list_work(text: str | Module) -> list[Work]:
-    """The work of an HLO text (or of a parsed one), of one device."""
+class Windows(dict[str, tuple[int, int]]):
+    """Collective's name -> (first, end): it is under way during work[first:end] of the list."""
+
+
+def list_work(text: str | Module) -> tuple[list[Work], Windows]:
+    """The work of an HLO text (or of a parsed one), of one device, in the order in which it is scheduled; and which of it lies between
+    the start and the done of each asynchronous collective. A done that another round of a loop waits for closes no window: all that
+    follows the start in its round lies in it."""
     module = parse(text) if isinstance(text, str) else text
     reader = _Reader(module)
-    found = []
+    found: list[Work] = []
+    windows, started = Windows(), {}
     for instruction, computation, times, _ in top_level(module):
         opcode = instruction.opcode
+        if opcode.endswith("-start") or opcode == "send":
+            started[instruction.name] = names = _collectives(module, instruction)
+            for name in names:
+                windows[name] = len(found), _END
+        elif opcode.endswith("-done"):
+            for name in started.get(instruction.operands[0], ()):
+                windows[name] = windows[name][0], len(found)
         if opcode in _NO_WORK or opcode.endswith(("-done", "-update")) or _communicates(module, instruction):
             continue
         flops, kernel = reader.flops(computation, instruction)
@@ -57,7 +73,15 @@ def list_work(text: str | Module) -> list[Work]:
         if flops or moved:
             beside = opcode in _BESIDE
             found.append(Work(instruction.name, instruction.op_name, times, flops, moved, kernel, beside))
-    return found
+    return found, Windows({name: (first, min(end, len(found))) for name, (first, end) in windows.items()})
+
+
+def _collectives(module: Module, instruction: Instruction) -> list[str]:
+    """Names of the collectives that an instruction starts: itself, or what it wraps."""
+    inner = _inner(module, instruction)
+    if instruction.opcode != "async-start" or inner is None:
+        return [instruction.name]
+    return [i.name for i in inner.instructions.values() if i.opcode in KINDS]
 
 
 def top_level(module: Module) -> Iterator[Visit]:

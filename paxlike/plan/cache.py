@@ -1,4 +1,4 @@
-"""Facts on disk: a program that was compiled once for a cluster is not compiled again. What a TPU or GPU compiler makes for a machine that is
+"""Facts on disk: a program that was compiled once for a cluster is not compiled again. What a compiler makes for a machine that is
 not here cannot be read back as a program, so its facts are kept.
 
 They are filed under a hash of the lowered program (not of the config: two configs that make one program share a file), the cluster, the
@@ -14,7 +14,7 @@ import os
 from paxlike.parallel.runtime import cache_root
 from paxlike.plan.compile import Facts, Lowered, compile_facts
 
-FORMAT = 1
+FORMAT = 2
 """Counted up when the reading of a program changes."""
 
 

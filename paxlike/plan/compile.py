@@ -46,6 +46,8 @@ class Facts:
     work: list[list]
     """[runs, FLOPs, bytes, attention kernel?, beside other work?] of each instruction."""
     collectives: list[dict]
+    windows: list[tuple[int, int] | None]
+    """Which of the work each collective is under way during; None where the device waits for it."""
     seconds: float
     """Of lowering and compiling."""
     process_bytes: int
@@ -115,7 +117,9 @@ def compile_facts(lowered: Lowered) -> Facts:
     memory["results beside the state"] = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
     memory["code"] = analysis.generated_code_size_in_bytes
     matmuls = count_matmuls(module)
-    work = [[w.times, w.flops, w.bytes, w.kernel, w.beside] for w in list_work(module)]
+    listed, windows = list_work(module)
+    work = [[w.times, w.flops, w.bytes, w.kernel, w.beside] for w in listed]
+    collectives = list_collectives(module, mesh)
     flops = matmuls.total
     if lowered.numerics.attention == "stand_in":
         tokens = lowered.config.train.batch_size * lowered.config.data.sequence_length / lowered.mesh.size
@@ -126,7 +130,7 @@ def compile_facts(lowered: Lowered) -> Facts:
         flops += kernel
     return Facts(
         mesh, memory, sum(memory.values()), "", [], flops, list(matmuls.uncounted), work,
-        [dataclasses.asdict(c) for c in list_collectives(module, mesh)],
+        [dataclasses.asdict(c) for c in collectives], [windows.get(c.name) for c in collectives],
         lowered.seconds + time.monotonic() - begin, _resident(),
     )  # fmt: skip
 
@@ -136,7 +140,7 @@ def _refused(lowered: Lowered, message: str, seconds: float) -> Facts:
     kept = [*buffers, *lowered.arrays] if buffers else [*lowered.arrays, *_kept(lowered)]
     kept = sorted(kept, key=lambda row: -row[0])[:12]
     return Facts(
-        dict(lowered.mesh.shape), {}, needed, message.splitlines()[0], kept, 0, [], [], [], lowered.seconds + seconds, _resident()
+        dict(lowered.mesh.shape), {}, needed, message.splitlines()[0], kept, 0, [], [], [], [], lowered.seconds + seconds, _resident()
     )  # fmt: skip
 
 

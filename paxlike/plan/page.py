@@ -9,7 +9,12 @@ from paxlike.accounting.units import gib, si
 
 def describe(told: dict) -> Group:
     """A rich renderable of `result.plan_of`."""
-    parts: list = [_head(told), _memory(told)]
+    return Group(f"{summary(told)}\n\n{verdict(told)}\n", *tables(told))
+
+
+def tables(told: dict) -> list[Table | str]:
+    """Its tables, those that there are."""
+    parts: list[Table | str] = [_memory(told)]
     if told["buffers"]:
         parts.append(_buffers(told["buffers"]))
     if told.get("remedies"):
@@ -20,7 +25,7 @@ def describe(told: dict) -> Group:
         parts.append(_flops(told["flops"]))
     if "predicted" in told:
         parts.append(_prediction(told))
-    return Group(*parts)
+    return parts
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -42,14 +47,15 @@ def mesh_text(mesh: dict[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
-def _head(told: dict) -> str:
+def summary(told: dict) -> str:
+    """One sentence: what was compiled for what."""
     cluster, batch, compiled = told["cluster"], told["batch"], told["compile"]
     pods = f"{cluster['pods']} x " if cluster["pods"] > 1 else ""
     origin = "read from the cache" if compiled.get("cached") else f"compiled in {compiled['seconds']:.0f} s"
     return (
-        f"[bold]{told['config']}[/] on {pods}{cluster['name']} ({cluster['chips']:,} x {cluster['chip'] or 'CPU'}), "
+        f"{told['config']} on {pods}{cluster['name']} ({cluster['chips']:,} x {cluster['chip'] or 'CPU'}), "
         f"mesh {mesh_text(told['mesh'])}, remat {told['remat']}, {batch['sequences']:,} x {batch['sequence_length']:,} tokens a step "
-        f"({batch['tokens_per_chip']:,.0f} a chip); {origin}\n"
+        f"({batch['tokens_per_chip']:,.0f} a chip); {origin}"
     )
 
 
@@ -62,7 +68,7 @@ def verdict(told: dict) -> str:
 
 
 def _memory(told: dict) -> Table:
-    table = _table(verdict(told), "part", ">memory")
+    table = _table("Memory on a device", "part", ">memory")
     for part, size in told["memory"]["parts"].items():
         if size:
             table.add_row(part, gib(size))
@@ -143,10 +149,9 @@ def _prediction(told: dict) -> Table:
         "matrix": "matrix products alone",
         "memory": "reading and writing memory alone",
         "device": "instruction by instruction, the longer of the two",
-        "waiting for links": "collectives during which the device waits",
-        "links beside": "collectives that run beside other work",
-        "of it hidden": "behind device time",
-        "step": "device + waiting + what is not hidden",
+        "links": "collectives, one after another",
+        "hidden": "of it, beside work that the program has scheduled there",
+        "step": "device + links - hidden",
     }
     for name, value in seconds.items():
         table.add_row(name, si(value, "s", 4) if value else "0 s", why[name])
@@ -156,4 +161,22 @@ def _prediction(told: dict) -> Table:
     table.add_row("HFU", f"{predicted['hfu']:.1%}", "as compiled")
     table.add_row("days", f"{predicted['days']:,.1f}", f"for {predicted['budget_tokens']:,} tokens at this batch size")
     table.add_row("chip-hours", f"{predicted['chip_hours']:,.0f}", "")
+    return table
+
+
+def sweep_table(rows: list[dict]) -> Table:
+    """The candidates of a sweep, best first."""
+    table = _table(
+        "Best first", ">model", "remat", ">batch", "fits", ">memory", ">step", ">tokens/s", ">MFU", ">HFU", ">days", ""
+    )
+    for row in rows:
+        cells = [""] * 5
+        if "mfu" in row:
+            shares = (f"{row['mfu']:.1%}", f"{row['hfu']:.1%}")
+            cells = [f"{row['step']:.3g} s", f"{row['tokens_per_second']:,.0f}", *shares, f"{row['days']:,.1f}"]
+        fits = {True: "yes", False: "no", None: ""}[row["fits"]]
+        needed = gib(row["needed"]) if row["needed"] else ""
+        table.add_row(
+            str(row["model"]), row["remat"], f"{row['batch_size']:,}", fits, needed, *cells, row["error"][:60]
+        )
     return table

@@ -119,22 +119,18 @@ def crossing_pod(config: Config, mesh: dict[str, int], found: Iterable[Collectiv
 
 
 def _predicted(config: Config, cluster: Cluster, facts: Facts, seconds: list[tuple[str, float]], flops: dict) -> dict:
-    waiting = beside = 0.0
-    for c, (_, each) in zip(facts.all_collectives(), seconds, strict=True):
-        if c.alone:
-            waiting += c.times * each
-        else:
-            beside += c.times * each
     dtype = "bfloat16" if config.precision.compute == "auto" else config.precision.compute
-    times = roofline.times(facts.work, waiting, beside, cluster.chip, dtype)
+    runs = [c.times for c in facts.all_collectives()]
+    collectives = [(n, each, window) for n, (_, each), window in zip(runs, seconds, facts.windows, strict=True)]
+    times = roofline.times(facts.work, collectives, cluster.chip, dtype)
     tokens = config.train.batch_size * config.data.sequence_length
     rate = tokens / times.step
     peak = cluster.chips * cluster.chip.peak(dtype)
     budget = config.train.sequences_before(config.train.steps) * config.data.sequence_length
     return {
         "seconds": {
-            "matrix": times.matrix, "memory": times.memory, "device": times.device, "waiting for links": times.waiting,
-            "links beside": times.beside, "of it hidden": times.hidden, "step": times.step,
+            "matrix": times.matrix, "memory": times.memory, "device": times.device, "links": times.links,
+            "hidden": times.hidden, "step": times.step,
         },
         "tokens_per_second": rate,
         "mfu": rate * flops["palm_per_token"] / peak,

@@ -2,10 +2,11 @@
 
     device time  sum over the program's instructions of the longer of its matrix time and its memory time (inside an instruction both
                  run at once; instructions follow one another)
-    waiting      collectives that are one instruction in the compiled program: the device does nothing else meanwhile
-    beside       collectives that have a start and a done: hidden behind device time, as long as there is any
+    link time    sum over its collectives
+    hidden       of it, what runs beside work: a collective that is one instruction hides nothing, one with a start and a done hides as
+                 much as the program has scheduled between the two, and no work hides two collectives
 
-    step = device time + waiting + max(0, beside - device time)
+    step = device time + link time - hidden
 
 The constants are what machines reach of their data sheets in general; none is fitted to a training run (docs/planning.md compares).
 """
@@ -49,28 +50,33 @@ class Times:
     memory: float
     """All reading and writing of memory, alone."""
     device: float
-    waiting: float
-    beside: float
-
-    @property
-    def hidden(self) -> float:
-        return min(self.beside, self.device)
+    links: float
+    hidden: float
 
     @property
     def step(self) -> float:
-        return self.device + self.waiting + self.beside - self.hidden
+        return self.device + self.links - self.hidden
 
 
-def times(work: list[tuple], waiting: float, beside: float, chip: Chip, dtype: str = "bfloat16") -> Times:
-    """work: (runs, FLOPs, bytes, whether an attention kernel, whether it runs beside other work). waiting, beside: seconds of
-    collectives at the links' full bandwidth."""
+def times(work: list[list], collectives: list[tuple], chip: Chip, dtype: str = "bfloat16") -> Times:
+    """work: [runs, FLOPs, bytes, attention kernel?, beside other work?], in the order of the schedule. collectives: (runs, seconds at the
+    links' full bandwidth, the work it is under way during: (first, end) or None)."""
     reached = efficiency(chip)
     peak = chip.peak(dtype) / chip.devices_per_chip
     bandwidth = chip.bandwidth / chip.devices_per_chip * reached.memory
-    matrix = memory = device = 0.0
-    for runs, flops, moved, kernel, apart in work:
+    matrix = memory = 0.0
+    device = []
+    for runs, flops, moved, kernel, beside in work:
         rate = peak * (reached.kernel / CAUSAL if kernel else reached.matmul)
         in_matrix, in_memory = runs * flops / rate, runs * moved / bandwidth
         matrix, memory = matrix + in_matrix, memory + in_memory
-        device += 0.0 if apart else max(in_matrix, in_memory)
-    return Times(matrix, memory, device, waiting / reached.link, beside / reached.link)
+        device.append(0.0 if beside else max(in_matrix, in_memory))
+    links = hidden = 0.0
+    free = list(device)
+    for runs, seconds, window in collectives:
+        left = runs * seconds / reached.link
+        links += left
+        for i in range(*(window or (0, 0))):
+            covered = min(left, free[i])
+            left, hidden, free[i] = left - covered, hidden + covered, free[i] - covered
+    return Times(matrix, memory, sum(device), links, hidden)

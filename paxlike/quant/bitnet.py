@@ -30,6 +30,10 @@ SMALLEST = 1e-5
 """The least beta of ternary weights and the least gamma of activations, as in the published code."""
 
 
+UNROLLED = 4
+"""Products of tiles that are written out; more are a loop, which is compiled once."""
+
+
 def quantize_weight(w: Array, tiles: tuple[int, int], quant: QuantConfig, axes: Axes = ()) -> tuple[Array, Array]:
     """A matrix [inputs, outputs] -> (int8 of -1, 0, +1 in its shape, float32 beta [input tiles, output tiles])."""
     rows, columns = tiles
@@ -83,15 +87,22 @@ def product(x_ints: Array, x_scale: Array, signs: Array, beta: Array, integer: b
     """
     tiles, groups = beta.shape[0], x_scale.shape[-1]
     inputs, outputs = signs.shape
-    rows, total = inputs // tiles, None
-    for tile in range(tiles):
-        part = slice(tile * rows, (tile + 1) * rows)
-        sums = _whole_numbers(x_ints[..., part], signs[part], integer)
-        beta_1 = jnp.repeat(beta[tile], outputs // beta.shape[1]) if beta.shape[1] > 1 else beta[tile]
-        group = tile * groups // tiles
-        scaled = sums * (x_scale[..., group : group + 1] * beta_1[None, None])
-        total = scaled if total is None else total + scaled
-    return total
+    rows = inputs // tiles
+
+    def add(total: Array | float, tile: int | Array) -> tuple[Array, None]:
+        # A slice of everything is the array itself to the compiler, so that one tile is one product.
+        sums = _whole_numbers(
+            jax.lax.dynamic_slice_in_dim(x_ints, tile * rows, rows, 2),
+            jax.lax.dynamic_slice_in_dim(signs, tile * rows, rows, 0),
+            integer,
+        )
+        scale = jax.lax.dynamic_slice_in_dim(x_scale, tile * groups // tiles, 1, 2)
+        return total + sums * (scale * jnp.repeat(beta[tile], outputs // beta.shape[1])[None, None]), None
+
+    if tiles == 1:
+        return add(0.0, 0)[0]
+    zeros = jnp.zeros((*x_ints.shape[:2], outputs), jnp.float32)
+    return jax.lax.scan(add, zeros, jnp.arange(tiles), unroll=min(tiles, UNROLLED))[0]
 
 
 def _whole_numbers(x: Array, w: Array, integer: bool) -> Array:

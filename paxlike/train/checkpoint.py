@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from paxlike.config import CheckpointConfig, SaveError, UserError
+from paxlike.data.location import in_bucket
 from paxlike.parallel import job
 from paxlike.train.seal import damage, seal, unseal
 from paxlike.train.state import State, from_plain, to_plain
@@ -138,6 +139,8 @@ class Checkpoints:
         return _rename_aside(self.folder / str(step)).name
 
     def _check_space(self, needed: int) -> None:
+        if in_bucket(self.folder):
+            return
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(self._disk_full(f"a checkpoint needs {needed:,} bytes, {free:,} are free"))
@@ -166,7 +169,8 @@ def restore_params(folder: Path, like: dict, step: int | None = None) -> tuple[d
 
     `like` gives the parameters' shapes, dtypes and shardings. Raises UserError where there is no such checkpoint.
     """
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    whole = ocp.utils.is_checkpoint_finalized
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and whole(path))
     if not steps or (step is not None and step not in steps):
         wanted = "no checkpoint" if step is None else f"no checkpoint {step}"
         raise UserError(f"there is {wanted} in {folder}; there are {steps}. Train the run first.")

@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 
 from paxlike.config import Config, UserError, differences, from_json, to_json
+from paxlike.data.location import in_bucket
 from paxlike.data.store import Store, check_unchanged
 
 MAY_CHANGE = (
@@ -37,7 +38,7 @@ def next_free(root: Path, name: str) -> Path:
 
 
 class Run:
-    """An open run folder, locked against a second process of the same machine until `close`."""
+    """An open run folder, locked against a second process of the same machine until `close`; a bucket cannot be locked."""
 
     def __init__(self, folder: Path, config: Config, store: Store):
         """Makes the folder, or checks that it belongs to this config and data. Raises UserError otherwise."""
@@ -58,7 +59,8 @@ class Run:
         write(folder / "config.json", to_json(config))
 
     def close(self) -> None:
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
 
 def check_seen(folder: Path) -> None:
@@ -92,6 +94,9 @@ def read_data(folder: Path) -> dict:
 
 def write(path: Path, text: str) -> None:
     """Writes a small file through a temporary name, so that it is there whole or not at all."""
+    if in_bucket(path):
+        path.write_text(text)
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w") as file:
         file.write(text)
@@ -111,7 +116,9 @@ def _checked_changes(folder: Path, known: Config, config: Config) -> list[str]:
     return changes
 
 
-def _locked(folder: Path) -> int:
+def _locked(folder: Path) -> int | None:
+    if in_bucket(folder):
+        return None
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

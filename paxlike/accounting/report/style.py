@@ -57,6 +57,7 @@ td:first-child { color: var(--quiet); white-space: pre; } tr.section td:first-ch
 .notes { margin-top: 18px; } .notes ul { margin: 0; padding-left: 18px; } .notes li + li { margin-top: 3px; }
 .warning { background: var(--warn-paper); color: var(--warn); border-color: transparent; }
 footer { margin-top: 30px; font-size: 12px; color: var(--quiet); }
-@media (max-width: 820px) { .grid { grid-template-columns: minmax(0, 1fr); } main { padding: 20px 14px 40px; } }
+@media (max-width: 820px) { .grid { grid-template-columns: minmax(0, 1fr); } main { padding: 20px 14px 40px; }
+  .wide svg text { font-size: 23px; } .wide polyline.line { stroke-width: 4; } .wide circle.mark { stroke-width: 4; } }
 @media print { body { background: none; } .card { break-inside: avoid; } }
 """

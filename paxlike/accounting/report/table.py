@@ -98,9 +98,7 @@ _ENERGY = [
 
 def kind(share: dict) -> str:
     """A percentage's short name: `MFU palm`, `HFU`."""
-    if share["name"] == "MFU":
-        return f"MFU {share['convention']}"
-    return share["name"] + ("" if share["convention"].startswith("executed") else f" ({share['convention']})")
+    return f"MFU {share['convention']}" if share["name"] == "MFU" else share["name"]
 
 
 def _utilization_rows(runs: list[dict]) -> list:
@@ -122,7 +120,7 @@ def _time_rows(runs: list[dict]) -> list:
 
     def cell(run, cause):
         seconds, wall = run["goodput"]["seconds"][cause], run["goodput"]["wall_seconds"]
-        return f"{duration(seconds)}  ({seconds / wall if wall else 0:.1%})"
+        return "0" if not seconds else f"{duration(seconds)}  ({seconds / wall if wall else 0:.1%})"
 
     return told + [(f"  {cause}", lambda run, cause=cause: cell(run, cause)) for cause in causes]
 
@@ -132,7 +130,7 @@ def _part_rows(runs: list[dict]) -> list:
 
     def cell(run, part):
         flops = run["flops_by_part"][part]
-        return f"{si(flops, 'FLOP')}  ({flops / sum(run['flops_by_part'].values()):.1%})"
+        return "0" if not flops else f"{si(flops, 'FLOP')}  ({flops / sum(run['flops_by_part'].values()):.1%})"
 
     return [(part, lambda run, part=part: cell(run, part)) for part in parts]
 
