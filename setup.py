@@ -28,6 +28,7 @@ setup(
         "tyro>=1.0",
         "rich",
         "sentencepiece>=0.2.3",
+        "safetensors>=0.6",
         "tensorboardX>=2.6",
         "zstandard>=0.23",
     ],

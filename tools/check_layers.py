@@ -29,6 +29,7 @@ DOORS = {
     "orbax": ("train/checkpoint.py",),
     "grain": ("data/grain_source.py",),
     "tyro": ("cli.py",),
+    "safetensors": ("train/packed.py",),
     "seqio": ("data/seqio_source.py",),
     "tensorflow": ("data/seqio_source.py",),
     "jax.distributed": ("parallel/runtime.py",),

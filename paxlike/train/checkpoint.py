@@ -8,6 +8,7 @@ import errno
 import logging
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -16,7 +17,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from paxlike.config import CheckpointConfig, SaveError, UserError
 from paxlike.data.location import in_bucket
+from paxlike.parallel import job
+from paxlike.train.seal import damage, seal, unseal
 from paxlike.train.state import State, from_plain, to_plain
+
+ASIDE_SECONDS = 120
+"""How long processes wait for the first one to rename a checkpoint."""
 
 # A save that fails is told three times. The error comes back to the caller, who explains it; the other two are dropped: Orbax logs
 # a traceback from its own thread, and every further write of that save finds the event loop of the first closed.
@@ -48,6 +54,8 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(folder, options=options)
         except OSError as error:
             raise UserError(f"the checkpoint folder {folder} cannot be used: {error}.") from error
+        self._unsealed: int | None = None
+        self._sealing: threading.Thread | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -70,26 +78,40 @@ class Checkpoints:
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(plain)))
         if step in self.steps():
             return
+        self.wait()
+        unseal(self.folder, step)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(plain), position=ocp.args.JsonSave(position))
         self._or_explain(lambda: self._manager.save(step, args=arguments))
+        self._unsealed = step
 
     def check(self) -> None:
-        """Raises UserError if the save under way has failed; does not wait."""
+        """Raises UserError if the save under way has failed; does not wait. Once it is whole, starts to seal it."""
         self._or_explain(self._manager.check_for_errors)
+        if self._unsealed is not None and not self._manager.is_saving_in_progress():
+            self._sealing = threading.Thread(target=seal, args=(self.folder, self._unsealed), name="seal")
+            self._unsealed = None
+            self._sealing.start()
 
     def wait(self) -> None:
-        """Returns when the save under way is whole on disk. Raises UserError if it failed."""
+        """Returns when the save under way is whole on disk and sealed. Raises UserError if it failed."""
         self._or_explain(lambda: (self._manager.wait_until_finished(), self._manager.check_for_errors()))
+        self.check()
+        if self._sealing:
+            self._sealing.join()
+            self._sealing = None
 
-    def restore_newest(self, like: State) -> tuple[State, dict, list[str]] | None:
+    def restore_newest(self, like: State, before: int | None = None) -> tuple[State, dict, list[str]] | None:
         """(state, position, notes) of the newest checkpoint that can be read whole; None where there is none at all.
 
-        `like` gives shapes, dtypes and shardings (`abstract_state`). A checkpoint that cannot be read is renamed to
-        `<step>.unreadable`, with a note, and the one before it is tried. Raises UserError where none can be read.
+        `like` gives shapes, dtypes and shardings (`abstract_state`); `before`: the largest step wanted. A checkpoint that is not what
+        was written, or cannot be read, is renamed to `<step>.unreadable`, with a note, and the one before it is tried. Raises
+        UserError where none can be read.
         """
         notes = []
-        for step in reversed(self.steps()):
+        for step in reversed([step for step in self.steps() if before is None or step <= before]):
             try:
+                if found := damage(self.folder, step):
+                    raise ValueError(found)
                 arguments = ocp.args.Composite(
                     state=ocp.args.StandardRestore(to_plain(like)), position=ocp.args.JsonRestore()
                 )
@@ -97,14 +119,24 @@ class Checkpoints:
                 return from_plain(found["state"], like), found["position"], notes
             except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                aside = _rename_aside(self.folder / str(step))
-                notes.append(f"checkpoint {step} cannot be read ({reason}); set aside as {aside.name}.")
+                aside = job.first(f"setting checkpoint {step} aside", lambda: self._set_aside(step), ASIDE_SECONDS)  # noqa: B023
+                notes.append(f"checkpoint {step} cannot be read ({reason}); set aside as {aside}.")
                 self._manager.reload()
         if notes:
             raise UserError(
                 f"no checkpoint in {self.folder} can be read. {' '.join(notes)} Train again with another --run-dir."
             )
         return None
+
+    def delete_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps: the run goes another way from this one on."""
+        self.wait()
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def _set_aside(self, step: int) -> str:
+        return _rename_aside(self.folder / str(step)).name
 
     def _check_space(self, needed: int) -> None:
         if in_bucket(self.folder):

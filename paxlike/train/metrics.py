@@ -16,7 +16,10 @@ from paxlike.data.location import in_bucket
 class Metrics:
     """Appends to a run's files. A line of metrics.jsonl is `{"step": k, …}` or `{"event": name, "step": k, …}`, with `time` (Unix seconds).
 
-    After a restart the steps since the restored checkpoint appear twice: the last line of a step counts.
+    After a restart the steps since the restored checkpoint appear twice: the last line of a step counts. Events, and the lines of every
+    `log.every`th step, also have `goodput` (cause -> seconds since the run began, of all attempts), `device_memory` and `joules` (of the
+    attempt) where the machine tells. The start event has the inputs of every formula (`accounts.py`).
+
     A bucket's files cannot be appended to: a local copy is, and sent there whole with every event.
     """
 
@@ -26,7 +29,7 @@ class Metrics:
             self._folder, self._bucket = Path(tempfile.mkdtemp(prefix="paxlike-metrics-")), folder
             if (folder / "metrics.jsonl").exists():
                 (self._folder / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes())
-        path = self._folder / "metrics.jsonl"
+        self.path = path = self._folder / "metrics.jsonl"
         # A process that was killed may have left half a line: the next one must not be glued to it.
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         self._file = open(path, "a")
@@ -36,8 +39,9 @@ class Metrics:
         self._wandb = _wandb(self._folder, config) if config.log.wandb else None
         self._every = config.log.every
 
-    def step(self, step: int, values: dict[str, float]) -> None:
-        self._line({"step": step, **values})
+    def step(self, step: int, values: dict[str, float], more: dict[str, object]) -> None:
+        """more: what is written to metrics.jsonl only."""
+        self._line({"step": step, **values, **more})
         if step % self._every == 0:
             self._points(step, values)
 
@@ -80,11 +84,27 @@ class Metrics:
             self._wandb.log(values, step=step)
 
 
+class NoMetrics(Metrics):
+    """For the processes of a job that do not write: all but the first."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "metrics.jsonl"
+
+    def step(self, step: int, values: dict[str, float], more: dict[str, object]) -> None:
+        pass
+
+    def event(self, name: str, step: int, **values: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _wandb(folder: Path, config: Config):
     try:
         import wandb
     except ImportError:
         raise UserError(
-            "log.wandb is set, but wandb is not installed: `pip install wandb`, or --no-log.wandb."
+            "log.wandb is set, but wandb is not installed: `pip install wandb`, or --log.no-wandb."
         ) from None
     return wandb.init(project="paxlike", name=config.name, dir=str(folder), resume="allow")

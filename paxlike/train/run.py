@@ -6,6 +6,9 @@ tokenizer/       a copy of the store's tokenizer, so that a run can be sampled w
 metrics.jsonl    a line a step, and a line an event (start, compile, evaluation, checkpoint, stop)
 tensorboard/     event files
 checkpoints/     see `checkpoint.py`
+seals/           what the checkpoints' files must be, see `seal.py`
+skipped.json     batches that are not learnt from, see `guard.py`
+stacks/          where processes stood that a watchdog ended
 profile/         traces of the profiler window
 """
 
@@ -20,7 +23,7 @@ from paxlike.data.store import Store, check_unchanged
 
 MAY_CHANGE = (
     "train.steps:", "train.accumulate:", "model.remat:", "model.attention:", "mesh.", "precision.compute:", "precision.gradients:",
-    "checkpoint.", "eval.", "log.", "profile.", "data.store:",
+    "checkpoint.", "eval.", "log.", "profile.", "watchdog.", "data.store:",
 )  # fmt: skip
 """What may differ from the run's config when it goes on: none of it changes what is learnt from which batch, beyond rounding."""
 
@@ -57,6 +60,14 @@ class Run:
     def close(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
+
+
+def check_seen(folder: Path) -> None:
+    """Raises UserError where this process does not see the run folder that the first one has opened."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"the run folder {folder} that process 0 opened is not seen here; --run-dir must be on storage that all hosts share."
+        )
 
 
 def read_config(folder: Path) -> Config:
