@@ -29,13 +29,19 @@ setup(
         "sentencepiece>=0.2.3",
         "tensorboardX>=2.6",
         "zstandard>=0.23",
+        "tensorstore",
+        "ml_dtypes",
+        "protobuf",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "wandb": ["wandb"],
+        # Not needed to convert: these load what was converted, and check it.
+        "hf": ["transformers>=5", "torch", "tokenizers", "safetensors"],
         # libtpu compiles for TPUs that are not there: some tests read those programs.
-        "test": ["pytest>=8", "ruff>=0.14", "jax[tpu]"],
+        # torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
+        "test": ["pytest>=8", "ruff>=0.14", "jax[tpu]", "tokenizers", "safetensors"],
     },
     entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},
 )

@@ -17,7 +17,8 @@ FLOORS = [
     ["quant", "data", "optim"],
     ["nn"],
     ["models"],
-    ["train", "plan", "infer", "interop"],
+    ["train", "plan", "infer"],
+    ["interop"],
     ["cli", "__main__"],
 ]
 FLOOR = {package: level for level, packages in enumerate(FLOORS) for package in packages}
@@ -31,6 +32,8 @@ DOORS = {
     "tyro": ("cli.py",),
     "seqio": ("data/seqio_source.py",),
     "tensorflow": ("data/seqio_source.py",),
+    "tensorstore": ("train/checkpoint.py", "interop/t5x.py"),
+    "tokenizers": ("interop/hf_tokenizer.py",),
     "jax.distributed": ("parallel/runtime.py",),
 }
 NO_JAX = ("config.py", "accounting/")
@@ -38,7 +41,7 @@ NO_JAX = ("config.py", "accounting/")
 NNX_FORBIDDEN = {"jit", "scan", "vmap", "grad", "value_and_grad", "remat", "Optimizer"}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
 # Imported inside functions: heavy and optional anywhere; in cli.py also what would slow the start of every verb.
-LATE = {"libtpu", "torch", "transformers", "tensorflow", "seqio", "wandb", "lm_eval", "tensorboardX"}
+LATE = {"libtpu", "torch", "transformers", "tensorflow", "seqio", "wandb", "lm_eval", "tensorboardX", "tokenizers"}
 LATE_IN_CLI = LATE | {"jax", "rich", "tyro", "paxlike"}
 
 

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from orbax.checkpoint import checkpoint_managers as policies
 
 from paxlike.config import CheckpointConfig, SaveError, UserError
@@ -69,7 +71,8 @@ class Checkpoints:
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(plain)))
         if step in self.steps():
             return
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(plain), position=ocp.args.JsonSave(position))
+        state = ocp.args.StandardSave(plain, save_args=jax.tree_util.tree_map_with_path(_storage, plain))
+        arguments = ocp.args.Composite(state=state, position=ocp.args.JsonSave(position))
         self._or_explain(lambda: self._manager.save(step, args=arguments))
 
     def check(self) -> None:
@@ -129,16 +132,61 @@ class Checkpoints:
             raise
 
 
+def _storage(path: tuple, _leaf: object) -> ocp.SaveArgs:
+    """How an array is stored: the parameters of the blocks a layer a chunk, so that a layer can be read without the others."""
+    of_blocks = jax.tree_util.keystr(path, simple=True, separator="/").startswith("params/blocks/")
+    return ocp.SaveArgs(shard_axes=(0,) if of_blocks else ())
+
+
+class StoredParams:
+    """The parameters of the newest checkpoint in `folder`, or of the named one, read an array or a layer at a time.
+
+    Raises UserError where there is no such checkpoint.
+    """
+
+    def __init__(self, folder: Path, step: int | None = None):
+        self.step = _chosen(folder, step)
+        self._base = f"file://{(folder / str(self.step) / 'state').absolute()}/"
+
+    def read(self, name: str, layer: int | None = None) -> np.ndarray:
+        """The array of a checkpoint name such as `blocks/wq_DNH`; of one layer, where `layer` is given."""
+        path = f"params.{name.replace('/', '.')}/"
+        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": self._base, "path": path}}
+        try:
+            array = tensorstore.open(spec, open=True, read=True).result()
+            return (array if layer is None else array[layer]).read().result()
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"checkpoint {self.step}: the parameter {name} cannot be read ({reason}).") from error
+
+
+def save_params(folder: Path, params: dict, step: int = 0) -> None:
+    """Writes a checkpoint that has parameters and no optimizer's state into `folder`."""
+    plain = {"params": params}
+    arguments = ocp.args.Composite(
+        state=ocp.args.StandardSave(plain, save_args=jax.tree_util.tree_map_with_path(_storage, plain)),
+        position=ocp.args.JsonSave({}),
+    )
+    with ocp.CheckpointManager(folder) as manager:
+        manager.save(step, args=arguments)
+        manager.wait_until_finished()
+        manager.check_for_errors()
+
+
+def _chosen(folder: Path, step: int | None) -> int:
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        wanted = "no checkpoint" if step is None else f"no checkpoint {step}"
+        raise UserError(f"there is {wanted} in {folder}; there are {steps}. Train the run first.")
+    return steps[-1] if step is None else step
+
+
 def restore_params(folder: Path, like: dict, step: int | None = None) -> tuple[dict, int]:
     """(parameters, step) of the newest checkpoint in `folder`, or of the named one; the optimizer's state is not read.
 
     `like` gives the parameters' shapes, dtypes and shardings. Raises UserError where there is no such checkpoint.
     """
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    if not steps or (step is not None and step not in steps):
-        wanted = "no checkpoint" if step is None else f"no checkpoint {step}"
-        raise UserError(f"there is {wanted} in {folder}; there are {steps}. Train the run first.")
-    step = steps[-1] if step is None else step
+    step = _chosen(folder, step)
     target = {"params": like}
     arguments = ocp.args.PyTreeRestore(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
@@ -148,7 +196,7 @@ def restore_params(folder: Path, like: dict, step: int | None = None) -> tuple[d
             return checkpointer.restore(folder / str(step) / "state", args=arguments)["params"], step
     except (ValueError, OSError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        others = [s for s in steps if s != step]
+        others = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.name != str(step))
         raise UserError(
             f"checkpoint {step} in {folder} cannot be read ({reason}). Try --step with one of {others}."
         ) from error
