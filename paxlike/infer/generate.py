@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import decode, prefill
 from paxlike.nn.einsum import gather, on_devices
+from paxlike.nn.quantized import QuantizedWeight, quantize_params
 from paxlike.nn.weight import Numerics
 from paxlike.parallel.axes import letters_of
 from paxlike.parallel.mesh import axis_sizes, spec
@@ -106,6 +107,8 @@ class Generator:
 
     def __init__(self, config: ModelConfig, numerics: Numerics, params: dict, eod: int, max_length: int):
         self.config, self.numerics, self.eod, self.max_length = config, numerics, eod, max_length
+        if config.quant.active:
+            params = quantize_params(config, numerics, params)
         self.params = _in_compute_dtype(params, numerics)
 
     def generate(
@@ -193,7 +196,9 @@ def _in_compute_dtype(params: dict, numerics: Numerics) -> dict:
     """The matrices cast once, not at every token; norm scales, which are multiplied in float32, as they are."""
 
     def cast(path, w):
+        if isinstance(w, QuantizedWeight):
+            return w
         scale = len(letters_of(path[-1].key)) == 1
         return w if scale or w.dtype == numerics.compute else w.astype(numerics.compute)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree_util.tree_map_with_path(cast, params, is_leaf=lambda w: isinstance(w, QuantizedWeight))

@@ -19,8 +19,9 @@ from paxlike.interop import hf_layout, hf_tokenizer, safetensors
 from paxlike.interop.folder import new_folder
 from paxlike.interop.hf_forward import logits as their_logits
 from paxlike.interop.reference import logits as our_logits
-from paxlike.train.checkpoint import StoredParams, save_params
+from paxlike.train.checkpoint import write_checkpoint
 from paxlike.train.run import read_config
+from paxlike.train.stored import Stored
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 """Largest difference of two logits, over the deviation of all, by the dtype of the parameters. A few layers in float32 give about 1e-6,
@@ -46,18 +47,18 @@ def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 
     model, dtype = config.model, config.precision.params
     tokenizer = load_tokenizer(run / "tokenizer")
     told = hf_layout.to_config(model, config.data.sequence_length, dtype, tokenizer.eod)
-    stored = StoredParams(run / "checkpoints", step)
+    stored = Stored(run / "checkpoints", step)
     table = hf_layout.tensors(model)
     with new_folder(out) as folder:
         notes = hf_tokenizer.write(folder, tokenizer, config.data.sequence_length)
         (folder / "config.json").write_text(json.dumps(told, indent=2) + "\n")
 
         def read(tensor: hf_layout.Tensor) -> np.ndarray:
-            return tensor.to_hf(stored.read(tensor.ours, tensor.layer))
+            return tensor.to_hf(stored.param(tensor.ours, tensor.layer))
 
         entries = [safetensors.Entry(t.name, t.shape, functools.partial(read, t)) for t in table]
         safetensors.write(folder, entries, safetensors.numpy_dtype(dtype), shard_bytes)
-        difference = check(told, safetensors.Tensors(folder).read, model, stored.read, TOLERANCE[dtype])
+        difference = check(told, safetensors.Tensors(folder).read, model, stored.param, TOLERANCE[dtype])
     return Converted(out, parameter_count(model), difference, notes)
 
 
@@ -81,9 +82,9 @@ def from_hf(source: Path, out: Path) -> Converted:
         (folder / "config.json").write_text(to_json(config))
         (folder / "tokenizer").mkdir()
         tokenizer.save(folder / "tokenizer")
-        save_params(folder / "checkpoints", _nested(params))
-        stored = StoredParams(folder / "checkpoints")
-        difference = check(told, files.read, model, stored.read, TOLERANCE[dtype])
+        write_checkpoint(folder / "checkpoints", {"params": nested(params)}, 0, {"step": 0})
+        stored = Stored(folder / "checkpoints")
+        difference = check(told, files.read, model, stored.param, TOLERANCE[dtype])
     return Converted(out, parameter_count(model), difference, [])
 
 
@@ -153,7 +154,8 @@ def _assembled(
     return params
 
 
-def _nested(params: dict[str, np.ndarray]) -> dict:
+def nested(params: dict[str, np.ndarray]) -> dict:
+    """`blocks/wq_DNH` -> value as the nested dict that a checkpoint has."""
     nested: dict = {"blocks": {}}
     for name, array in params.items():
         folder, _, leaf = name.rpartition("/")

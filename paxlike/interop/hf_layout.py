@@ -34,6 +34,10 @@ class Tensor(NamedTuple):
 
 def family(model: ModelConfig) -> str:
     """`cohere` or `llama`. Raises UserError where neither has this block."""
+    if model.quant.weights != "none":
+        raise UserError(
+            f"a model with quant.weights {model.quant.weights} computes with quantized weights, which no Hugging Face model does."
+        )
     words = (model.block, model.norm, model.feed_forward)
     known = {("parallel", "layer", "swiglu"): "cohere", ("serial", "rms", "swiglu"): "llama"}
     if words not in known:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from paxlike.config import MeshConfig
+from paxlike.config import ConfigError, MeshConfig
 from paxlike.parallel import rules
 
 
@@ -25,6 +25,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else list(devices)
     pod, data, model = config.resolve(len(devices))
     slices = {getattr(device, "slice_index", None) for device in devices}
+    if devices[0].platform == "tpu" and len(slices) > 1 and len(slices) != pod:
+        raise ConfigError(
+            f"mesh.pod is {pod}, but the devices are {len(slices)} TPU slices, which only the data-center network joins: "
+            f"set mesh.pod to {len(slices)}."
+        )
     if pod > 1 and len(slices) == pod:
         grid = mesh_utils.create_hybrid_device_mesh(
             (1, data, model), (pod, 1, 1), devices, allow_split_physical_axes=True

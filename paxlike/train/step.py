@@ -6,11 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from paxlike.config import Config
 from paxlike.models.palm import bind
 from paxlike.nn.weight import Numerics
-from paxlike.optim.optimizer import Optimizer, apply_updates, global_norm
+from paxlike.optim.optimizer import Optimizer, apply_updates, global_norm, make_optimizer
+from paxlike.optim.schedules import make_schedule
+from paxlike.parallel.mesh import spec
 from paxlike.train.loss import Head, Losses, sum_losses
 from paxlike.train.state import State
 
@@ -79,6 +82,28 @@ def _accumulated(part_loss: Callable, params: dict, batch: DeviceBatch) -> tuple
 
     zeros = jax.tree.map(jnp.zeros_like, params), NO_LOSSES
     return jax.lax.scan(add, zeros, batch)[0]
+
+
+class Program(NamedTuple):
+    """What is compiled for a config on a platform: by `train/loop.py` to run it, by `plan/` for machines that are not here."""
+
+    numerics: Numerics
+    optimizer: Optimizer
+    train_step: Callable
+
+    @classmethod
+    def of(cls, config: Config, numerics: Numerics) -> "Program":
+        optimizer = make_optimizer(config.optim, config.train.steps)
+        schedule = make_schedule(config.optim, config.train.steps)
+        return cls(numerics, optimizer, make_train_step(config, numerics, optimizer, schedule))
+
+
+def abstract_batch(config: Config, batch_size: int, segments: bool) -> DeviceBatch:
+    """The shapes and shardings of a batch on the mesh in force."""
+    shape = (config.train.accumulate, batch_size // config.train.accumulate, config.data.sequence_length)
+    places = NamedSharding(jax.sharding.get_mesh(), spec("ABT", shape))
+    array = jax.ShapeDtypeStruct(shape, np.int32, sharding=places)
+    return DeviceBatch(array, array, array if segments else None)
 
 
 def make_eval_step(config: Config, numerics: Numerics) -> Callable[[dict, DeviceBatch], tuple[Losses, Array]]:

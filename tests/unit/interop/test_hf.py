@@ -11,13 +11,14 @@ import pytest
 from helpers import host_params
 from interop_cases import KINDS, PROMPT, case, expected_logits, in_dtype, make_run
 
-from paxlike.config import UserError
+from paxlike.config import ModelConfig, QuantConfig, UserError
 from paxlike.interop import hf, hf_layout
 from paxlike.interop.hf import from_hf, to_hf
 from paxlike.interop.hf_forward import logits as their_logits
 from paxlike.interop.safetensors import Entry, Tensors, write
-from paxlike.train.checkpoint import StoredParams, save_params
+from paxlike.train.checkpoint import write_checkpoint
 from paxlike.train.run import read_config
+from paxlike.train.stored import Stored
 
 real = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")),
@@ -96,14 +97,14 @@ def test_the_golden_logits_of_the_real_library(kind, exported):
 def test_there_and_back_is_the_same_run(exported, tmp_path):
     config, folder = exported
     from_hf(folder, tmp_path / "back")
-    back, stored = read_config(tmp_path / "back"), StoredParams(tmp_path / "back" / "checkpoints")
+    back, stored = read_config(tmp_path / "back"), Stored(tmp_path / "back" / "checkpoints")
     assert back.data.sequence_length == 64 and stored.step == 0
     changed = {"vocab_multiple", "attention"}
     same = lambda model: {k: v for k, v in vars(model).items() if k not in changed}  # noqa: E731
     assert same(back.model) == same(config.model)
     for path, expected in jax.tree_util.tree_leaves_with_path(host_params(config)):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        found, vocab = stored.read(name), config.model.vocab_size
+        found, vocab = stored.param(name), config.model.vocab_size
         if name == "embedding_VD":
             assert not found[vocab:].any()
             found, expected = found[:vocab], expected[:vocab]
@@ -119,9 +120,9 @@ def test_bfloat16_stays_bfloat16(kind_, tmp_path):
     to_hf(make_run(tmp_path / "run", config, params=params), tmp_path / "out")
     assert {dtype.name for dtype in Tensors(tmp_path / "out").dtypes} == {"bfloat16"}
     from_hf(tmp_path / "out", tmp_path / "back")
-    stored = StoredParams(tmp_path / "back" / "checkpoints")
+    stored = Stored(tmp_path / "back" / "checkpoints")
     assert read_config(tmp_path / "back").precision.params == "bfloat16"
-    np.testing.assert_array_equal(stored.read("blocks/wq_DNH"), params["blocks"]["wq_DNH"])
+    np.testing.assert_array_equal(stored.param("blocks/wq_DNH"), params["blocks"]["wq_DNH"])
 
 
 def test_another_scale_of_the_logits(small, tmp_path):
@@ -129,9 +130,9 @@ def test_another_scale_of_the_logits(small, tmp_path):
     folder, config = small
     edit(folder / "config.json", logit_scale=0.5)
     from_hf(folder, tmp_path / "back")
-    stored = StoredParams(tmp_path / "back" / "checkpoints")
+    stored = Stored(tmp_path / "back" / "checkpoints")
     np.testing.assert_allclose(
-        stored.read("scale_D"), host_params(config)["scale_D"] * 0.5 * config.model.d_model**0.5, rtol=1e-6
+        stored.param("scale_D"), host_params(config)["scale_D"] * 0.5 * config.model.d_model**0.5, rtol=1e-6
     )
 
 
@@ -161,7 +162,7 @@ def test_shards(tmp_path):
 def test_the_named_step_and_a_run_without_it(tmp_path):
     run = make_run(tmp_path / "run", case())
     other = host_params(case(), seed=1)
-    save_params(run / "checkpoints", other, step=9)
+    write_checkpoint(run / "checkpoints", {"params": other}, 9, {"step": 9})
     to_hf(run, tmp_path / "newest")
     to_hf(run, tmp_path / "seventh", step=7)
     embedding = {
@@ -212,6 +213,11 @@ def test_models_without_an_equivalent(words, tmp_path):
     with pytest.raises(UserError, match="loads without custom code"):
         to_hf(make_run(tmp_path / "run", case(**words)), tmp_path / "out")
     assert left_in(tmp_path) == {"run"}
+
+
+def test_quantized_models_have_no_equivalent():
+    with pytest.raises(UserError, match="computes with quantized weights"):
+        hf_layout.family(ModelConfig(quant=QuantConfig(weights="bitnet")))
 
 
 def damage_missing(arrays):
