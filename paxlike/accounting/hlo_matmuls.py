@@ -54,19 +54,28 @@ def count_matmuls(text: str | Module) -> Matmuls:
     module = parse(text) if isinstance(text, str) else text
     found, uncounted = [], {}
     for instruction, computation, times, loops in walk(module):
-        if instruction.opcode in ("custom-call", "custom-call-start"):
-            kind, flops = _custom_call(computation, instruction)
-        elif instruction.opcode in ("dot", "convolution"):
-            rule = _dot if instruction.opcode == "dot" else _convolution
-            kind, flops = instruction.opcode, rule(computation, instruction)
-        else:
+        counted = count_one(computation, instruction)
+        if counted is None:
             continue
+        kind, flops = counted
         if flops is None:
             uncounted[kind] = uncounted.get(kind, 0) + times
         elif flops:
             found.append(Matmul(kind, instruction.name, instruction.op_name, flops, times, bool(loops)))
     listed = tuple(f"{target} ({times} times)" for target, times in uncounted.items())
     return Matmuls(tuple(found), listed, tuple(unknown_loops(module)))
+
+
+def count_one(computation: Computation, instruction: Instruction) -> tuple[str, int | None] | None:
+    """(kind, FLOPs of one run; None where they cannot be counted) of an instruction that may hold a product, None for others."""
+    match instruction.opcode:
+        case "custom-call" | "custom-call-start":
+            return _custom_call(computation, instruction)
+        case "dot":
+            return "dot", _dot(computation, instruction)
+        case "convolution":
+            return "convolution", _convolution(computation, instruction)
+    return None
 
 
 def _numbers(text: str | None) -> list[int]:

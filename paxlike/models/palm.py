@@ -64,7 +64,7 @@ class Block(nnx.Module):
             q_BTNH, k_BTKH, v_BTKH, *wide = project_(y_BTD, *self._mixer_in(), *self._feed_forward_in())
         else:
             q_BTNH, k_BTKH, v_BTKH = project_(y_BTD, *self._mixer_in())
-        q_BTNH, k_BTKH, v_BTKH = remat.keep(q_BTNH, k_BTKH, v_BTKH)
+        q_BTNH, k_BTKH, v_BTKH = remat.keep(remat.PROJECTION, q_BTNH, k_BTKH, v_BTKH)
         q_BTNH = rotate(q_BTNH, positions_BT, c.rope_theta)
         k_BTKH = rotate(k_BTKH, positions_BT, c.rope_theta)
         o_BTNH, extra = mix(q_BTNH, k_BTKH, v_BTKH)
@@ -72,7 +72,7 @@ class Block(nnx.Module):
             h_BTF = self._activate(*wide)
             y_BTD = combine_("BTNH,NHD->BTD", o_BTNH, self.wo_NHD[...], "BTF,FD->BTD", h_BTF, self.wdown_FD[...])
             return x_BTD + y_BTD, extra
-        x_BTD = x_BTD + combine_("BTNH,NHD->BTD", o_BTNH, self.wo_NHD[...])
+        (x_BTD,) = remat.keep(remat.STREAM, x_BTD + combine_("BTNH,NHD->BTD", o_BTNH, self.wo_NHD[...]))
         y_BTD = self._norm(x_BTD, "feed_forward_scale_D")
         h_BTF = self._activate(*project_(y_BTD, *self._feed_forward_in()))
         return x_BTD + combine_("BTF,FD->BTD", h_BTF, self.wdown_FD[...]), extra
@@ -98,7 +98,7 @@ class Block(nnx.Module):
         return *gate, "BTD,DF->BTF", self.wup_DF[...]
 
     def _activate(self, *wide: Array) -> Array:
-        wide = remat.keep(*wide)
+        wide = remat.keep(remat.PROJECTION, *wide)
         if self.config.gated:
             gate_BTF, up_BTF = wide
             return jax.nn.silu(gate_BTF) * up_BTF
@@ -118,11 +118,10 @@ class Decoder(nnx.Module):
     def __call__(self, tokens_BT: Array, segments_BT: Array | None = None) -> Array:
         """The normed last hidden states x_BTD in the compute dtype; `train/loss.py` makes losses of them, `infer/` logits."""
         c, n = self.config, self.numerics
-        mix = remat.of_attention(c.remat, lambda q, k, v: attention(q, k, v, segments_BT, implementation=n.attention))
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
 
         def body(x_BTD, block):
-            return block(x_BTD, positions_BT, lambda q, k, v: (mix(q, k, v), None))
+            return block(x_BTD, positions_BT, lambda q, k, v: (attention(q, k, v, segments_BT, n.attention), None))
 
         x_BTD = self.embed(tokens_BT)
         x_BTD, _ = jax.lax.scan(remat.of_block(c.remat, body), x_BTD, self.blocks)

@@ -6,6 +6,7 @@
 | xla | `jax.nn.dot_product_attention`, XLA's own fusion | anywhere |
 | cudnn | `jax.nn.dot_product_attention`, cuDNN flash attention | NVIDIA GPUs |
 | splash | splash attention, a Pallas kernel | TPU (elsewhere interpreted, for tests) |
+| stand_in | a flash kernel's arrays, read and written, without its products | where a program is compiled to be read, not run |
 
 Each device attends with its own query heads; no communication. Where there are fewer key/value heads than model shards, every
 shard holds all of them and picks the one that its query heads use.
@@ -20,6 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ConfigError
+from paxlike.nn import remat
 from paxlike.nn.einsum import on_devices
 from paxlike.parallel.mesh import axis_sizes, spec
 
@@ -68,19 +70,21 @@ def causal_mask(T: int, segments_BT: Array | None) -> Array:
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
-    return attend(q_BTNH, k_BSKH, v_BSKH, causal_mask(q_BTNH.shape[1], segments_BT))
+    (o_BTNH,) = remat.keep(remat.ATTENTION, attend(q_BTNH, k_BSKH, v_BSKH, causal_mask(q_BTNH.shape[1], segments_BT)))
+    return o_BTNH
 
 
 def _dot_product(q_BTNH, k_BSKH, v_BSKH, segments_BT=None, *, implementation):
     mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     try:
-        return jax.nn.dot_product_attention(
+        o_BTNH = jax.nn.dot_product_attention(
             q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True, implementation=implementation
         )
     except (NotImplementedError, RuntimeError) as error:
         # Such as a head dim above 128 before Hopper, float32, or no cuDNN.
         remedy = "set model.attention to xla (or precision.compute to bfloat16, if it is float32)"
         raise ConfigError(f"model.attention {implementation} cannot run this: {error} Remedy: {remedy}.") from error
+    return o_BTNH if implementation == "cudnn" else remat.keep(remat.ATTENTION, o_BTNH)[0]
 
 
 SPLASH_BLOCK = 512
@@ -101,7 +105,10 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
     )  # fmt: skip
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * N)
     kernel = splash.make_splash_mha_single_device(
-        mask, block_sizes=sizes, interpret=jax.sharding.get_abstract_mesh().abstract_device.platform != "tpu"
+        mask,
+        block_sizes=sizes,
+        interpret=jax.sharding.get_abstract_mesh().abstract_device.platform != "tpu",
+        residual_checkpoint_name=remat.ATTENTION,
     )
 
     def one(q_TNH, k_SKH, v_SKH, segments_T=None):
@@ -113,7 +120,35 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
     return jax.vmap(one)(*arrays).astype(q_BTNH.dtype)
 
 
+def _stand_in(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
+    """What a flash kernel reads, writes and keeps: cuDNN's cannot be compiled where cuDNN is not installed."""
+    return _flash_arrays(q_BTNH, k_BSKH, v_BSKH)
+
+
+@jax.custom_vjp
+def _flash_arrays(q_BTNH, k_BSKH, v_BSKH):
+    return _flash_arrays_forward(q_BTNH, k_BSKH, v_BSKH)[0]
+
+
+def _flash_arrays_forward(q_BTNH, k_BSKH, v_BSKH):
+    queries = q_BTNH.shape[2] // k_BSKH.shape[2]
+    o_BTNH = q_BTNH * jnp.repeat(k_BSKH + v_BSKH, queries, axis=2)
+    o_BTNH, statistics_BTN = remat.keep(remat.ATTENTION, o_BTNH, o_BTNH.max(-1).astype(jnp.float32))
+    return o_BTNH, (q_BTNH, k_BSKH, v_BSKH, o_BTNH, statistics_BTN)
+
+
+def _flash_arrays_backward(kept, do_BTNH):
+    q_BTNH, k_BSKH, v_BSKH, o_BTNH, statistics_BTN = kept
+    dq_BTNH = (do_BTNH * o_BTNH * statistics_BTN[..., None]).astype(q_BTNH.dtype)
+    B, T, K, H = k_BSKH.shape
+    dkv_BSKH = (dq_BTNH * q_BTNH).reshape(B, T, K, -1, H).sum(3)
+    return dq_BTNH, dkv_BSKH * v_BSKH, dkv_BSKH * k_BSKH
+
+
+_flash_arrays.defvjp(_flash_arrays_forward, _flash_arrays_backward)
+
 _IMPLEMENTATIONS = {
+    "stand_in": _stand_in,
     "reference": _reference,
     "xla": functools.partial(_dot_product, implementation="xla"),
     "cudnn": functools.partial(_dot_product, implementation="cudnn"),

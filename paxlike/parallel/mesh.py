@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from paxlike.config import MeshConfig
+from paxlike.config import ConfigError, MeshConfig
 from paxlike.parallel import rules
 
 
@@ -20,11 +20,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh over all devices (or over the given ones), laid out along the machine's own links.
 
     Several pods on TPU slices or on hosts that name their slice get a hybrid mesh: `pod` runs between slices, `data` and
-    `model` inside one. Raises ConfigError where the sizes do not fit the number of devices.
+    `model` inside one. Raises ConfigError where the sizes do not fit the number of devices, or `pod` the number of TPU slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     pod, data, model = config.resolve(len(devices))
     slices = {getattr(device, "slice_index", None) for device in devices}
+    if devices[0].platform == "tpu" and len(slices) > 1 and len(slices) != pod:
+        raise ConfigError(
+            f"mesh.pod is {pod}, but the devices are {len(slices)} TPU slices, which only the data-center network joins: "
+            f"set mesh.pod to {len(slices)}."
+        )
     if pod > 1 and len(slices) == pod:
         grid = mesh_utils.create_hybrid_device_mesh(
             (1, data, model), (pod, 1, 1), devices, allow_split_physical_axes=True
