@@ -115,7 +115,9 @@ def test_meshes_that_do_not_fit_the_cluster(config, topology, pods, message):
 
 
 def test_what_the_compiler_says_when_it_refuses():
-    gross = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (143.64G) exceeds "
+    gross = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (143.64G) exceeds "
+    )
     gross += "available HBM (30.75G)."
     assert read_refusal(gross) == (int(143.64 * 2**30), [])
     listed = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 32.47G of 30.75G hbm. Exceeded hbm capacity by 1.72G.
