@@ -221,9 +221,12 @@ class OptimConfig:
     """palm: Adafactor without factorization (parameter scaling, beta2 = 1 - step^-0.8, decay lr^2)."""
     learning_rate: float = 1e-2
     """Peak learning rate. For palm and adafactor it is multiplied by the RMS of each parameter."""
-    schedule: Literal["palm", "constant", "linear", "cosine"] = "palm"
+    schedule: Literal["palm", "constant", "linear", "cosine", "two_stage"] = "palm"
     """palm: constant for `warmup_steps`, then learning_rate * sqrt(warmup_steps / step). The others warm up linearly
-    over `warmup_steps`, then stay, or decay to `final_fraction` of the peak at `train.steps`."""
+    over `warmup_steps`, then stay, or decay to `final_fraction` of the peak at `train.steps`. two_stage: linear, from
+    `second_learning_rate` as its peak in the second half, without weight decay there (see `optim/schedules.py`)."""
+    second_learning_rate: float = 0.0
+    """For two_stage."""
     warmup_steps: int = 10_000
     final_fraction: float = 0.1
     beta1: float = 0.9
@@ -244,6 +247,11 @@ class OptimConfig:
         _require(
             self.schedule != "palm" or self.warmup_steps > 0,
             "optim.warmup_steps is 0; the palm schedule is constant for warmup_steps and then falls: give at least 1.",
+        )
+        _require(
+            (self.schedule == "two_stage") == (self.second_learning_rate > 0),
+            f"optim.second_learning_rate is {self.second_learning_rate} and optim.schedule {self.schedule}; two_stage needs one "
+            "above 0, and no other schedule has one.",
         )
         for field in ("beta1", "beta2"):
             value = getattr(self, field)
