@@ -22,7 +22,7 @@ def test_a_killed_process_ends_the_job_which_goes_on(launch, place, losses, reac
     """kill -9 during a step, of a worker and of the coordinator. The launcher starts the job again."""
     run = f"killed-{victim}"
     job = launch(run, restarts=1)
-    job.until(lambda: reached(run, 6))
+    job.until(lambda: reached(run, 6) and (place / run / "checkpoints" / "4").is_dir())
     since = time.monotonic()
     os.kill(job.pids[victim], signal.SIGKILL)
     went_on(job, run, recovery, since)
