@@ -6,8 +6,6 @@ The only file that starts and ends `jax.distributed`.
 import importlib.util
 import itertools
 import os
-import socket
-import threading
 from pathlib import Path
 
 import jax
@@ -15,6 +13,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from paxlike.config import Hosts, UserError
+from paxlike.parallel.rendezvous import gather
 
 HEARTBEAT_SECONDS = 20
 """A process that is not heard of for so long is taken for dead, and JAX ends the others. Heartbeats come from a thread of the runtime,
@@ -22,7 +21,7 @@ which nothing that Python does holds up."""
 SHUTDOWN_SECONDS = 20
 """How long a process that has finished waits for the others to finish."""
 GATHER_SECONDS = 300
-"""How long the first process waits for the others to start."""
+"""How long processes wait for each other to start."""
 
 
 def start(fake_devices: int | None = None, hosts: Hosts | None = None, deterministic: bool = False) -> None:
@@ -79,9 +78,8 @@ def _join(hosts: Hosts) -> None:
         return
     # For processes on CPUs; accelerators have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    missing = threading.Timer(GATHER_SECONDS - 5, _say_missing, (hosts,))
-    missing.daemon = True
-    missing.start()
+    if given:
+        gather(hosts, GATHER_SECONDS)
     try:
         jax.distributed.initialize(
             **given, initialization_timeout=GATHER_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -89,19 +87,13 @@ def _join(hosts: Hosts) -> None:
         )  # fmt: skip
     except ValueError as error:
         # What JAX says where it finds no cluster: this process is alone.
-        if given or "should be defined" not in str(error) and "must be defined" not in str(error):
+        if given or not any(words in str(error) for words in ("should be defined", "must be defined")):
             raise UserError(f"the processes of the job cannot be joined: {error}") from error
     except RuntimeError as error:
         raise UserError(
             f"the processes of the job cannot be found: {error}. Tell them with --hosts.coordinator, --hosts.count and "
             "--hosts.id, or --hosts.count 1 to run alone."
         ) from error
-    finally:
-        missing.cancel()
-
-
-def _say_missing(hosts: Hosts) -> None:
-    print(f"paxlike: process {hosts.id} on {socket.gethostname()}: not all processes came", flush=True)
 
 
 def _start_pathways() -> None:

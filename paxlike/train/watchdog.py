@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import faulthandler
 import statistics
+import tempfile
 import threading
 import time
 from collections import deque
@@ -106,15 +107,14 @@ class Watchdog:
 
     def write_stacks(self) -> None:
         """Where every thread of this process stands, and its last step, into the run folder."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a") as file:
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            file.write(
-                f"{now} process {jax.process_index()}: last step finished: {self._step}, now in: {self._phase}\n"
-            )
-            file.flush()
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        title = f"{now} process {jax.process_index()}: last step finished: {self._step}, now in: {self._phase}\n"
+        # By a local file: the threads are dumped to a file descriptor, and the run folder may be in a bucket.
+        with tempfile.TemporaryFile("w+") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-            file.write("\n")
+            file.seek(0)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(title + file.read())
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.limit.seconds / 10)):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SECRET = "not-to-be-seen-anywhere"
 CONFIG = '''
 """A run of seconds."""
 from paxlike.config import *
@@ -80,6 +81,7 @@ def environment(place: Path) -> dict[str, str]:
         "XLA_FLAGS": flags,
         "JAX_COMPILATION_CACHE_DIR": str(place / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "WANDB_API_KEY": SECRET,
     }
 
 
@@ -161,6 +163,12 @@ def whole(launch, losses):
     found = losses("whole")
     assert list(found) == list(range(1, 25)) and found[24] < found[1] - 1
     return found
+
+
+@pytest.fixture(scope="session")
+def secret() -> str:
+    """The value of an API key in every process's environment."""
+    return SECRET
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Jobs that go well: the same losses and batches on any number of hosts, and a guard that all hosts obey alike."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,26 @@ def test_one_two_and_four_hosts_read_the_same_batches(launch, losses, fingerprin
     np.testing.assert_allclose(runs[4][1], runs[1][1], rtol=1e-5)
 
 
-def test_two_runs_have_bitwise_the_same_losses(launch, losses, whole):
+def test_two_runs_have_bitwise_the_same_losses(launch, place, losses, reached, whole, secret):
     job = launch("again", "--deterministic")
+    job.until(lambda: reached("again", 1))
+    port = int(re.search(r"meet at 127.0.0.1:(\d+)", job.output).group(1))
+    assert listening(port) == {"0100007F"}, "the coordinator listens elsewhere than at the address given"
     assert job.end() == 0, job.output
     assert losses("again") == whole
+    assert secret not in job.output
+    assert [
+        path for path in (place / "again").rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
+    ] == []
+
+
+def listening(port: int) -> set[str]:
+    """The addresses, as Linux writes them, that sockets of this machine listen at on the port (0100007F is 127.0.0.1)."""
+    rows = [
+        line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    found = {row[1] for row in rows if row[3] == "0A"}
+    return {address for address, at in (place.split(":") for place in found) if int(at, 16) == port}
 
 
 def test_a_run_goes_on_with_half_the_hosts(launch, losses, fingerprints, whole):
