@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 
+from paxlike.data.location import in_bucket
 from paxlike.parallel import job
 
 VERIFY_SECONDS = 3600
@@ -21,7 +22,12 @@ COMMIT_SECONDS = 60
 
 
 def seal(checkpoints: Path, step: int) -> None:
-    """Writes this process's share of the seal of a whole checkpoint. Nothing where the checkpoint is gone again."""
+    """Writes this process's share of the seal of a whole checkpoint. Nothing where the checkpoint is gone again.
+
+    Nothing in a bucket either: it keeps checksums of its own, and reading everything back costs time and money.
+    """
+    if in_bucket(checkpoints):
+        return
     folder, deadline = checkpoints / str(step), time.monotonic() + COMMIT_SECONDS
     while not folder.is_dir():
         if time.monotonic() > deadline:
@@ -42,7 +48,7 @@ def seal(checkpoints: Path, step: int) -> None:
 
 def unseal(checkpoints: Path, step: int) -> None:
     """Forgets the seal of an earlier checkpoint of this step, before it is written again."""
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not in_bucket(checkpoints):
         shutil.rmtree(_seal_of(checkpoints, step), ignore_errors=True)
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from fake_bucket import FakeBuckets
 
-from paxlike.config import ProfileConfig, UserError
+from paxlike.config import ProfileConfig, UserError, WatchdogConfig
 from paxlike.data.location import fetched, in_bucket, located
 from paxlike.data.store import open_store
 from paxlike.train.loop import train
 from paxlike.train.trained import evaluate_run
+from paxlike.train.watchdog import Watchdog
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +97,14 @@ def test_what_a_bucket_cannot_hold_is_told(buckets, config):
     traced = dataclasses.replace(config, profile=ProfileConfig(start=1, steps=1))
     with pytest.raises(UserError, match="gs://runs/traced.*local --run-dir"):
         train(traced, located("gs://runs/traced"))
+
+
+def test_the_stacks_of_a_hang_need_no_bucket(buckets, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = buckets.names("runs")
+    Watchdog(WatchdogConfig(), located("gs://runs/hung")).write_stacks()
+    (written,) = tmp_path.rglob("process-0.txt")
+    assert "write_stacks" in written.read_text() and buckets.names("runs") == before
 
 
 def test_located(tmp_path, monkeypatch):
