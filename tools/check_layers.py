@@ -17,7 +17,8 @@ FLOORS = [
     ["quant", "data", "optim"],
     ["nn"],
     ["models"],
-    ["train", "plan", "infer", "interop"],
+    ["train", "plan", "infer"],
+    ["interop"],
     ["cli", "__main__"],
 ]
 FLOOR = {package: level for level, packages in enumerate(FLOORS) for package in packages}
@@ -32,6 +33,8 @@ DOORS = {
     "safetensors": ("train/packed.py",),
     "seqio": ("data/seqio_source.py",),
     "tensorflow": ("data/seqio_source.py",),
+    "tensorstore": ("train/stored.py", "interop/t5x.py"),
+    "tokenizers": ("interop/hf_tokenizer.py",),
     "jax.distributed": ("parallel/runtime.py",),
     "pathwaysutils": ("parallel/runtime.py",),
 }
@@ -40,7 +43,18 @@ NO_JAX = ("config.py", "accounting/")
 NNX_FORBIDDEN = {"jit", "scan", "vmap", "grad", "value_and_grad", "remat", "Optimizer"}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
 # Imported inside functions: heavy and optional anywhere; in cli.py also what would slow the start of every verb.
-LATE = {"libtpu", "torch", "transformers", "tensorflow", "seqio", "wandb", "lm_eval", "tensorboardX", "pathwaysutils"}
+LATE = {
+    "libtpu",
+    "torch",
+    "transformers",
+    "tensorflow",
+    "seqio",
+    "wandb",
+    "lm_eval",
+    "tensorboardX",
+    "pathwaysutils",
+    "tokenizers",
+}
 LATE_IN_CLI = LATE | {"jax", "rich", "tyro", "paxlike"}
 
 

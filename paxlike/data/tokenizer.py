@@ -98,6 +98,11 @@ class SentencePieceTokenizer:
         known = ids[(ids >= 0) & (ids < self.vocab_size) & (ids != self._processor.unk_id())]
         return self._processor.decode(known.tolist())
 
+    @property
+    def model(self) -> bytes:
+        """The `.model` file."""
+        return self._model
+
     def save(self, folder: Path) -> list[str]:
         """Writes `tokenizer.model` and `tokenizer.json` into `folder`; returns the names of the files written."""
         (folder / "tokenizer.model").write_bytes(self._model)

@@ -37,7 +37,7 @@ def start(fake_devices: int | None = None, hosts: Hosts | None = None, determini
     if fake_devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", fake_devices)
-    elif not jax.config.jax_platforms and _only_a_compiler():
+    elif not jax.config.jax_platforms and _only_compilers():
         jax.config.update("jax_platforms", "cpu")
     # Arrays of different rank that broadcast against each other are nearly always a mistake in a model.
     jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -118,8 +118,9 @@ def cache_root() -> Path:
     return Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike")
 
 
-def _only_a_compiler() -> bool:
-    """Whether libtpu is installed to compile for TPUs, and none is here: JAX would look for one, and complain at length."""
-    here = any(Path("/dev").glob("accel*")) or any(Path("/dev").glob("vfio/*"))
-    cuda = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-    return importlib.util.find_spec("libtpu") is not None and not here and not cuda
+def _only_compilers() -> bool:
+    """Whether libtpu or the CUDA plugin is installed to compile for chips that are not here: JAX would look for some, and complain at
+    length."""
+    here = any(any(Path("/dev").glob(kind)) for kind in ("accel*", "vfio/*", "nvidia*", "dxg", "kfd"))
+    names = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
+    return not here and any(importlib.util.find_spec(name) for name in names)

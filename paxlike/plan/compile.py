@@ -181,7 +181,13 @@ def _kept(lowered: Lowered) -> list[list]:
     rows = []
     for (shape, dtype), count in found.items():
         width = {"bf16": 2, "f32": 4}.get(dtype, 4)
-        rows.append([count * math.prod(shape) * width // devices, f"{count} kept for the backward pass", list(shape)])
+        rows.append(
+            [
+                count * math.prod(shape) * width // devices,
+                f"{count} kept for the backward pass (shape over all devices)",
+                list(shape),
+            ]
+        )
     return rows
 
 

@@ -80,7 +80,8 @@ class Checkpoints:
             return
         self.wait()
         unseal(self.folder, step)
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(plain), position=ocp.args.JsonSave(position))
+        state = ocp.args.StandardSave(plain, save_args=jax.tree_util.tree_map_with_path(_storage, plain))
+        arguments = ocp.args.Composite(state=state, position=ocp.args.JsonSave(position))
         self._or_explain(lambda: self._manager.save(step, args=arguments))
         self._unsealed = step
 
@@ -164,17 +165,41 @@ class Checkpoints:
             raise
 
 
-def restore_params(folder: Path, like: dict, step: int | None = None) -> tuple[dict, int]:
-    """(parameters, step) of the newest checkpoint in `folder`, or of the named one; the optimizer's state is not read.
+def _storage(path: tuple, _leaf: object) -> ocp.SaveArgs:
+    """How an array is stored: those of the blocks a layer a chunk, so that a layer can be read without the others."""
+    of_blocks = "/blocks/" in jax.tree_util.keystr(path, simple=True, separator="/")
+    return ocp.SaveArgs(shard_axes=(0,) if of_blocks else ())
 
-    `like` gives the parameters' shapes, dtypes and shardings. Raises UserError where there is no such checkpoint.
-    """
+
+def write_checkpoint(folder: Path, plain: dict, step: int, position: dict) -> None:
+    """Writes a checkpoint from whole arrays into `folder`; `plain` as `to_plain` gives it, or with "params" alone."""
+    arguments = ocp.args.Composite(
+        state=ocp.args.StandardSave(plain, save_args=jax.tree_util.tree_map_with_path(_storage, plain)),
+        position=ocp.args.JsonSave(position),
+    )
+    with ocp.CheckpointManager(folder) as manager:
+        manager.save(step, args=arguments)
+        manager.wait_until_finished()
+        manager.check_for_errors()
+    seal(folder, step)
+
+
+def chosen_step(folder: Path, step: int | None) -> int:
+    """The newest checkpoint's step, or `step`. Raises UserError where there is no such checkpoint."""
     whole = ocp.utils.is_checkpoint_finalized
     steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and whole(path))
     if not steps or (step is not None and step not in steps):
         wanted = "no checkpoint" if step is None else f"no checkpoint {step}"
         raise UserError(f"there is {wanted} in {folder}; there are {steps}. Train the run first.")
-    step = steps[-1] if step is None else step
+    return steps[-1] if step is None else step
+
+
+def restore_params(folder: Path, like: dict, step: int | None = None) -> tuple[dict, int]:
+    """(parameters, step) of the newest checkpoint in `folder`, or of the named one; the optimizer's state is not read.
+
+    `like` gives the parameters' shapes, dtypes and shardings. Raises UserError where there is no such checkpoint.
+    """
+    step = chosen_step(folder, step)
     target = {"params": like}
     arguments = ocp.args.PyTreeRestore(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
@@ -184,7 +209,7 @@ def restore_params(folder: Path, like: dict, step: int | None = None) -> tuple[d
             return checkpointer.restore(folder / str(step) / "state", args=arguments)["params"], step
     except (ValueError, OSError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        others = [s for s in steps if s != step]
+        others = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.name != str(step))
         raise UserError(
             f"checkpoint {step} in {folder} cannot be read ({reason}). Try --step with one of {others}."
         ) from error

@@ -26,6 +26,8 @@ OFFENSES = {
     "grain": ({"data/corpus.py": "import grain\n"}, "the door of grain"),
     "tyro": ({"plan/compile.py": "import tyro\n"}, "the door of tyro is cli.py"),
     "tensorflow": ({"interop/t5x.py": "def f():\n    import tensorflow as tf\n"}, "the door of tensorflow"),
+    "tensorstore": ({"train/loop.py": "import tensorstore\n"}, "the door of tensorstore is train/stored.py"),
+    "training knows no other library": ({"train/loop.py": "from paxlike.interop import hf\n"}, "(train -> interop)"),
     "seqio": ({"data/corpus.py": "from seqio import vocabularies\n"}, "the door of seqio"),
     "distributed": ({"train/loop.py": "import jax\njax.distributed.initialize()\n"}, "loop.py:2: uses jax.distributed"),
     "distributed, imported": ({"train/loop.py": "from jax import distributed\n"}, "uses jax.distributed"),

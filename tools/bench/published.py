@@ -102,7 +102,7 @@ def config_of(run: Run, chips: int) -> Config:
         name="published",
         model=dataclasses.replace(run.model, remat=run.remat),
         data=DataConfig(sequence_length=run.length),
-        optim=OptimConfig(name="adamw", schedule="cosine"),
+        optim=OptimConfig(name="adamw", schedule="constant"),
         train=TrainConfig(batch_size=batch, z_loss=0.0),
         mesh=MeshConfig(pod=run.pods),
         precision=PrecisionConfig(gradients="bfloat16"),
