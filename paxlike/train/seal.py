@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 
-from paxlike.data.location import in_bucket
 from paxlike.parallel import job
 
 VERIFY_SECONDS = 3600
@@ -22,12 +21,7 @@ COMMIT_SECONDS = 60
 
 
 def seal(checkpoints: Path, step: int) -> None:
-    """Writes this process's share of the seal of a whole checkpoint. Nothing where the checkpoint is gone again.
-
-    Nothing in a bucket either: it keeps checksums of its own, and reading everything back costs time and money.
-    """
-    if in_bucket(checkpoints):
-        return
+    """Writes this process's share of the seal of a whole checkpoint. Nothing where the checkpoint is gone again."""
     folder, deadline = checkpoints / str(step), time.monotonic() + COMMIT_SECONDS
     while not folder.is_dir():
         if time.monotonic() > deadline:
@@ -48,7 +42,7 @@ def seal(checkpoints: Path, step: int) -> None:
 
 def unseal(checkpoints: Path, step: int) -> None:
     """Forgets the seal of an earlier checkpoint of this step, before it is written again."""
-    if jax.process_index() == 0 and not in_bucket(checkpoints):
+    if jax.process_index() == 0:
         shutil.rmtree(_seal_of(checkpoints, step), ignore_errors=True)
 
 
