@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 from paxlike.config import WatchdogConfig
+from paxlike.data.location import in_bucket
 from paxlike.parallel.departure import LOST, Departure
 
 LEARN = 5
@@ -52,9 +53,11 @@ class Watchdog:
     """Watches while it is entered, and between `paused`. A step that takes too long ends the process and, in a job, all of it."""
 
     def __init__(self, config: WatchdogConfig, folder: Path, clock: Callable[[], float] = time.monotonic):
-        """folder: the run's; each process writes its stacks under it."""
+        """folder: the run's; each process writes its stacks under it, or under its host's temporary folder for a bucket."""
         self.limit = Limit(config)
-        self._path = folder / "stacks" / f"process-{jax.process_index()}.txt"
+        # When all hangs a bucket may be what it hangs at: then stacks go to this host's disk.
+        root = Path(tempfile.gettempdir()) / f"paxlike-{folder.name}" if in_bucket(folder) else folder
+        self._path = root / "stacks" / f"process-{jax.process_index()}.txt"
         self._clock, self._phase, self._step = clock, "start", 0
         self._since: float | None = None
         self._closed = threading.Event()
