@@ -25,6 +25,9 @@ usage: paxlike VERB …
   pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
   convert to-hf RUN OUT     a run as a folder for Hugging Face's AutoModelForCausalLM and AutoTokenizer
   convert from-hf DIR OUT   such a folder (Cohere or Llama) as a run
+  convert to-t5x RUN OUT    a run as a T5X checkpoint
+  convert from-t5x CHECKPOINT CONFIG OUT
+                        a T5X checkpoint as a run of a config, which goes on training
   info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
   report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
   plan CONFIG --topology v4:4x4x4
@@ -363,6 +366,45 @@ def _convert_from_hf(arguments: list[str]) -> None:
     _tell_converted(from_hf(source, out))
 
 
+@dataclasses.dataclass(frozen=True)
+class ToT5xFlags:
+    """Write RUN's newest checkpoint into a new folder OUT as T5X's checkpointer lays it out."""
+
+    step: int | None = None
+    """A checkpoint other than the newest."""
+
+
+def _convert_to_t5x(arguments: list[str]) -> None:
+    run, out, flags = _source_and_out(arguments, "RUN", "convert to-t5x", ToT5xFlags)
+    from paxlike.interop.t5x import to_t5x
+
+    _tell_converted(to_t5x(run, out, flags.step))
+
+
+def _convert_from_t5x(arguments: list[str]) -> None:
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class FromT5xFlags:
+        """Make a run folder OUT of a T5X checkpoint, for the model and data of CONFIG."""
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+
+    checkpoint, rest = _take(arguments, "CHECKPOINT", "convert from-t5x")
+    path, rest = _take(rest, "CONFIG", "convert from-t5x CHECKPOINT")
+    out, rest = _take(rest, "OUT", "convert from-t5x CHECKPOINT CONFIG")
+    default = FromT5xFlags(load(path) if path else Config())
+    flags = _flags(FromT5xFlags, rest, "paxlike convert from-t5x CHECKPOINT CONFIG OUT", default)
+    from paxlike.parallel import runtime
+
+    runtime.start(fake_devices=1)
+    from paxlike.data.grain_source import open_data
+    from paxlike.interop.t5x import from_t5x
+
+    store = open_data(flags.config.data)
+    _tell_converted(from_t5x(Path(checkpoint).absolute(), flags.config, store, Path(out).absolute()))
+
+
 def _source_and_out(arguments: list[str], what: str, verb: str, kind: type) -> tuple[Path, Path, object]:
     source, rest = _take(arguments, what, verb)
     out, rest = _take(rest, "OUT", f"{verb} {what}")
@@ -376,10 +418,7 @@ def _source_and_out(arguments: list[str], what: str, verb: str, kind: type) -> t
 def _tell_converted(converted) -> None:
     for note in converted.notes:
         print(f"note: {note}")
-    print(
-        f"{converted.folder}: {converted.parameters:,} parameters; logits differ by at most {converted.difference:.1e} of their "
-        "deviation"
-    )
+    print(f"{converted.folder}: {converted.parameters:,} parameters, {converted.checked}")
 
 
 # ---- report ---------------------------------------------------------------------------------------------------------
@@ -517,6 +556,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "info": _info,
     "convert to-hf": _convert_to_hf,
     "convert from-hf": _convert_from_hf,
+    "convert to-t5x": _convert_to_t5x,
+    "convert from-t5x": _convert_from_t5x,
     "report": _report,
     "plan": _plan,
     "data prepare": _data_prepare,

@@ -25,7 +25,7 @@ FLOOR = {package: level for level, packages in enumerate(FLOORS) for package in 
 
 # Library -> where it may be imported (folders end in /).
 DOORS = {
-    "flax": ("nn/", "models/"),
+    "flax": ("nn/", "models/", "interop/t5x.py", "interop/t5x_module.py"),
     "optax": ("optim/",),
     "orbax": ("train/checkpoint.py",),
     "grain": ("data/grain_source.py",),

@@ -1,11 +1,22 @@
-"""A folder that is there whole or not at all."""
+"""A folder that is there whole or not at all, and what a conversion tells."""
 
 import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from paxlike.config import UserError
+
+
+class Converted(NamedTuple):
+    """What was written, for the user."""
+
+    folder: Path
+    parameters: int
+    checked: str
+    """The end of a sentence: `logits differ by at most …`."""
+    notes: list[str]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from paxlike.accounting.parameters import parameter_count, stored_shapes
 from paxlike.config import Config, DataConfig, ModelConfig, PrecisionConfig, UserError, to_json
 from paxlike.data.tokenizer import load_tokenizer
 from paxlike.interop import hf_layout, hf_tokenizer, safetensors
-from paxlike.interop.folder import new_folder
+from paxlike.interop.folder import Converted, new_folder
 from paxlike.interop.hf_forward import logits as their_logits
 from paxlike.interop.reference import logits as our_logits
 from paxlike.train.checkpoint import write_checkpoint
@@ -27,14 +26,6 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 """Largest difference of two logits, over the deviation of all, by the dtype of the parameters. A few layers in float32 give about 1e-6,
 a norm's scale rounded to bfloat16 up to 1e-2, a wrong layout about 1."""
 PROBE_TOKENS = 24
-
-
-class Converted(NamedTuple):
-    folder: Path
-    parameters: int
-    difference: float
-    """Of the logits, over their deviation."""
-    notes: list[str]
 
 
 def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 10**9) -> Converted:
@@ -59,7 +50,7 @@ def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 
         entries = [safetensors.Entry(t.name, t.shape, functools.partial(read, t)) for t in table]
         safetensors.write(folder, entries, safetensors.numpy_dtype(dtype), shard_bytes)
         difference = check(told, safetensors.Tensors(folder).read, model, stored.param, TOLERANCE[dtype])
-    return Converted(out, parameter_count(model), difference, notes)
+    return Converted(out, parameter_count(model), _told(difference), notes)
 
 
 def from_hf(source: Path, out: Path) -> Converted:
@@ -85,7 +76,11 @@ def from_hf(source: Path, out: Path) -> Converted:
         write_checkpoint(folder / "checkpoints", {"params": nested(params)}, 0, {"step": 0})
         stored = Stored(folder / "checkpoints")
         difference = check(told, files.read, model, stored.param, TOLERANCE[dtype])
-    return Converted(out, parameter_count(model), difference, [])
+    return Converted(out, parameter_count(model), _told(difference), [])
+
+
+def _told(difference: float) -> str:
+    return f"logits differ by at most {difference:.1e} of their deviation"
 
 
 def check(

@@ -27,6 +27,15 @@ class Stored:
         """The optimizer's moment (`momentum`, `second`) of a parameter."""
         return self._read(f"optimizer/moments/{name}/{moment}", layer)
 
+    def has_optimizer(self) -> bool:
+        """Whether the optimizer's state is there: it is not in a run that was converted from elsewhere."""
+        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": self._base, "path": "optimizer.step/"}}
+        try:
+            tensorstore.open(spec, open=True, read=True).result()
+        except ValueError:
+            return False
+        return True
+
     def _read(self, name: str, layer: int | None) -> np.ndarray:
         path = f"{name.replace('/', '.')}/"
         spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": self._base, "path": path}}

@@ -20,7 +20,7 @@ OFFENSES = {
     "no floor": ({"attic/box.py": ""}, "'attic' is on no floor"),
     "late import": ({"train/loop.py": "def f():\n    import json\n"}, "loop.py:2: imports json inside a function"),
     "late import, not cli": ({"train/loop.py": "def f():\n    import jax\n"}, "imports jax inside a function"),
-    "flax": ({"train/state.py": "from flax import nnx\n"}, "the door of flax is nn/ or models/"),
+    "flax": ({"train/state.py": "from flax import nnx\n"}, "the door of flax is nn/ or models/ or interop"),
     "optax": ({"train/step.py": "import optax\n"}, "the door of optax is optim/"),
     "orbax": ({"train/state.py": "import orbax.checkpoint as ocp\n"}, "the door of orbax is train/checkpoint.py"),
     "grain": ({"data/corpus.py": "import grain\n"}, "the door of grain"),
