@@ -127,8 +127,8 @@ def test_the_disk_full_while_saving(launch, place, losses, whole):
 
 
 def test_another_config_on_one_host_stops_the_job_before_it_begins(processes, place):
-    flags = ["--run-dir", "never", "--train.steps", "24"]
-    jobs = processes(["-m", "paxlike"], flags, [*flags, "--optim.learning-rate", "0.5"])
+    words = ["train", "small.py", "--run-dir", "never"]
+    jobs = processes(["-m", "paxlike"], words, [*words, "--optim.learning-rate", "0.5"])
     assert [job.end() for job in jobs] == [2, 2]
     for job in jobs:
         assert "process 1 on" in job.output and "optim.learning_rate: 0.01 -> 0.5" in job.output, job.output
