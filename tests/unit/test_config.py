@@ -52,6 +52,36 @@ REFUSED = [
     (OptimConfig, {"beta2": -0.1}, "optim.beta2 is -0.1"),
     (OptimConfig, {"clip": -1.0}, "optim.clip is -1.0; it must be 0 or more"),
     (OptimConfig, {"final_fraction": -0.1}, "optim.final_fraction is -0.1"),
+    (
+        OptimConfig,
+        {"second_learning_rate": 1e-3},
+        "second_learning_rate is 0.001 and optim.schedule palm; two_stage needs",
+    ),
+    (OptimConfig, {"schedule": "two_stage"}, "second_learning_rate is 0.0 and optim.schedule two_stage"),
+    (QuantConfig, {"weights": "bitnet", "groups": 0}, "model.quant.groups is 0"),
+    (QuantConfig, {"weights": "bit"}, "model.quant.weights is 'bit'.* Perhaps you meant bitnet"),
+    (QuantConfig, {"groups": 4}, "model.quant.groups is set, but model.quant.weights is none; choose bitnet"),
+    (
+        QuantConfig,
+        {"weights": "bitnet", "variant": "code", "nonnegative": True},
+        "nonnegative is of the paper's variant",
+    ),
+    (
+        ModelConfig,
+        {"quant": QuantConfig("bitnet", groups=3)},
+        r"quant.groups 3 does not divide model.heads 4;.*\[1, 2, 4\]",
+    ),
+    (ModelConfig, {"quant": QuantConfig("bitnet", groups=4), "d_ff": 258}, "groups 4 does not divide model.d_ff 258"),
+    (
+        ModelConfig,
+        {"quant": QuantConfig("bitnet", data_tiles=3)},
+        "d_model 256 into 3 parts .data_tiles 3., which do not",
+    ),
+    (
+        ModelConfig,
+        {"quant": QuantConfig("bitnet", groups=4, data_tiles=5), "d_model": 250},
+        "d_model 250 into 20 parts .data_tiles 5 x groups 4., which do not divide",
+    ),
     (OptimConfig, {"name": "adamw", "weight_decay": -0.1}, "optim.weight_decay is -0.1"),
     (OptimConfig, {"name": "palm", "weight_decay": 0.1}, "which optim.name palm does not use"),
     (TrainConfig, {"steps": 0}, "train.steps is 0"),
@@ -156,8 +186,8 @@ def changed() -> Config:
             1e-5,
             "xla",
             "dots",
-            QuantConfig("bitnet", "code", 2, 3, "token"),
-        ),
+            QuantConfig("bitnet", "code", 2, 3, "tensor"),
+        ),  # fmt: skip
         data=DataConfig("data/x", 128, "whole", "bytes", 300, 7),
         optim=OptimConfig("adamw", 1e-3, "two_stage", 5e-4, 5, 0.2, 0.8, 0.95, 1e-9, 0.1, 0.5),
         train=TrainConfig(7, 12, ((4, 2), (6, 5)), 2, 1e-3, 3),
@@ -167,8 +197,8 @@ def changed() -> Config:
         eval=EvalConfig(5, 2),
         log=LogConfig(2, False, True, "def"),
         profile=ProfileConfig(4, 2),
-        guard=GuardConfig(1, 7, 30, 20, 4.0, 2, True),
-        watchdog=WatchdogConfig(5.0, 9.0),
+        guard=GuardConfig(1, 5, 200, 30, 5.0, 2, True),
+        watchdog=WatchdogConfig(10.0, 60.0),
     )
 
 
@@ -180,15 +210,16 @@ def test_json_round_trip(config):
 
 
 def test_every_field_differs_by_its_dotted_name():
+    found = [line.split(":")[0] for line in differences(Config(), changed())]
+
     def names(section: dict, prefix: str = "") -> list[str]:
         return [
-            n
-            for name, v in section.items()
-            for n in (names(v, f"{prefix}{name}.") if isinstance(v, dict) else [prefix + name])
+            name
+            for key, value in section.items()
+            for name in (names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
         ]
 
-    found = [line.split(":")[0] for line in differences(Config(), changed())]
-    # Of the quantization's fields, nonnegative goes with the other variant only.
+    # The published code has no non-negative inputs: variant and nonnegative cannot both differ.
     assert found == [name for name in names(dataclasses.asdict(Config())) if name != "model.quant.nonnegative"]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())
 

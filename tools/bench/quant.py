@@ -3,15 +3,15 @@
     python -m tools.bench.quant                     the model of d_model 512 and 8 layers, then d_model 2048 and 2 layers
     python -m tools.bench.quant --size 512 --repeats 9 --json out.json
 
-The two take turns, so that other work on the machine meets both alike; medians, and the ratio of medians. `forward` is the blocks alone;
-`loss` has the logits of every token with it, which stay in high precision; `step` is a training step with AdamW.
+The two take turns, so that other work on the machine meets both alike; medians of wall seconds and of the CPU seconds of all threads, of
+which the latter do not count what other work takes. `forward` is the blocks alone; `loss` has the logits of every token with it, which stay
+in high precision; `step` is a training step with AdamW.
 """
 
 import argparse
 import dataclasses
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,14 +93,15 @@ def random_batch(config: Config) -> DeviceBatch:
     return DeviceBatch(*(jax.device_put(stream[..., at : at + TOKENS], place) for at in (0, 1)), None)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+def seconds(work: Callable[[], object]) -> np.ndarray:
+    """(wall, CPU) seconds."""
+    begin = time.perf_counter(), time.process_time()
     jax.block_until_ready(work())
-    return time.perf_counter() - begin
+    return np.array([time.perf_counter() - begin[0], time.process_time() - begin[1]])
 
 
-def compare(pair: dict[str, Model], repeats: int) -> dict[str, dict[str, float]]:
-    """Work -> model -> median seconds. The first turn, which compiles, is not counted."""
+def compare(pair: dict[str, Model], repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Work -> model -> median (wall, CPU) seconds. The first turn, which compiles, is not counted."""
     works = {name: model.works() for name, model in pair.items()}
     found = {}
     for work in next(iter(works.values())):
@@ -109,10 +110,9 @@ def compare(pair: dict[str, Model], repeats: int) -> dict[str, dict[str, float]]
             for name in works:
                 took = seconds(works[name][work])
                 times[name] += [took] if turn else []
-        found[work] = {name: statistics.median(taken) for name, taken in times.items()}
-    decode = {n: found["prefill and decode"][n] - found["prefill"][n] for n in works}
-    found["decode"] = {n: took / NEW for n, took in decode.items()}
-    return found
+        found[work] = {name: np.median(taken, axis=0) for name, taken in times.items()}
+    found["decode a token"] = {n: (found["prefill and decode"][n] - found["prefill"][n]) / NEW for n in works}
+    return {work: {name: took.tolist() for name, took in times.items()} for work, times in found.items()}
 
 
 def bytes_of(tree: object) -> int:
@@ -141,8 +141,11 @@ def main() -> None:
             results["sizes"][size] = {"seconds": found, "block bytes in inference": memory}
             print(f"d_model {size}, {model.layers} layers, batch {batch} x {TOKENS}, jax {jax.__version__}")
             for work, times in found.items():
-                row = "".join(f"{name} {1e3 * took:9.1f} ms   " for name, took in times.items())
-                print(f"  {work:20} {row} {times['float'] / times['bitnet']:.2f} x", flush=True)
+                row = "".join(
+                    f"{name} {1e3 * took[0]:9.1f} ms ({1e3 * took[1]:9.1f} CPU)   " for name, took in times.items()
+                )
+                wall, cpu = (times["float"][i] / times["bitnet"][i] for i in (0, 1))
+                print(f"  {work:20} {row} {wall:.2f} x ({cpu:.2f} x CPU)", flush=True)
             print(f"  bytes of the blocks   float {memory['float']:,}   bitnet {memory['bitnet']:,}")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
