@@ -43,6 +43,7 @@ setup(
         "wandb": ["wandb"],
         # Not needed to convert: these load what was converted, and check it.
         "hf": ["transformers>=5", "torch", "tokenizers"],
+        "eval": ["lm-eval>=0.4.13"],
         # libtpu compiles for TPUs that are not there: some tests read those programs.
         # torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
         # The launchers' manifests and scripts are checked with the others, and gcsfs reaches the tests' buckets.

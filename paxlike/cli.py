@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import errno
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -20,7 +21,7 @@ usage: paxlike VERB …
 
   train CONFIG [--run-dir DIR] [--fake-devices N] [--model.layers 4 …]
                         train; the same command on the same run folder goes on where it stopped
-  eval RUN              loss of a run's newest checkpoint on its validation split
+  eval RUN              loss of a run's newest checkpoint on its validation split; with --tasks, the lm-evaluation-harness's tasks
   generate RUN PROMPT   text from a run's newest checkpoint, or from a packed model
   pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
   convert to-hf RUN OUT     a run as a folder for Hugging Face's AutoModelForCausalLM and AutoTokenizer
@@ -245,13 +246,25 @@ def _pack(arguments: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EvalFlags:
-    """Loss of RUN's newest checkpoint on its validation split."""
+    """Loss of RUN's newest checkpoint on its validation split, or its scores in tasks of the lm-evaluation-harness (extra `eval`)."""
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     step: int | None = None
     """A checkpoint other than the newest."""
     batches: int = 0
     """Batches to evaluate. 0: the whole split."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the harness, by name, in place of the loss."""
+    task_folder: Path = Path("tasks")
+    """Where the tasks' YAML files are; data_files are relative to it."""
+    shots: int | None = None
+    """Examples shown before each question of a task. Without it, as many as the task says."""
+    limit: int | None = None
+    """Questions of each task. Without it, all."""
+    batch_size: int = 16
+    """Sequences of a task that are scored together."""
+    json: bool = False
+    """A task's numbers for machines."""
     fake_devices: int | None = None
     """CPU devices made out of this machine's own."""
 
@@ -262,11 +275,30 @@ def _eval(arguments: list[str]) -> None:
     from paxlike.parallel import runtime
 
     runtime.start(flags.fake_devices)
-    from paxlike.data.location import located
     from paxlike.train.trained import evaluate_run
 
-    step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
+    if flags.tasks:
+        return _eval_tasks(Path(path).absolute(), flags)
+    step, found = evaluate_run(Path(path).absolute(), flags.mesh, flags.step, flags.batches)
     print(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
+
+
+def _eval_tasks(folder: Path, flags: EvalFlags) -> None:
+    _need("lm_eval", "eval")
+    from paxlike.interop.harness import evaluate_tasks
+    from paxlike.train.trained import open_trained
+
+    trained = open_trained(folder, flags.mesh, flags.step)
+    numbers, table = evaluate_tasks(
+        trained, list(flags.tasks), flags.task_folder.absolute(), flags.shots, flags.limit, flags.batch_size
+    )
+    print(json.dumps(numbers, indent=2) if flags.json else table)
+
+
+def _need(module: str, extra: str) -> None:
+    """Raises UserError where an optional library is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"this needs {module}, which is not installed: pip install 'paxlike[{extra}]'.")
 
 
 # ---- info -----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ DOORS = {
     "seqio": ("data/seqio_source.py",),
     "tensorflow": ("data/seqio_source.py",),
     "tensorstore": ("train/stored.py", "interop/t5x.py"),
+    "lm_eval": ("interop/harness.py",),
     "tokenizers": ("interop/hf_tokenizer.py",),
     "jax.distributed": ("parallel/runtime.py",),
     "pathwaysutils": ("parallel/runtime.py",),
