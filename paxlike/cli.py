@@ -29,6 +29,7 @@ usage: paxlike VERB …
   convert to-t5x RUN OUT    a run as a T5X checkpoint
   convert from-t5x CHECKPOINT CONFIG OUT
                         a T5X checkpoint as a run of a config, which goes on training
+  serve RUN             an OpenAI-compatible HTTP endpoint
   info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
   report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
   plan CONFIG --topology v4:4x4x4
@@ -299,6 +300,50 @@ def _need(module: str, extra: str) -> None:
     """Raises UserError where an optional library is not installed."""
     if importlib.util.find_spec(module) is None:
         raise UserError(f"this needs {module}, which is not installed: pip install 'paxlike[{extra}]'.")
+
+
+# ---- serve ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeFlags:
+    """Serve RUN's newest checkpoint over HTTP as OpenAI's completions (extra `serve`)."""
+
+    host: str = "127.0.0.1"
+    """Where to listen. Nobody is asked who they are: anything but this machine itself needs a guard in front."""
+    port: int = 8000
+    rows: int = 16
+    """Texts that are generated together."""
+    waiting: int = 256
+    """Texts that may wait for a row; more are refused."""
+    name: str | None = None
+    """What clients call the model. Without it, the run's name."""
+    mesh: MeshConfig | None = None
+    """Without it, the largest `model` axis that fits."""
+    step: int | None = None
+    """A checkpoint other than the newest."""
+    fake_devices: int | None = None
+    """CPU devices made out of this machine's own."""
+
+
+def _serve(arguments: list[str]) -> None:
+    path, rest = _take(arguments, "RUN", "serve")
+    flags = _flags(ServeFlags, rest, "paxlike serve RUN")
+    _need("starlette", "serve")
+    _need("uvicorn", "serve")
+    if flags.rows < 1 or flags.waiting < 1:
+        raise UserError(f"--rows is {flags.rows} and --waiting {flags.waiting}; both must be 1 or more.")
+    from paxlike.parallel import runtime
+
+    runtime.start(flags.fake_devices)
+    from paxlike.interop.engine import Engine
+    from paxlike.interop.serve import run
+    from paxlike.train.trained import open_trained
+
+    trained = open_trained(Path(path).absolute(), flags.mesh, flags.step)
+    name = flags.name or trained.config.name
+    print(f"serving {name} at http://{flags.host}:{flags.port}/v1/completions; Ctrl-C ends it", flush=True)
+    run(Engine(trained, flags.rows, flags.waiting), name, flags.host, flags.port)
 
 
 # ---- info -----------------------------------------------------------------------------------------------------------
@@ -585,6 +630,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": _eval,
     "generate": _generate,
     "pack": _pack,
+    "serve": _serve,
     "info": _info,
     "convert to-hf": _convert_to_hf,
     "convert from-hf": _convert_from_hf,

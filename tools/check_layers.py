@@ -35,6 +35,8 @@ DOORS = {
     "tensorflow": ("data/seqio_source.py",),
     "tensorstore": ("train/stored.py", "interop/t5x.py"),
     "lm_eval": ("interop/harness.py",),
+    "starlette": ("interop/serve.py",),
+    "uvicorn": ("interop/serve.py",),
     "tokenizers": ("interop/hf_tokenizer.py",),
     "jax.distributed": ("parallel/runtime.py",),
     "pathwaysutils": ("parallel/runtime.py",),
