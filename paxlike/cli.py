@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import errno
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -20,7 +21,7 @@ usage: paxlike VERB …
 
   train CONFIG [--run-dir DIR] [--fake-devices N] [--model.layers 4 …]
                         train; the same command on the same run folder goes on where it stopped
-  eval RUN              loss of a run's newest checkpoint on its validation split
+  eval RUN              loss of a run's newest checkpoint on its validation split; with --tasks, the lm-evaluation-harness's tasks
   generate RUN PROMPT   text from a run's newest checkpoint, or from a packed model
   pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
   convert to-hf RUN OUT     a run as a folder for Hugging Face's AutoModelForCausalLM and AutoTokenizer
@@ -28,6 +29,7 @@ usage: paxlike VERB …
   convert to-t5x RUN OUT    a run as a T5X checkpoint
   convert from-t5x CHECKPOINT CONFIG OUT
                         a T5X checkpoint as a run of a config, which goes on training
+  serve RUN             an OpenAI-compatible HTTP endpoint
   info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
   report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
   plan CONFIG --topology v4:4x4x4
@@ -181,6 +183,7 @@ class GenerateFlags:
     """A checkpoint other than the newest."""
     fake_devices: int | None = None
     """CPU devices made out of this machine's own."""
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)
 
 
 def _generate(arguments: list[str]) -> None:
@@ -189,10 +192,11 @@ def _generate(arguments: list[str]) -> None:
     flags = _flags(GenerateFlags, rest, "paxlike generate RUN PROMPT")
     from paxlike.parallel import runtime
 
-    runtime.start(flags.fake_devices)
+    runtime.start(flags.fake_devices, flags.hosts)
     from paxlike.data.location import located
 
     _print_continued(located(path), prompt, flags)
+    runtime.finish()
 
 
 def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
@@ -245,15 +249,28 @@ def _pack(arguments: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EvalFlags:
-    """Loss of RUN's newest checkpoint on its validation split."""
+    """Loss of RUN's newest checkpoint on its validation split, or its scores in tasks of the lm-evaluation-harness (extra `eval`)."""
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     step: int | None = None
     """A checkpoint other than the newest."""
     batches: int = 0
     """Batches to evaluate. 0: the whole split."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the harness, by name, in place of the loss."""
+    task_folder: Path = Path("tasks")
+    """Where the tasks' YAML files are; data_files are relative to it."""
+    shots: int | None = None
+    """Examples shown before each question of a task. Without it, as many as the task says."""
+    limit: int | None = None
+    """Questions of each task. Without it, all."""
+    batch_size: int = 16
+    """Sequences of a task that are scored together."""
+    json: bool = False
+    """A task's numbers for machines."""
     fake_devices: int | None = None
     """CPU devices made out of this machine's own."""
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)
 
 
 def _eval(arguments: list[str]) -> None:
@@ -261,12 +278,80 @@ def _eval(arguments: list[str]) -> None:
     flags = _flags(EvalFlags, rest, "paxlike eval RUN")
     from paxlike.parallel import runtime
 
-    runtime.start(flags.fake_devices)
+    runtime.start(flags.fake_devices, flags.hosts)
+    import jax
+
     from paxlike.data.location import located
     from paxlike.train.trained import evaluate_run
 
+    if flags.tasks:
+        return _eval_tasks(located(path), flags)
     step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
-    print(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
+    show = print if jax.process_index() == 0 else lambda _: None
+    show(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
+    runtime.finish()
+
+
+def _eval_tasks(folder: Path, flags: EvalFlags) -> None:
+    _need("lm_eval", "eval")
+    from paxlike.interop.harness import evaluate_tasks
+    from paxlike.train.trained import open_trained
+
+    trained = open_trained(folder, flags.mesh, flags.step)
+    numbers, table = evaluate_tasks(
+        trained, list(flags.tasks), flags.task_folder.absolute(), flags.shots, flags.limit, flags.batch_size
+    )
+    print(json.dumps(numbers, indent=2) if flags.json else table)
+
+
+def _need(module: str, extra: str) -> None:
+    """Raises UserError where an optional library is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"this needs {module}, which is not installed: pip install 'paxlike[{extra}]'.")
+
+
+# ---- serve ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeFlags:
+    """Serve RUN's newest checkpoint over HTTP as OpenAI's completions (extra `serve`)."""
+
+    host: str = "127.0.0.1"
+    """Where to listen. Nobody is asked who they are: anything but this machine itself needs a guard in front."""
+    port: int = 8000
+    rows: int = 16
+    """Texts that are generated together."""
+    waiting: int = 256
+    """Texts that may wait for a row; more are refused."""
+    name: str | None = None
+    """What clients call the model. Without it, the run's name."""
+    mesh: MeshConfig | None = None
+    """Without it, the largest `model` axis that fits."""
+    step: int | None = None
+    """A checkpoint other than the newest."""
+    fake_devices: int | None = None
+    """CPU devices made out of this machine's own."""
+
+
+def _serve(arguments: list[str]) -> None:
+    path, rest = _take(arguments, "RUN", "serve")
+    flags = _flags(ServeFlags, rest, "paxlike serve RUN")
+    _need("starlette", "serve")
+    _need("uvicorn", "serve")
+    if flags.rows < 1 or flags.waiting < 1:
+        raise UserError(f"--rows is {flags.rows} and --waiting {flags.waiting}; both must be 1 or more.")
+    from paxlike.parallel import runtime
+
+    runtime.start(flags.fake_devices)
+    from paxlike.interop.engine import Engine
+    from paxlike.interop.serve import run
+    from paxlike.train.trained import open_trained
+
+    trained = open_trained(Path(path).absolute(), flags.mesh, flags.step)
+    name = flags.name or trained.config.name
+    print(f"serving {name} at http://{flags.host}:{flags.port}/v1/completions; Ctrl-C ends it", flush=True)
+    run(Engine(trained, flags.rows, flags.waiting), name, flags.host, flags.port)
 
 
 # ---- info -----------------------------------------------------------------------------------------------------------
@@ -553,6 +638,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": _eval,
     "generate": _generate,
     "pack": _pack,
+    "serve": _serve,
     "info": _info,
     "convert to-hf": _convert_to_hf,
     "convert from-hf": _convert_from_hf,

@@ -109,7 +109,7 @@ class Generator:
         self.config, self.numerics, self.eod, self.max_length = config, numerics, eod, max_length
         if config.quant.active:
             params = quantize_params(config, numerics, params)
-        self.params = _in_compute_dtype(params, numerics)
+        self.params = in_compute_dtype(params, numerics)
 
     def generate(
         self,
@@ -117,18 +117,18 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
-        on_token: Callable[[int, int], None] | None = None,
+        on_token: Callable[[int, int], bool | None] | None = None,
     ) -> list[np.ndarray]:
         """The new tokens of each prompt, int32: max_new_tokens, or fewer where the end of the text came (which is left out).
 
-        `on_token(row, token)` is called as each token arrives. Raises UserError naming the prompt that is empty, too long or
-        not of the model's vocabulary.
+        `on_token(row, token)` is called as each token arrives; True ends the row. Raises UserError naming the prompt that is
+        empty, too long or not of the model's vocabulary.
         """
         prompts = [np.asarray(prompt, np.int64) for prompt in prompts]
         self._check(prompts, max_new_tokens, seed)
         static = {"config": self.config, "numerics": self.numerics, "sampling": sampling}
         tokens_BT, lengths_B = self._padded(prompts)
-        cache_length = _rounded_up(self.max_length, LENGTH_MULTIPLE)
+        cache_length = rounded_up(self.max_length, LENGTH_MULTIPLE)
         seed_ = np.uint32(seed)
         cache, tokens_B, lengths_B = _start(
             self.params, tokens_BT, lengths_B, seed_, cache_length=cache_length, **static
@@ -145,8 +145,8 @@ class Generator:
                     going.remove(row)
                     continue
                 texts[row].append(tokens[row])
-                if on_token:
-                    on_token(row, tokens[row])
+                if on_token and on_token(row, tokens[row]):
+                    going.remove(row)
             if not going:
                 break
         return [np.array(text, np.int32) for text in texts]
@@ -176,9 +176,9 @@ class Generator:
         """(tokens_BT, lengths_B) with lengths of a few kinds, so that few programs are compiled, and rows for the whole mesh."""
         shortest = LENGTH_MULTIPLE if self.numerics.attention == "splash" else 16
         longest = max(prompt.size for prompt in prompts)
-        T = min(max(shortest, 2 ** (longest - 1).bit_length()), _rounded_up(self.max_length, LENGTH_MULTIPLE))
+        T = min(max(shortest, 2 ** (longest - 1).bit_length()), rounded_up(self.max_length, LENGTH_MULTIPLE))
         mesh = jax.sharding.get_mesh()
-        B = _rounded_up(len(prompts), axis_sizes()["pod"] * axis_sizes()["data"])
+        B = rounded_up(len(prompts), axis_sizes()["pod"] * axis_sizes()["data"])
         tokens_BT, lengths_B = np.zeros((B, T), np.int32), np.ones(B, np.int32)
         for row, prompt in enumerate(prompts):
             tokens_BT[row, : prompt.size], lengths_B[row] = prompt, prompt.size
@@ -188,11 +188,12 @@ class Generator:
         )
 
 
-def _rounded_up(number: int, multiple: int) -> int:
+def rounded_up(number: int, multiple: int) -> int:
+    """The least multiple that is not below the number."""
     return -(-number // multiple) * multiple
 
 
-def _in_compute_dtype(params: dict, numerics: Numerics) -> dict:
+def in_compute_dtype(params: dict, numerics: Numerics) -> dict:
     """The matrices cast once, not at every token; norm scales, which are multiplied in float32, as they are."""
 
     def cast(path, w):

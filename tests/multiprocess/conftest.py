@@ -124,16 +124,16 @@ def launch(place):
 
 @pytest.fixture(scope="session")
 def processes(place):
-    """processes(program, flags of process 0, flags of process 1, …): one Process each, that work together."""
+    """processes(program, words of process 0, words of process 1, …): one Process each, that work together."""
 
-    def start(program: list[str], *flags: list[str]) -> list[Process]:
+    def start(program: list[str], *words: list[str]) -> list[Process]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         return [
-            Process(place, [sys.executable, *program, "train", "small.py", *own, "--fake-devices", "1",
-                            "--hosts.coordinator", address, "--hosts.count", str(len(flags)), "--hosts.id", str(k)])
-            for k, own in enumerate(flags)
+            Process(place, [sys.executable, *program, *own, "--fake-devices", "1",
+                            "--hosts.coordinator", address, "--hosts.count", str(len(words)), "--hosts.id", str(k)])
+            for k, own in enumerate(words)
         ]  # fmt: skip
 
     return start

@@ -21,8 +21,9 @@ def went_on(job, fault: str, recovery: dict, since: float) -> None:
 def test_a_killed_process_ends_the_job_which_goes_on(launch, place, losses, reached, whole, recovery, victim, says):
     """kill -9 during a step, of a worker and of the coordinator. The launcher starts the job again."""
     run = f"killed-{victim}"
-    job = launch(run, restarts=1)
-    job.until(lambda: reached(run, 6) and (place / run / "checkpoints" / "4").is_dir())
+    # Saves at 8 and 16. Processes that wait for a dead one to save learn of it by heartbeats only, after the launcher's patience.
+    job = launch(run, "--checkpoint.every", "8", restarts=1)
+    job.until(lambda: reached(run, 10) and (place / run / "checkpoints" / "8").is_dir())
     since = time.monotonic()
     os.kill(job.pids[victim], signal.SIGKILL)
     went_on(job, run, recovery, since)
@@ -127,8 +128,8 @@ def test_the_disk_full_while_saving(launch, place, losses, whole):
 
 
 def test_another_config_on_one_host_stops_the_job_before_it_begins(processes, place):
-    flags = ["--run-dir", "never", "--train.steps", "24"]
-    jobs = processes(["-m", "paxlike"], flags, [*flags, "--optim.learning-rate", "0.5"])
+    words = ["train", "small.py", "--run-dir", "never"]
+    jobs = processes(["-m", "paxlike"], words, [*words, "--optim.learning-rate", "0.5"])
     assert [job.end() for job in jobs] == [2, 2]
     for job in jobs:
         assert "process 1 on" in job.output and "optim.learning_rate: 0.01 -> 0.5" in job.output, job.output

@@ -34,6 +34,17 @@ def test_two_runs_have_bitwise_the_same_losses(launch, place, losses, reached, w
     ] == []
 
 
+def test_two_processes_evaluate_and_generate(processes, place, whole):
+    lines = [json.loads(text) for text in (place / "whole" / "metrics.jsonl").read_text().splitlines()]
+    (line,) = [line for line in lines if line.get("event") == "evaluation"]
+    first, second = processes(["-m", "paxlike"], *[["eval", "whole", "--batches", "2"]] * 2)
+    assert (first.end(), second.end()) == (0, 0), first.output + second.output
+    assert f"step 24: loss {line['loss']:.4f}" in first.output and "loss" not in second.output
+    first, second = processes(["-m", "paxlike"], *[["generate", "whole", "The ", "--max-new-tokens", "4"]] * 2)
+    assert (first.end(), second.end()) == (0, 0), first.output + second.output
+    assert "The " in first.output and "The " not in second.output
+
+
 def listening(port: int) -> set[str]:
     """The addresses, as Linux writes them, that sockets of this machine listen at on the port (0100007F is 127.0.0.1)."""
     rows = [
@@ -61,7 +72,7 @@ def test_a_nan_in_a_batch_is_rewound_and_skipped_by_all_hosts(processes, launch,
     """Equal to the run that never had the batches, and went on with that list of what is skipped."""
     monkeypatch.setenv("POISON", "13")
     poisoned = str(Path(__file__).parent / "poisoned.py")
-    jobs = processes([poisoned], *[["--run-dir", "poisoned", *GUARD]] * 2)
+    jobs = processes([poisoned], *[["train", "small.py", "--run-dir", "poisoned", *GUARD]] * 2)
     assert [job.end() for job in jobs] == [0, 0], jobs[0].output + jobs[1].output
     assert "spike at step 14: the loss is nan" in jobs[0].output and "Rewound to step 8" in jobs[0].output
     (row,) = json.loads((place / "poisoned" / "skipped.json").read_text())

@@ -49,7 +49,7 @@ def test_a_plan_on_a_fake_mesh(tmp_path, monkeypatch):
     assert told["flops"]["per_device"] * 8 == executed_flops(CONFIG.model, 32, "reference").total * tokens
     parts = told["memory"]["parts"]
     assert parts["optimizer state"] == 2 * parts["parameters"] + 4 and parts["batch"] == 2 * 2 * 32 * 4
-    assert told["memory"]["needed"] == sum(parts.values())
+    assert parts["parameters"] + parts["optimizer state"] < told["memory"]["needed"] <= sum(parts.values())
     gathered = [
         r for r in told["collectives"] if r["kind"] == "all-gather" and r["axis"] == "data" and r["in_layer_loop"]
     ]
