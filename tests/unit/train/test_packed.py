@@ -8,11 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import flat, mesh_of, model_config
+from helpers import flat, mesh_of, model_config, put
 from safetensors.numpy import load_file, save_file
 
 from paxlike.config import ModelConfig, QuantConfig, UserError, load
 from paxlike.data.tokenizer import BytesTokenizer
+from paxlike.infer.cache import prefill
 from paxlike.infer.generate import Generator
 from paxlike.models.palm import init_params
 from paxlike.nn.quantized import QuantizedWeight, quantize_params
@@ -117,16 +118,21 @@ def test_the_header_says_what_it_is(tmp_path):
     assert header["blocks/wup_DF.bits"]["shape"] == [2, 64 // 8, 128]
 
 
-def test_generation_takes_a_scale_for_each_token(tmp_path):
-    """Also where training took one for a whole tensor: a token's continuation does not depend on the others in the batch."""
-    model = trained(QuantConfig(weights="bitnet"))
+def test_generation_takes_a_scale_for_each_token():
+    """Also where training took one for a whole tensor: a row's logits do not depend, to the bit, on the other rows of the batch."""
+    model = trained(QuantConfig(weights="bitnet"), (1, 1, 1))
     assert not model.config.model.quant.per_token
+    rows = np.random.default_rng(0).integers(3, 300, (2, 16), dtype=np.int32)
     with jax.set_mesh(model.mesh):
-        generator = Generator(model.config.model, model.numerics, model.params, model.tokenizer.eod, 64)
-        prompts = [np.arange(5, 25), np.arange(30, 33)]
-        together = generator.generate(prompts, 8)
-        for prompt, text in zip(prompts, together, strict=True):
-            np.testing.assert_array_equal(generator.generate([prompt], 8)[0], text)
+        run = jax.jit(prefill, static_argnums=(0, 1, 5))
+        logits = [
+            run(model.config.model, model.numerics, model.params, put("BT", tokens), put("B", np.array([16, 16])), 16)[
+                1
+            ]
+            for tokens in (rows, np.stack([rows[0], np.full(16, 3, np.int32)]))
+        ]
+    np.testing.assert_array_equal(logits[0][0], logits[1][0])
+    assert np.abs(np.asarray(logits[0][1] - logits[1][1])).max() > 0.1
 
 
 def test_quantizing_twice_changes_nothing():
