@@ -45,13 +45,17 @@ setup(
         "hf": ["transformers>=5", "torch", "tokenizers"],
         "eval": ["lm-eval>=0.4.13"],
         "serve": ["starlette>=1.0", "uvicorn>=0.50"],
-        # libtpu compiles for TPUs that are not there: some tests read those programs.
-        # torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
+        # Compilers for chips that are not here: libtpu (684 MB), the CUDA plugin without CUDA's own libraries (460 MB).
+        "plan-tpu": ["jax[tpu]"],
+        "plan-gpu": ["jax[cuda12-local]"],
+        "plan": ["jax[tpu]", "jax[cuda12-local]"],
+        # Some tests read what those compilers make. torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
         # The launchers' manifests and scripts are checked with the others, and gcsfs reaches the tests' buckets.
         "test": [
             "pytest>=8",
             "ruff>=0.14",
             "jax[tpu]",
+            "jax[cuda12-local]",
             "jsonschema>=4",
             "pathwaysutils[gke]>=0.1.13",
             "gcsfs",

@@ -18,7 +18,7 @@ install() {
         sudo DEBIAN_FRONTEND=noninteractive apt-get -qy install "$1-venv"
     fi
     "$1" -m venv .venv
-    .venv/bin/python -m pip install --quiet --upgrade --editable '.[tpu]'
+    .venv/bin/python -m pip install --quiet --upgrade --editable '.[tpu,gcs]'
     .venv/bin/paxlike --version
 }
 

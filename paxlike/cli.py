@@ -183,6 +183,7 @@ class GenerateFlags:
     """A checkpoint other than the newest."""
     fake_devices: int | None = None
     """CPU devices made out of this machine's own."""
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)
 
 
 def _generate(arguments: list[str]) -> None:
@@ -191,10 +192,11 @@ def _generate(arguments: list[str]) -> None:
     flags = _flags(GenerateFlags, rest, "paxlike generate RUN PROMPT")
     from paxlike.parallel import runtime
 
-    runtime.start(flags.fake_devices)
+    runtime.start(flags.fake_devices, flags.hosts)
     from paxlike.data.location import located
 
     _print_continued(located(path), prompt, flags)
+    runtime.finish()
 
 
 def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
@@ -268,6 +270,7 @@ class EvalFlags:
     """A task's numbers for machines."""
     fake_devices: int | None = None
     """CPU devices made out of this machine's own."""
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)
 
 
 def _eval(arguments: list[str]) -> None:
@@ -275,13 +278,18 @@ def _eval(arguments: list[str]) -> None:
     flags = _flags(EvalFlags, rest, "paxlike eval RUN")
     from paxlike.parallel import runtime
 
-    runtime.start(flags.fake_devices)
+    runtime.start(flags.fake_devices, flags.hosts)
+    import jax
+
+    from paxlike.data.location import located
     from paxlike.train.trained import evaluate_run
 
     if flags.tasks:
-        return _eval_tasks(Path(path).absolute(), flags)
-    step, found = evaluate_run(Path(path).absolute(), flags.mesh, flags.step, flags.batches)
-    print(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
+        return _eval_tasks(located(path), flags)
+    step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
+    show = print if jax.process_index() == 0 else lambda _: None
+    show(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
+    runtime.finish()
 
 
 def _eval_tasks(folder: Path, flags: EvalFlags) -> None:

@@ -221,9 +221,12 @@ class OptimConfig:
     """palm: Adafactor without factorization (parameter scaling, beta2 = 1 - step^-0.8, decay lr^2)."""
     learning_rate: float = 1e-2
     """Peak learning rate. For palm and adafactor it is multiplied by the RMS of each parameter."""
-    schedule: Literal["palm", "constant", "linear", "cosine"] = "palm"
+    schedule: Literal["palm", "constant", "linear", "cosine", "two_stage"] = "palm"
     """palm: constant for `warmup_steps`, then learning_rate * sqrt(warmup_steps / step). The others warm up linearly
-    over `warmup_steps`, then stay, or decay to `final_fraction` of the peak at `train.steps`."""
+    over `warmup_steps`, then stay, or decay to `final_fraction` of the peak at `train.steps`. two_stage: linear, from
+    `second_learning_rate` as its peak in the second half, without weight decay there (see `optim/schedules.py`)."""
+    second_learning_rate: float = 0.0
+    """For two_stage."""
     warmup_steps: int = 10_000
     final_fraction: float = 0.1
     beta1: float = 0.9
@@ -244,6 +247,11 @@ class OptimConfig:
         _require(
             self.schedule != "palm" or self.warmup_steps > 0,
             "optim.warmup_steps is 0; the palm schedule is constant for warmup_steps and then falls: give at least 1.",
+        )
+        _require(
+            (self.schedule == "two_stage") == (self.second_learning_rate > 0),
+            f"optim.second_learning_rate is {self.second_learning_rate} and optim.schedule {self.schedule}; two_stage needs one "
+            "above 0, and no other schedule has one.",
         )
         for field in ("beta1", "beta2"):
             value = getattr(self, field)
@@ -421,6 +429,34 @@ class ProfileConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """What happens when the loss spikes or is not finite: see `train/guard.py`."""
+
+    rewinds: int = 0
+    """How often a run may be rewound before it gives up. 0: never; a loss that is not finite stops it, a spike is let be."""
+    back: int = 100
+    """Steps before the spike from which on batches are skipped."""
+    skip: int = 300
+    """Batches skipped; more where the spike is not reached by so many."""
+    window: int = 100
+    """Steps whose losses say what is usual."""
+    deviations: float = 8.0
+    """A loss is high where it is so many (robust) standard deviations above the median of the window."""
+    patience: int = 3
+    """High losses in a row that make a spike."""
+    skip_nonfinite: bool = False
+    """Leave parameters and optimizer as they are in a step whose loss or gradient is not finite; `patience` such steps in a row count as
+    a loss that is not finite."""
+
+    def __post_init__(self):
+        _typed(self, "guard")
+        _positive(self, "guard", "skip", "window", "deviations", "patience")
+        for field in ("rewinds", "back"):
+            value = getattr(self, field)
+            _require(value >= 0, f"guard.{field} is {value}; it must be 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
 class WatchdogConfig:
     """When a step is taken for hung, and the job is ended: see `train/watchdog.py`."""
 
@@ -449,6 +485,7 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
     watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
 
     def __post_init__(self):
@@ -456,6 +493,12 @@ class Config:
         _require(
             bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name[0] != ".",
             f"name {self.name!r} is used as a folder name; use letters, digits, '.', '_' and '-'.",
+        )
+        reach, needed = (self.checkpoint.keep - 1) * self.checkpoint.every, self.guard.back + self.guard.patience
+        _require(
+            self.guard.rewinds == 0 or reach >= needed,
+            f"checkpoint.keep {self.checkpoint.keep} of every {self.checkpoint.every} steps reach back {reach} steps; to rewind by "
+            f"guard.back {self.guard.back} and guard.patience {self.guard.patience} they must reach {needed}: keep more.",
         )
 
 

@@ -2,9 +2,11 @@
 
     python -m tools.update_goldens      prints the files that changed; read their diff before it is committed
 
-`tests/golden/test_sharding_goldens.py` compares them. Nothing here needs JAX or a device.
+`tests/golden/` compares them. The sharding tables need neither JAX nor a device. The table of collectives, of PaLM 8B's train step as
+the TPU compiler makes it, needs libtpu and takes about a minute; without libtpu it is left as it is.
 """
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests" / "golden"
 TABLES = {
     "palm_540b": (2, 256, 12), "palm_62b": (1, 64, 8), "palm_8b": (1, 16, 4), "tiny": (1, 2, 4), "bitnet_tiny": (1, 2, 4),
+    "bitnet_b158_tiny": (1, 2, 4), "bitnet_125m": (1, 2, 4), "bitnet_350m": (1, 2, 4), "bitnet_760m": (1, 2, 4),
+    "bitnet_1_3b": (1, 2, 4), "bitnet_2_7b": (1, 8, 8), "bitnet_6_7b": (1, 8, 8),
 }  # fmt: skip
 """Config -> its mesh: pod, data, model."""
 
@@ -39,13 +43,44 @@ def render(name: str) -> str:
     return "\n".join([f"{name} on " + ", ".join(f"{axis} {size}" for axis, size in mesh.items()), "", *rows, ""])
 
 
+COLLECTIVES = GOLDENS / "palm_8b_on_v4_2x2x4.collectives"
+
+
+def compile_collectives():
+    """(config, Facts) of PaLM 8B on 16 chips, 4 x 4, one sequence for each of 4 data shards."""
+    import dataclasses
+
+    from paxlike.plan.compile import compile_facts, lower
+    from paxlike.plan.verb import prepare
+
+    config = load(ROOT / "configs" / "palm_8b.py")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=4, batch_ramp=()))
+    config, cluster = prepare(config, "v4:2x2x4", None)
+    return config, compile_facts(lower(config, cluster))
+
+
+def render_collectives(facts) -> str:
+    """A line for each kind of collective: what, over which axis, in the layer loop or not, type, bytes on a device, times a step."""
+    rows: dict[tuple, int] = {}
+    for c in facts.all_collectives():
+        key = (c.kind, c.axis, "layer loop" if c.in_loop else "once", c.dtype, c.payload)
+        rows[key] = rows.get(key, 0) + c.times
+    lines = [("kind", "axis", "where", "type", "bytes", "times")]
+    lines += [(*map(str, key), str(times)) for key, times in sorted(rows.items(), key=lambda row: (row[0][2], row[0]))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(["palm_8b on v4:2x2x4, pod 1, data 4, model 4, remat attention, 4 x 2048 tokens", "", *cells, ""])
+
+
 def _product(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
 def main() -> None:
-    for name in TABLES:
-        file, text = path(name), render(name)
+    made = [(path(name), render(name)) for name in TABLES]
+    if importlib.util.find_spec("libtpu"):
+        made.append((COLLECTIVES, render_collectives(compile_collectives()[1])))
+    for file, text in made:
         if not file.exists() or file.read_text() != text:
             partial = file.with_suffix(".partial")
             partial.write_text(text)

@@ -100,6 +100,9 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}. {PREPARE_AGAIN}.") from error
+    outside = [name for name in manifest.files if Path(name).name != name or name in ("", ".", "..")]
+    if outside:
+        raise UserError(f"{path} names files that are not in its folder: {outside}. {PREPARE_AGAIN}.")
     if manifest.fingerprint != fingerprint:
         raise UserError(f"{path} was edited: its fingerprint does not belong to its contents. {PREPARE_AGAIN}.")
     return manifest

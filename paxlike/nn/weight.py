@@ -35,9 +35,8 @@ class Numerics:
         attention = model.attention
         if attention == "auto":
             attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "reference")
-        return cls(
-            compute, precision.params, precision.gradients, attention, platform != "cpu" or _cpu_multiplies_int8()
-        )
+        integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
+        return cls(compute, precision.params, precision.gradients, attention, integer)
 
 
 @functools.cache

@@ -53,13 +53,13 @@ class Departure:
         """Gives the word ({"is": error | crash | hang | heard, "code": …, "message": …}), names who is to blame, and exits."""
         if not self._leaving.acquire(blocking=False):
             threading.Event().wait()  # Another thread is about to end the process.
-        if word["is"] == "hang":
-            self._evidence()
         # The service may be what is lost: nothing that waits for it may keep this process.
         lost = f"{job.called(0)}, which coordinates the job, does not answer"
         last = threading.Timer(ANSWER_SECONDS + 3, _end, (LOST, lost))
         last.daemon = True
         last.start()
+        if word["is"] == "hang":
+            self._evidence()
         client, words = runtime.client(), {jax.process_index(): word}
         if client is not None:
             try:

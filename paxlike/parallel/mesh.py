@@ -21,7 +21,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh over all devices (or over the given ones), laid out along the machine's own links.
 
     Several pods on TPU slices or on hosts that name their slice get a hybrid mesh: `pod` runs between slices, `data` and
-    `model` inside one. Raises ConfigError where the sizes do not fit the number of devices.
+    `model` inside one. Raises ConfigError where the sizes do not fit the number of devices, or `pod` the number of TPU slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     pod, data, model = config.resolve(len(devices))

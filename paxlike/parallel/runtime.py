@@ -6,8 +6,6 @@ The only file that starts and ends `jax.distributed`.
 import importlib.util
 import itertools
 import os
-import socket
-import threading
 from pathlib import Path
 
 import jax
@@ -15,6 +13,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from paxlike.config import Hosts, UserError
+from paxlike.parallel.rendezvous import gather
 
 HEARTBEAT_SECONDS = 20
 """A process that is not heard of for so long is taken for dead, and JAX ends the others. Heartbeats come from a thread of the runtime,
@@ -22,7 +21,7 @@ which nothing that Python does holds up."""
 SHUTDOWN_SECONDS = 20
 """How long a process that has finished waits for the others to finish."""
 GATHER_SECONDS = 300
-"""How long the first process waits for the others to start."""
+"""How long processes wait for each other to start."""
 
 
 def start(fake_devices: int | None = None, hosts: Hosts | None = None, deterministic: bool = False) -> None:
@@ -37,7 +36,7 @@ def start(fake_devices: int | None = None, hosts: Hosts | None = None, determini
     if fake_devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", fake_devices)
-    elif not jax.config.jax_platforms and _only_a_compiler():
+    elif not jax.config.jax_platforms and _only_compilers():
         jax.config.update("jax_platforms", "cpu")
     # Arrays of different rank that broadcast against each other are nearly always a mistake in a model.
     jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -79,9 +78,8 @@ def _join(hosts: Hosts) -> None:
         return
     # For processes on CPUs; accelerators have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    missing = threading.Timer(GATHER_SECONDS - 5, _say_missing, (hosts,))
-    missing.daemon = True
-    missing.start()
+    if given:
+        gather(hosts, GATHER_SECONDS)
     try:
         jax.distributed.initialize(
             **given, initialization_timeout=GATHER_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -89,19 +87,13 @@ def _join(hosts: Hosts) -> None:
         )  # fmt: skip
     except ValueError as error:
         # What JAX says where it finds no cluster: this process is alone.
-        if given or "should be defined" not in str(error) and "must be defined" not in str(error):
+        if given or not any(words in str(error) for words in ("should be defined", "must be defined")):
             raise UserError(f"the processes of the job cannot be joined: {error}") from error
     except RuntimeError as error:
         raise UserError(
             f"the processes of the job cannot be found: {error}. Tell them with --hosts.coordinator, --hosts.count and "
             "--hosts.id, or --hosts.count 1 to run alone."
         ) from error
-    finally:
-        missing.cancel()
-
-
-def _say_missing(hosts: Hosts) -> None:
-    print(f"paxlike: process {hosts.id} on {socket.gethostname()}: not all processes came", flush=True)
 
 
 def _start_pathways() -> None:
@@ -118,8 +110,9 @@ def cache_root() -> Path:
     return Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike")
 
 
-def _only_a_compiler() -> bool:
-    """Whether libtpu is installed to compile for TPUs, and none is here: JAX would look for one, and complain at length."""
-    here = any(Path("/dev").glob("accel*")) or any(Path("/dev").glob("vfio/*"))
-    cuda = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-    return importlib.util.find_spec("libtpu") is not None and not here and not cuda
+def _only_compilers() -> bool:
+    """Whether libtpu or the CUDA plugin is installed to compile for chips that are not here: JAX would look for some, and complain at
+    length."""
+    here = any(any(Path("/dev").glob(kind)) for kind in ("accel*", "vfio/*", "nvidia*", "dxg", "kfd"))
+    names = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
+    return not here and any(importlib.util.find_spec(name) for name in names)

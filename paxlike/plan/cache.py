@@ -14,7 +14,7 @@ import os
 from paxlike.parallel.runtime import cache_root
 from paxlike.plan.compile import Facts, Lowered, compile_facts
 
-FORMAT = 2
+FORMAT = 3
 """Counted up when the reading of a program changes."""
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from paxlike.accounting.memory import memory_estimate
@@ -16,7 +17,7 @@ from paxlike.plan.html import plan_page, sweep_page
 from paxlike.plan.page import describe, sweep_table
 from paxlike.plan.sweep import check
 from paxlike.plan.sweep import sweep as sweep_plans
-from paxlike.plan.topology import Cluster, MissingCompiler
+from paxlike.plan.topology import Cluster, MissingCompiler, silent
 from paxlike.plan.verb import plan, prepare, with_remedies
 
 
@@ -24,6 +25,8 @@ def run(config: Config, topology: str, pods: int | None, sweep: bool, as_json: b
     """Exit code: 0 it fits (or there is no limit to compare with), 1 it does not. Raises UserError."""
     config, made = prepare(config, topology, pods)
     runtime.start(made.device_count if made.platform == "cpu" else 1)
+    with silent():
+        jax.devices()
     say = _say if sys.stderr.isatty() or sweep else lambda text: None
     try:
         told = _sweep(config, made, say) if sweep else with_remedies(plan(config, made, say), config, made, say)

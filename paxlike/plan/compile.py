@@ -36,7 +36,7 @@ class Facts:
     memory: dict[str, int]
     """Part -> bytes. Empty where the compiler refused the program."""
     needed: int
-    """Bytes that the program takes; as far as the compiler told, where it refused."""
+    """Bytes that the program takes at its peak; as far as the compiler told, where it refused."""
     refused: str
     """What the compiler said of a program that is too large, or nothing."""
     buffers: list[list]
@@ -116,6 +116,8 @@ def compile_facts(lowered: Lowered) -> Facts:
     memory["temporaries"] = analysis.temp_size_in_bytes
     memory["results beside the state"] = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
     memory["code"] = analysis.generated_code_size_in_bytes
+    # The peak: temporaries that do not live at one time are summed above, and may lie where donated arguments did.
+    needed = analysis.peak_memory_in_bytes + memory["code"]
     matmuls = count_matmuls(module)
     listed, windows = list_work(module)
     work = [[w.times, w.flops, w.bytes, w.kernel, w.beside] for w in listed]
@@ -129,7 +131,7 @@ def compile_facts(lowered: Lowered) -> Facts:
         work.append([1, kernel, 0, True, False])
         flops += kernel
     return Facts(
-        mesh, memory, sum(memory.values()), "", [], flops, list(matmuls.uncounted), work,
+        mesh, memory, needed, "", [], flops, list(matmuls.uncounted), work,
         [dataclasses.asdict(c) for c in collectives], [windows.get(c.name) for c in collectives],
         lowered.seconds + time.monotonic() - begin, _resident(),
     )  # fmt: skip
@@ -181,7 +183,13 @@ def _kept(lowered: Lowered) -> list[list]:
     rows = []
     for (shape, dtype), count in found.items():
         width = {"bf16": 2, "f32": 4}.get(dtype, 4)
-        rows.append([count * math.prod(shape) * width // devices, f"{count} kept for the backward pass", list(shape)])
+        rows.append(
+            [
+                count * math.prod(shape) * width // devices,
+                f"{count} kept for the backward pass (shape over all devices)",
+                list(shape),
+            ]
+        )
     return rows
 
 

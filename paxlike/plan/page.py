@@ -72,6 +72,9 @@ def _memory(told: dict) -> Table:
     for part, size in told["memory"]["parts"].items():
         if size:
             table.add_row(part, gib(size))
+    if told["memory"]["parts"]:
+        table.add_section()
+        table.add_row("at its peak", gib(told["memory"]["needed"]))
     if told["refused"]:
         table.add_row(told["refused"], "")
     return table

@@ -7,11 +7,14 @@
 A program can be traced, lowered and compiled for them, not run.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
+import sys
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import topologies
@@ -112,7 +115,8 @@ def tpu_devices(name: str, slices: int = 1) -> list[jax.Device]:
     several = {"num_slices": slices} if slices > 1 else {}
     asked = name.replace("v7x:", "tpu7x:")
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=asked, **joined, **several).devices)
+        with silent():
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=asked, **joined, **several).devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         raise UserError(f"the TPU compiler does not know {slices} x {name}: {str(error).splitlines()[0]}") from error
 
@@ -123,14 +127,29 @@ def _gpu_devices(cluster: Cluster) -> list[jax.Device]:
             f"the topology {cluster.name!r} needs JAX's CUDA plugin, which is not installed: pip install 'paxlike[plan-gpu]'."
         )
     hosts, gpus = cluster.shape
+    target = target_config(cluster.name.partition(":")[0])
+    shape = f"{cluster.pods}x{hosts}x{gpus}"
     try:
-        return list(
-            topologies.get_topology_desc(
-                cluster.name, "cuda", target_config=target_config(cluster.name.partition(":")[0]),
-                topology=f"{cluster.pods}x{hosts}x{gpus}",
-            ).devices
-        )  # fmt: skip
+        with silent():
+            return list(
+                topologies.get_topology_desc(cluster.name, "cuda", target_config=target, topology=shape).devices
+            )
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         raise UserError(
             f"the CUDA plugin does not know {cluster.pods} x {cluster.name}: {str(error).splitlines()[0]}"
         ) from error
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Keeps off the terminal what compilers say while they are loaded: that there is no chip here, at length, past Python."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(nowhere)
+        os.close(terminal)

@@ -6,7 +6,6 @@ from when the step before it was ready on the device until it is itself (`clock.
 
 import contextlib
 import dataclasses
-import math
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from paxlike.train.checkpoint import Checkpoints
 from paxlike.train.clock import ReadyClock
 from paxlike.train.console import Console
 from paxlike.train.evaluate import evaluate
+from paxlike.train.guard import Guard, Skipped, Spike
 from paxlike.train.metrics import Metrics, NoMetrics
 from paxlike.train.profile import ProfileWindow
 from paxlike.train.run import Run, check_seen
@@ -76,6 +76,7 @@ def train(config: Config, folder: Path) -> Result:
         opened = lambda: stack.enter_context(contextlib.closing(Run(folder, config, store)))  # noqa: E731
         loop.changes = job.first("the run folder", lambda: opened().changes, START_SECONDS)
         job.each("the run folder", lambda: check_seen(folder), START_SECONDS)
+        loop.skipped = Skipped(folder)
         metrics = Metrics(folder, config) if jax.process_index() == 0 else NoMetrics(folder)
         stack.enter_context(contextlib.closing(metrics))
         stack.enter_context(console)
@@ -104,6 +105,7 @@ class _Loop:
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
         self.changes: list[str] = []
+        self.guard = Guard(config.guard)
         self.accounts = Accounts(config, self.numerics)
         self.goodput = self.accounts.goodput
         self.compiled: dict[tuple, Callable] = {}
@@ -116,12 +118,23 @@ class _Loop:
     def run(
         self, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest, watchdog: Watchdog
     ) -> Result:
-        config = self.config
-        self.metrics, self.saved, self.stop, self.watchdog = metrics, saved, stop, watchdog
+        self.metrics, self.profile, self.saved, self.stop, self.watchdog = metrics, profile, saved, stop, watchdog
         with watchdog.limited("the first sum over all devices", START_SECONDS):
             agreement.check_devices()
         with watchdog.paused("reading a checkpoint"):
             state, start = self.first_state()
+        while True:
+            try:
+                return self.steps(state, start)
+            except Spike as found:
+                spike = (found.update, found.noticed, found.reason)
+            # Outside of the handler, which would keep the state's memory.
+            state, start = None, 0
+            state, start = self.rewound(*spike)
+
+    def steps(self, state: State, start: int) -> Result:
+        """The steps from `start` to the end. Raises Spike."""
+        config, profile = self.config, self.profile
         batches = self.train_batches(start)
         for step in range(start, config.train.steps):
             if self.stop.asked():
@@ -148,14 +161,11 @@ class _Loop:
     def first_state(self) -> tuple[State, int]:
         """The newest checkpoint that can be read; a new state where there is none."""
         config = self.config
-        found = self.saved.restore_newest(self.like)
-        if found is None:
-            state, start = make_state(config, self.numerics, self.optimizer), 0
-        else:
-            state, position, notes = found
-            start = position["step"]
-            for note in [*notes, *(f"changed: {change}" for change in self.changes), f"going on from step {start}"]:
-                self.console.say(note)
+        for change in self.changes:
+            self.console.say(f"changed: {change}")
+        state, start = self.restored()
+        if start:
+            self.console.say(f"going on from step {start}")
             if start > config.train.steps:
                 raise UserError(
                     f"the run is at step {start} already, past train.steps {config.train.steps}; give more --train.steps."
@@ -173,6 +183,47 @@ class _Loop:
         self.metrics.event(
             "start", start, device=kind, devices=len(jax.devices()), mesh=mesh, numerics=dataclasses.asdict(self.numerics),
             jax=jax.__version__, paxlike=__version__, changes=self.changes, **self.accounts.started(), **self.accounts.so_far(),
+        )  # fmt: skip
+        return state, start
+
+    def restored(self, before: int | None = None) -> tuple[State, int]:
+        """The newest checkpoint, of step `before` at most, that can be read; a new state where there is none."""
+        while (found := self.saved.restore_newest(self.like, before)) is not None:
+            state, position, notes = found
+            step = position["step"]
+            for note in notes:
+                self.console.say(note)
+            if position["sequences"] == self.sequences_before(step):
+                return state, step
+            # Saved after a spike, by a process that ended when it had recorded what to skip, and not yet deleted this.
+            del state, found
+            self.saved.delete_after(before := step - 1)
+        return make_state(self.config, self.numerics, self.optimizer), 0
+
+    def rewound(self, update: int, noticed: int, reason: str) -> tuple[State, int]:
+        """The state to go on from after a spike at `update`. Raises UserError where the run has been rewound often enough."""
+        guard, self.pending = self.config.guard, None
+        if len(self.skipped.rows) >= guard.rewinds:
+            tried = f" after {guard.rewinds} rewinds, which is guard.rewinds" if guard.rewinds else ""
+            raise UserError(
+                f"at step {update + 1} {reason}{tried}; checkpoints {self.saved.steps()} are from before. Lower "
+                "optim.learning_rate, set optim.clip, or let guard.rewinds be more."
+            )
+        begin = max(update - guard.back, 0)
+        first = self.skipped.batch(begin)
+        count = max(guard.skip, self.skipped.batch(noticed) + 1 - first)
+        with self._timed("restart") as timer:
+            # In this order: a process that ends in between finds checkpoints that do not belong to what is skipped, and drops them.
+            self.skipped.add(first, count, f"step {update + 1}: {reason}")
+            self.saved.delete_after(begin)
+            state, start = self.restored(begin)
+        self.console.say(
+            f"spike at step {update + 1}: {reason}. Rewound to step {start}; from step {begin + 1} on, batches {first} … "
+            f"{first + count - 1} are skipped (rewind {len(self.skipped.rows)} of {guard.rewinds})"
+        )
+        self.metrics.event(
+            "rewind", start, seconds=timer(), spike=update + 1, reason=reason, first_batch=first, batches=count,
+            **self.accounts.so_far(),
         )  # fmt: skip
         return state, start
 
@@ -196,8 +247,8 @@ class _Loop:
 
     def train_batches(self, start: int) -> Iterator[DeviceBatch]:
         source, accumulate = self.train_source, self.config.train.accumulate
-        for k, batch in enumerate(source.batches(start, self.rows.__getitem__), start):
-            size = source.batch_size(k)
+        for k, batch in enumerate(source.batches(start, self.rows.__getitem__, self.skipped.batch), start):
+            size = source.batch_size(self.skipped.batch(k))
             yield on_mesh(batch, self.rows[size], size, accumulate)
 
     def compile(self, state: State, batch: DeviceBatch) -> Callable:
@@ -220,7 +271,7 @@ class _Loop:
         return self.compiled[shape]
 
     def read_pending(self) -> None:
-        """Reads and reports the numbers of the step before the one just dispatched. Raises UserError where the loss is not finite."""
+        """Reads and reports the numbers of the step before the one just dispatched. Raises Spike."""
         if self.pending is None:
             return
         step, numbers = self.pending
@@ -230,20 +281,18 @@ class _Loop:
             ready = self.clock.ready()
         seconds, self.ready = max(ready - self.ready, 1e-9), ready
         self.watchdog.finished(step)
-        batch_tokens = self.config.train.batch_size_at(step - 1) * self.config.data.sequence_length
+        batch = self.skipped.batch(step - 1)
+        batch_tokens = self.config.train.batch_size_at(batch) * self.config.data.sequence_length
         values |= {"step_seconds": seconds, "tokens_per_second": batch_tokens / seconds}
         shares, warning = self.accounts.utilization(values["tokens_per_second"])
         values |= shares
+        read = {"batch": batch, "batch_fingerprint": f"{int(values.pop('batch')):08x}"}
         now_and_then = self.accounts.so_far() if step % self.config.log.every == 0 else {}
-        self.metrics.step(step, values, now_and_then)
+        self.metrics.step(step, values, read | now_and_then)
         if warning and not self.warned:
             self.warned = True
             self.console.say(f"WARNING: {warning}")
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
-            raise UserError(
-                f"at step {step} the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; checkpoints "
-                f"{self.saved.steps()} are from before. Lower optim.learning_rate, or set optim.clip."
-            )
+        self.guard.judge(step, values["loss"], values["gradient_norm"])
         # The terminal shows the pace of some ten steps; the files have each step's own.
         self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
         paced = {
@@ -256,12 +305,16 @@ class _Loop:
         self.read_pending()
         position = {
             "step": step,
-            "sequences": self.config.train.sequences_before(step),
+            "sequences": self.sequences_before(step),
             "store": self.store.fingerprint,
         }
         with self._timed("checkpoint") as timer:
             self.saved.save(state, step, position)
         self.metrics.event("checkpoint", step, seconds=timer(), **self.accounts.so_far())
+
+    def sequences_before(self, step: int) -> int:
+        """Where the batch that comes after `step` updates begins in the data's order: what is skipped counts."""
+        return self.config.train.sequences_before(self.skipped.batch(step))
 
     def wait_saved(self) -> None:
         with self._timed("checkpoint"):

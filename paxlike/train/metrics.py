@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -88,7 +89,8 @@ class NoMetrics(Metrics):
     """For the processes of a job that do not write: all but the first."""
 
     def __init__(self, folder: Path):
-        self.path = folder / "metrics.jsonl"
+        # In a bucket it is there only after the first event, and from there only the first process has to know what went before.
+        self.path = Path(os.devnull) if in_bucket(folder) else folder / "metrics.jsonl"
 
     def step(self, step: int, values: dict[str, float], more: dict[str, object]) -> None:
         pass

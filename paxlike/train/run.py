@@ -23,7 +23,8 @@ from paxlike.data.store import Store, check_unchanged
 
 MAY_CHANGE = (
     "train.steps:", "train.accumulate:", "model.remat:", "model.attention:", "mesh.", "precision.compute:", "precision.gradients:",
-    "checkpoint.", "eval.", "log.", "profile.", "watchdog.", "data.store:",
+    "checkpoint.", "eval.", "log.", "profile.", "guard.rewinds:", "guard.back:", "guard.skip:", "guard.window:",
+    "guard.deviations:", "guard.patience:", "watchdog.", "data.store:",
 )  # fmt: skip
 """What may differ from the run's config when it goes on: none of it changes what is learnt from which batch, beyond rounding."""
 

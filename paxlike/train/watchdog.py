@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import faulthandler
 import statistics
+import tempfile
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from pathlib import Path
 import jax
 
 from paxlike.config import WatchdogConfig
+from paxlike.data.location import in_bucket
 from paxlike.parallel.departure import LOST, Departure
 
 LEARN = 5
@@ -51,9 +53,11 @@ class Watchdog:
     """Watches while it is entered, and between `paused`. A step that takes too long ends the process and, in a job, all of it."""
 
     def __init__(self, config: WatchdogConfig, folder: Path, clock: Callable[[], float] = time.monotonic):
-        """folder: the run's; each process writes its stacks under it."""
+        """folder: the run's; each process writes its stacks under it, or under its host's temporary folder for a bucket."""
         self.limit = Limit(config)
-        self._path = folder / "stacks" / f"process-{jax.process_index()}.txt"
+        # When all hangs a bucket may be what it hangs at: then stacks go to this host's disk.
+        root = Path(tempfile.gettempdir()) / f"paxlike-{folder.name}" if in_bucket(folder) else folder
+        self._path = root / "stacks" / f"process-{jax.process_index()}.txt"
         self._clock, self._phase, self._step = clock, "start", 0
         self._since: float | None = None
         self._closed = threading.Event()
@@ -106,15 +110,14 @@ class Watchdog:
 
     def write_stacks(self) -> None:
         """Where every thread of this process stands, and its last step, into the run folder."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a") as file:
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            file.write(
-                f"{now} process {jax.process_index()}: last step finished: {self._step}, now in: {self._phase}\n"
-            )
-            file.flush()
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        title = f"{now} process {jax.process_index()}: last step finished: {self._step}, now in: {self._phase}\n"
+        # By a local file: the threads are dumped to a file descriptor, and the run folder may be in a bucket.
+        with tempfile.TemporaryFile("w+") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-            file.write("\n")
+            file.seek(0)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(title + file.read())
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.limit.seconds / 10)):

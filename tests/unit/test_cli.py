@@ -295,3 +295,65 @@ def test_help_starts_without_heavy_modules():
 def test_info_starts_without_jax():
     found = imported("info", TINY, "--devices", "8")
     assert {"tyro", "rich"} <= found and found & {"jax", "flax", "orbax", "grain"} == set()
+
+
+# ---- plan -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "`paxlike plan` needs a --topology: v4:4x4x4, h100:4x8, cpu:8."),
+        (("--topology", "v4-128"), "the topology 'v4-128' is not of the form v4:4x4x4"),
+        (("--topology", "v9:4x4"), "of the chip 'v9'; known are v2, v3"),
+        (("--topology", "h100:16"), "needs two sizes, hosts x GPUs of a host, such as h100:16x8"),
+        (("--topology", "cpu:8", "--mesh.model", "3"), "mesh pod 1 x data -1 x model 3 does not fit 8 devices"),
+        (
+            ("--topology", "v4:2x2x4", "--pods", "2"),
+            "--pods is 2, but mesh.pod is 1: give --mesh.pod 2, or leave --pods out.",
+        ),
+        (("--topology", "cpu:8", "--pods", "0"), "--pods is 0"),
+    ],
+)
+def test_plan_refuses_in_one_message(run, arguments, message):
+    code, out, err = run("plan", TINY, *arguments)
+    assert code == 2 and out == ""
+    assert err.startswith("paxlike: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("topology", "extra"), [("v4:2x2x1", "plan-tpu"), ("h100:1x8", "plan-gpu")])
+def test_plan_without_the_compiler_names_the_extra_and_estimates(run, monkeypatch, topology, extra):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("paxlike.parallel.runtime.start", lambda devices: None)
+    code, out, err = run("plan", TINY, "--topology", topology)
+    assert code == 2 and out == ""
+    assert (
+        f"pip install 'paxlike[{extra}]'" in err
+        and "Estimated by arithmetic, nothing compiled" in err
+        and "optimizer state" in err
+    )
+
+
+def test_plan_prints_writes_and_exits_by_whether_it_fits(run, monkeypatch, tmp_path):
+    told = {
+        "config": "tiny",
+        "fits": False,
+        "memory": {"parts": {}, "needed": 2**31, "usable": 2**30},
+        "refused": "too large",
+    }
+    told |= {
+        "cluster": {"name": "cpu:8", "pods": 1, "chips": 8, "chip": None},
+        "mesh": {"data": 8},
+        "remat": "none",
+        "buffers": [],
+    }
+    told |= {"batch": {"sequences": 1, "sequence_length": 2, "tokens_per_chip": 0.25}, "compile": {"seconds": 1}}
+    monkeypatch.setattr("paxlike.parallel.runtime.start", lambda devices: None)
+    monkeypatch.setattr("paxlike.plan.command.plan", lambda config, made, say: told)
+    monkeypatch.setattr("paxlike.plan.command.with_remedies", lambda told, *rest: told)
+    code, out, _ = run("plan", TINY, "--topology", "cpu:8", "--html", str(tmp_path / "new" / "page.html"))
+    assert code == 1 and "DOES NOT FIT: 2.00 GiB of 1.00 GiB usable" in out
+    assert "DOES NOT FIT" in (tmp_path / "new" / "page.html").read_text()
+    told["fits"] = True
+    code, out, _ = run("plan", TINY, "--topology", "cpu:8", "--json")
+    assert code == 0 and json.loads(out) == told

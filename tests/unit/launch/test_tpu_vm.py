@@ -1,5 +1,6 @@
 """tpu_vm.py: what it asks of gcloud, that the dry run is what runs, and what the workers then do (in a folder for a home)."""
 
+import concurrent.futures
 import json
 import shutil
 import sys
@@ -121,7 +122,14 @@ with open("calls.jsonl", "a") as file:
 n = sum(1 for _ in open("calls.jsonl"))
 codes = {codes}
 if codes == "wait":
-    signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), os._exit(143)))
+    def save(*_):
+        open("saving", "w").close()
+        while not os.path.exists("may-end"):
+            pass
+        print("saved" if os.getppid() == parent else "left alone", flush=True)
+        os._exit(143)
+    parent = os.getppid()
+    signal.signal(signal.SIGTERM, save)
     print("training", flush=True)
     open("ready", "w").close()
     signal.pause()
@@ -178,7 +186,11 @@ def test_stop_waits_for_what_is_saved_and_starts_nothing_again(desk, worker):
     assert desk.bash(f"until [ -e {there}/ready ]; do :; done").returncode == 0
     again = desk.run("tpu_vm.py", "start", "me", *WHERE, "--", "c.py")
     assert again.returncode == 1 and "training already" in again.stderr
-    done = desk.run("tpu_vm.py", "stop", "me", *WHERE)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        stopping = pool.submit(desk.run, "tpu_vm.py", "stop", "me", *WHERE)
+        desk.bash(f"until [ -e {there}/saving ]; do :; done")
+        (there / "may-end").touch()
+        done = stopping.result()
     assert done.returncode == 0 and "stopped" in done.stdout, done.stderr
     assert (there / "logs" / "train.log").read_text().split() == ["training", "saved"]
     assert len((there / "calls.jsonl").read_text().splitlines()) == 1
@@ -200,4 +212,4 @@ def test_install_brings_what_is_committed_and_keeps_runs(desk, worker):
     assert done.returncode == 0, done.stderr
     assert (there / "paxlike" / "cli.py").is_file() and (there / "runs").is_dir()
     assert not (there / "paxlike" / "gone.py").exists()
-    assert "pip install --quiet --upgrade --editable .[tpu]" in (there / "python-calls").read_text()
+    assert "pip install --quiet --upgrade --editable .[tpu,gcs]" in (there / "python-calls").read_text()

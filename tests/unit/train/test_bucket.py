@@ -2,17 +2,22 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_bucket import FakeBuckets
 
-from paxlike.config import ProfileConfig, UserError
+from paxlike.config import ProfileConfig, UserError, WatchdogConfig
 from paxlike.data.location import fetched, in_bucket, located
 from paxlike.data.store import open_store
 from paxlike.train.loop import train
 from paxlike.train.trained import evaluate_run
+from paxlike.train.watchdog import Watchdog
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +101,34 @@ def test_what_a_bucket_cannot_hold_is_told(buckets, config):
     traced = dataclasses.replace(config, profile=ProfileConfig(start=1, steps=1))
     with pytest.raises(UserError, match="gs://runs/traced.*local --run-dir"):
         train(traced, located("gs://runs/traced"))
+
+
+def test_two_processes_share_a_run_in_a_bucket(buckets, store, tmp_path):
+    flags = [
+        "--model.layers", "1", "--model.d-model", "32", "--model.d-ff", "64", "--train.steps", "2", "--train.batch-size", "4",
+        "--data.store", str(store), "--data.sequence-length", "32", "--optim.warmup-steps", "1", "--eval.batches", "1",
+        "--log.sample", "",
+    ]  # fmt: skip
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, str(root / "launch" / "local.py"), "--hosts", "2", "--devices-per-host", "1",
+         str(root / "configs" / "tiny.py"), "--run-dir", "gs://runs/two", *flags],
+        env={**os.environ, "PYTHONPATH": str(root), "PAXLIKE_CACHE": str(tmp_path)}, text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = buckets.names("runs")
+    assert "two/checkpoints/2/commit_success.txt" in names
+    # Both processes have written their part.
+    assert {f"two/checkpoints/2/state/ocdbt.process_{k}/manifest.ocdbt" for k in (0, 1)} <= set(names)
+    assert sorted(losses(buckets.objects["runs", "two/metrics.jsonl"].decode())) == [1, 2]
+
+
+def test_the_stacks_of_a_hang_need_no_bucket(buckets, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = buckets.names("runs")
+    Watchdog(WatchdogConfig(), located("gs://runs/hung")).write_stacks()
+    (written,) = tmp_path.rglob("process-0.txt")
+    assert "write_stacks" in written.read_text() and buckets.names("runs") == before
 
 
 def test_located(tmp_path, monkeypatch):

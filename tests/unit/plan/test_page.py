@@ -1,0 +1,99 @@
+"""The pages: every number is on them, and the HTML is one whole file that loads nothing."""
+
+import html.parser
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from rich.console import Console
+
+from paxlike.plan import page, svg
+from paxlike.plan.html import plan_page, sweep_page
+
+TOLD = {
+    "config": "a<b", "cluster": {"name": "v4:2x2x2", "pods": 2, "chips": 16, "chip": "TPU v4"},
+    "mesh": {"pod": 2, "data": 4, "model": 2}, "remat": "full",
+    "batch": {"sequences": 8, "sequence_length": 32, "tokens": 256, "tokens_per_chip": 16.0}, "fits": True,
+    "memory": {"parts": {"parameters": 2**30, "temporaries": 3 * 2**30}, "needed": 2**32, "usable": 2**33}, "refused": "",
+    "buffers": [[2**20, "wup_DF", [4, 8]]], "compile": {"seconds": 12.3},
+    "collectives": [
+        {"kind": "all-gather", "axis": "data", "in_layer_loop": True, "dtype": "bf16", "bytes": 2**20, "times": 7, "wires": "2 rings",
+         "seconds": 0.5, "sent_bytes": 1, "waits": True},
+        {"kind": "all-reduce", "axis": "model", "in_layer_loop": False, "dtype": "f32", "bytes": 4, "times": 9, "wires": "1 ring",
+         "seconds": 1e-6, "sent_bytes": 1, "waits": False},
+    ],
+    "crossing_pod": {"verdict": "nothing to speak of"},
+    "flops": {"per_device": 10**12, "per_token": 10**9, "palm_per_token": 8 * 10**8, "hardware_over_model": 1.25, "uncounted": ["odd (1)"]},
+    "predicted": {
+        "seconds": {"matrix": 1.0, "memory": 0.5, "device": 1.2, "links": 0.5, "hidden": 0.0, "step": 1.7},
+        "tokens_per_second": 150.6, "mfu": 0.4321, "hfu": 0.5678, "budget_tokens": 10**9, "days": 76.9, "chip_hours": 29_513.0,
+    },
+    "remedies": [{"change": "model.remat dots", "needed": 2**31, "fits": False, "predicted": None}, {"change": "x", "error": "odd"}],
+}  # fmt: skip
+ROWS = [
+    {"model": 2, "remat": "full", "batch_size": 8, "fits": True, "needed": 2**32, "mfu": 0.5, "hfu": 0.6, "step": 1.0,
+     "tokens_per_second": 10.0, "days": 3.0, "error": ""},
+    {"model": 4, "remat": "none", "batch_size": 8, "fits": False, "needed": 0, "error": "does not divide"},
+]  # fmt: skip
+
+
+def text_of(renderable) -> str:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"), markup=False)
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_every_figure_is_on_the_terminal():
+    text = text_of(page.describe(TOLD))
+    for figure in (
+        "2 x v4:2x2x2 (16 x TPU v4), mesh pod 2 x data 4 x model 2, remat full, 8 x 32 tokens a step (16 a chip); compiled in 12 s",
+        "FITS: 4.00 GiB of 8.00 GiB usable", "3.00 GiB", "wup_DF", "4 x 8", "all-gather", "2 rings", "waits", "nothing to speak of",
+        "1.2500", "odd (1)", "43.2%", "56.8%", "76.9", "29,513", "model.remat dots", "1 kinds more, each below 0.1%",
+    ):  # fmt: skip
+        assert figure in text, figure
+
+
+@pytest.mark.parametrize(
+    ("fits", "usable", "words"), [(False, 2**31, "DOES NOT FIT: 4.00 GiB of 2.00 GiB"), (None, None, "needs 4.00 GiB")]
+)
+def test_verdicts(fits, usable, words):
+    told = TOLD | {"fits": fits, "memory": TOLD["memory"] | {"usable": usable}}
+    assert page.verdict(told).startswith(words)
+
+
+@pytest.mark.parametrize("made", [plan_page(TOLD), sweep_page("a<b", "v4:2x2x2", 2**33, ROWS)], ids=["plan", "sweep"])
+def test_the_page_is_whole_and_loads_nothing(made):
+    open_tags, seen = [], set()
+
+    class Tags(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            seen.add(tag)
+            if tag not in ("meta",):
+                open_tags.append(tag)
+            assert not {"src", "href", "onload"} & {name for name, _ in attributes}
+
+        def handle_startendtag(self, tag, attributes):
+            seen.add(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Tags().feed(made)
+    assert open_tags == [] and {"svg", "table", "style"} <= seen and "script" not in seen
+    assert "http" not in made and "url(" not in made and "@import" not in made
+    assert "a&lt;b" in made and "a<b" not in made
+
+
+def test_plots_are_xml_with_every_point_and_part_inside():
+    bar = ElementTree.fromstring(svg.bar([("one", 1.0, "1 GiB"), ("two & more", 3.0, "3 GiB")], 8.0, width=820))
+    widths = [float(r.get("width")) for r in bar.iter("rect") if r.get("height") == "34"]
+    assert widths == [100, 300] and bar.find("line").get("x1") == "810.0"
+    plot = ElementTree.fromstring(svg.scatter([(1, 50, "a", "first"), (4, 25, "b", "second")], 5.0))
+    dots = {
+        c.find("title").text: (float(c.get("cx")), float(c.get("cy")))
+        for c in plot.iter("circle")
+        if c.find("title") is not None
+    }
+    assert dots["first"][0] < dots["second"][0] < float(plot.findall("line")[2].get("x1"))
+    assert dots["first"][1] < dots["second"][1]  # higher up
+    assert re.fullmatch(r"0 0 860 360", plot.get("viewBox"))
