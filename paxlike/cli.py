@@ -285,7 +285,8 @@ def _eval(arguments: list[str]) -> None:
     from paxlike.train.trained import evaluate_run
 
     if flags.tasks:
-        return _eval_tasks(located(path), flags)
+        _eval_tasks(located(path), flags)
+        return runtime.finish()
     step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
     show = print if jax.process_index() == 0 else lambda _: None
     show(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
@@ -294,6 +295,8 @@ def _eval(arguments: list[str]) -> None:
 
 def _eval_tasks(folder: Path, flags: EvalFlags) -> None:
     _need("lm_eval", "eval")
+    import jax
+
     from paxlike.interop.harness import evaluate_tasks
     from paxlike.train.trained import open_trained
 
@@ -301,7 +304,8 @@ def _eval_tasks(folder: Path, flags: EvalFlags) -> None:
     numbers, table = evaluate_tasks(
         trained, list(flags.tasks), flags.task_folder.absolute(), flags.shots, flags.limit, flags.batch_size
     )
-    print(json.dumps(numbers, indent=2) if flags.json else table)
+    if jax.process_index() == 0:
+        print(json.dumps(numbers, indent=2) if flags.json else table)
 
 
 def _need(module: str, extra: str) -> None:
