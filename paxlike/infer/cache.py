@@ -40,7 +40,7 @@ def prefill(
     tokens_BT: int32, row b's prompt in its first lengths_B[b] >= 1 places, any token after them; T <= cache_length.
     Logits: float32 [B, vocab_size], B over `pod` and `data`.
     """
-    model = _per_token(config, numerics, params)
+    model = inference_decoder(config, numerics, params)
     T = tokens_BT.shape[1]
     positions_BT = jnp.arange(T, dtype=jnp.int32)[None]
 
@@ -63,7 +63,7 @@ def decode(
 
     Returns the cache with the token in it, and logits as `prefill` does. The work does not depend on lengths_B.
     """
-    model = _per_token(config, numerics, params)
+    model = inference_decoder(config, numerics, params)
     positions_BT = lengths_B[:, None]
 
     def layer(x_BTD, block_and_cache):
@@ -74,7 +74,7 @@ def decode(
     return _write(cache, new, lengths_B), _logits(model, x_BTD, jnp.zeros_like(lengths_B))
 
 
-def _per_token(config: ModelConfig, numerics: Numerics, params: dict) -> Decoder:
+def inference_decoder(config: ModelConfig, numerics: Numerics, params: dict) -> Decoder:
     """The decoder; where it is quantized, a token's activations have a scale of their own (BitNet, arXiv 2310.11453, section 2.1)."""
     if config.quant.active:
         config = dataclasses.replace(config, quant=dataclasses.replace(config.quant, statistics="token"))

@@ -107,9 +107,7 @@ class Generator:
 
     def __init__(self, config: ModelConfig, numerics: Numerics, params: dict, eod: int, max_length: int):
         self.config, self.numerics, self.eod, self.max_length = config, numerics, eod, max_length
-        if config.quant.active:
-            params = quantize_params(config, numerics, params)
-        self.params = in_compute_dtype(params, numerics)
+        self.params = for_inference(config, numerics, params)
 
     def generate(
         self,
@@ -191,6 +189,13 @@ class Generator:
 def rounded_up(number: int, multiple: int) -> int:
     """The least multiple that is not below the number."""
     return -(-number // multiple) * multiple
+
+
+def for_inference(config: ModelConfig, numerics: Numerics, params: dict) -> dict:
+    """Parameters as they are used, made once: quantized where the config says so, then in the compute dtype. Twice is the same as once."""
+    if config.quant.active:
+        params = quantize_params(config, numerics, params)
+    return in_compute_dtype(params, numerics)
 
 
 def in_compute_dtype(params: dict, numerics: Numerics) -> dict:

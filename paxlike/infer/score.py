@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ModelConfig, UserError
-from paxlike.infer.generate import LENGTH_MULTIPLE, in_compute_dtype, rounded_up
-from paxlike.models.palm import bind
+from paxlike.infer.cache import inference_decoder
+from paxlike.infer.generate import LENGTH_MULTIPLE, for_inference, rounded_up
 from paxlike.nn.einsum import gather, gather_weight, on_devices
 from paxlike.nn.weight import Numerics
 from paxlike.parallel.mesh import axis_sizes, spec, weight_spec
@@ -36,7 +36,7 @@ class Scorer:
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be 1 or more.")
         self.config, self.numerics, self.max_length, self.batch_size = config, numerics, max_length, batch_size
-        self.params = in_compute_dtype(params, numerics)
+        self.params = for_inference(config, numerics, params)
 
     def score(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Score]:
         """For each sequence the scores of tokens[start:], start >= 1.
@@ -86,7 +86,7 @@ class Scorer:
 
 @functools.partial(jax.jit, static_argnames=("config", "numerics"))
 def _score(params, tokens_BT, targets_BT, *, config, numerics):
-    model = bind(config, numerics, params)
+    model = inference_decoder(config, numerics, params)
     x_BTD = model(tokens_BT)
     letters, weight, scale = model.head()
     x_spec, targets_spec, stored = (

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ModelConfig
 from paxlike.infer.cache import Cache, decode, prefill
-from paxlike.infer.generate import LENGTH_MULTIPLE, in_compute_dtype, rounded_up
+from paxlike.infer.generate import LENGTH_MULTIPLE, for_inference, rounded_up
 from paxlike.nn.einsum import gather, on_devices
 from paxlike.nn.weight import Numerics
 from paxlike.parallel.mesh import axis_sizes, spec
@@ -56,7 +56,7 @@ class Slots:
 
     def __init__(self, config: ModelConfig, numerics: Numerics, params: dict, rows: int, max_length: int):
         self.config, self.numerics, self.max_length = config, numerics, max_length
-        self.params = in_compute_dtype(params, numerics)
+        self.params = for_inference(config, numerics, params)
         self.rows = rounded_up(rows, axis_sizes()["pod"] * axis_sizes()["data"])
         self._static = {"config": config, "numerics": numerics}
         self._cache: Cache | None = None

@@ -191,7 +191,7 @@ def test_exit_codes(run, monkeypatch, error, code, message):
     def fail(arguments):
         raise error
 
-    monkeypatch.setitem(cli.VERBS, "info", fail)
+    monkeypatch.setattr("paxlike.verbs.tell.info_verb", fail)
     found, _, err = run("info")
     assert found == code and err.startswith(message) and "Traceback" not in err
 
@@ -200,7 +200,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(run, monkeypatch):
     def fail(arguments):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setitem(cli.VERBS, "info", fail)
+    monkeypatch.setattr("paxlike.verbs.tell.info_verb", fail)
     with pytest.raises(OSError, match="Bad file descriptor"):
         run("info")
 

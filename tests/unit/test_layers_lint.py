@@ -24,7 +24,7 @@ OFFENSES = {
     "optax": ({"train/step.py": "import optax\n"}, "the door of optax is optim/"),
     "orbax": ({"train/state.py": "import orbax.checkpoint as ocp\n"}, "the door of orbax is train/checkpoint.py"),
     "grain": ({"data/corpus.py": "import grain\n"}, "the door of grain"),
-    "tyro": ({"plan/compile.py": "import tyro\n"}, "the door of tyro is cli.py"),
+    "tyro": ({"plan/compile.py": "import tyro\n"}, "the door of tyro is verbs/"),
     "tensorflow": ({"interop/t5x.py": "def f():\n    import tensorflow as tf\n"}, "the door of tensorflow"),
     "tensorstore": ({"train/loop.py": "import tensorstore\n"}, "the door of tensorstore is train/stored.py"),
     "training knows no other library": ({"train/loop.py": "from paxlike.interop import hf\n"}, "(train -> interop)"),
@@ -72,7 +72,7 @@ def test_an_offense_is_named(case, tmp_path):
 
 def test_what_is_allowed_is_not_named(tmp_path):
     files = {
-        "cli.py": "import tyro\ndef f():\n    import jax\n    import paxlike.train.loop\n",
+        "verbs/run.py": "import tyro\ndef f():\n    import jax\n    import paxlike.train.loop\n",
         "train/loop.py": "from paxlike.optim.optimizer import make\nfrom . import state\ndef f():\n    import wandb\n",
         "train/state.py": "import jax\n",
         "optim/optimizer.py": "import optax\nfrom paxlike.optim import schedules\n",
