@@ -12,6 +12,7 @@ from paxlike.config import (
     Config,
     DataConfig,
     EvalConfig,
+    GuardConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -40,5 +41,6 @@ def config() -> Config:
         mesh=MeshConfig(pod=2, data=-1, model=12),
         precision=PrecisionConfig(gradients="bfloat16"),
         checkpoint=CheckpointConfig(every=500, keep=5, keep_every=25_000),
+        guard=GuardConfig(rewinds=20),
         eval=EvalConfig(every=5_000, batches=16),
     )

@@ -12,6 +12,7 @@ from paxlike.config import (
     Config,
     DataConfig,
     EvalConfig,
+    GuardConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -38,5 +39,6 @@ def config() -> Config:
         train=TrainConfig(steps=396_940, batch_size=1024, batch_ramp=((512, 50_000),), z_loss=1e-4),
         mesh=MeshConfig(pod=1, data=-1, model=8),
         checkpoint=CheckpointConfig(every=500, keep=5, keep_every=25_000),
+        guard=GuardConfig(rewinds=20),
         eval=EvalConfig(every=5_000, batches=16),
     )

@@ -12,6 +12,7 @@ from paxlike.config import (
     Config,
     DataConfig,
     EvalConfig,
+    GuardConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -38,5 +39,6 @@ def config() -> Config:
         train=TrainConfig(steps=768_881, batch_size=512, batch_ramp=((256, 50_000),), z_loss=1e-4),
         mesh=MeshConfig(pod=1, data=-1, model=4),
         checkpoint=CheckpointConfig(every=500, keep=5, keep_every=25_000),
+        guard=GuardConfig(rewinds=20),
         eval=EvalConfig(every=5_000, batches=16),
     )

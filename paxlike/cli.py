@@ -1,26 +1,29 @@
-"""The command line: a verb, what it works on, and flags. Heavy modules are imported by the verb that needs them."""
+"""The command line: a verb, what it works on, and flags. A verb's module is imported when it is asked for."""
 
-import dataclasses
 import difflib
 import errno
-import json
-import math
+import importlib
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
 
-from paxlike.config import Config, MeshConfig, SaveError, UserError, load
+from paxlike.config import JobError, SaveError, UserError
 
 HELP = """\
 usage: paxlike VERB …
 
   train CONFIG [--run-dir DIR] [--fake-devices N] [--model.layers 4 …]
                         train; the same command on the same run folder goes on where it stopped
-  eval RUN              loss of a run's newest checkpoint on its validation split
-  generate RUN PROMPT   text from a run's newest checkpoint
+  eval RUN              loss of a run's newest checkpoint on its validation split; with --tasks, the lm-evaluation-harness's tasks
+  generate RUN PROMPT   text from a run's newest checkpoint, or from a packed model
+  pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
+  convert to-hf RUN OUT     a run as a folder for Hugging Face's AutoModelForCausalLM and AutoTokenizer
+  convert from-hf DIR OUT   such a folder (Cohere or Llama) as a run
+  convert to-t5x RUN OUT    a run as a T5X checkpoint
+  convert from-t5x CHECKPOINT CONFIG OUT
+                        a T5X checkpoint as a run of a config, which goes on training
+  serve RUN             an OpenAI-compatible HTTP endpoint
   info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
+  report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
   plan CONFIG --topology v4:4x4x4
                         compile the train step for a cluster that is not here: memory, collectives, speed
   data prepare          texts into a token store to train on
@@ -33,8 +36,28 @@ usage: paxlike VERB …
 _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+VERBS = {
+    "train": ("run", "train_verb"),
+    "eval": ("run", "evaluate_verb"),
+    "generate": ("run", "generate_verb"),
+    "pack": ("run", "pack_verb"),
+    "serve": ("run", "serve_verb"),
+    "info": ("tell", "info_verb"),
+    "convert to-hf": ("convert", "to_hf"),
+    "convert from-hf": ("convert", "from_hf"),
+    "convert to-t5x": ("convert", "to_t5x"),
+    "convert from-t5x": ("convert", "from_t5x"),
+    "report": ("tell", "report_verb"),
+    "plan": ("tell", "plan_verb"),
+    "data prepare": ("data", "prepare_data"),
+    "data verify": ("data", "verify_data"),
+}
+"""Verb -> the module in `verbs/` and its function, which takes the arguments after the verb."""
+
+
 def main() -> None:
-    """Exit codes: 0 done (also when stopped by a signal after saving), 2 something the user can mend, 130 interrupted."""
+    """Exit codes: 0 done, 1 a check failed, 2 something the user can mend, 3 another process of the job failed or is lost,
+    130 or 143 stopped by SIGINT or SIGTERM (`train` has saved)."""
     arguments = sys.argv[1:]
     try:
         _dispatch(arguments)
@@ -44,6 +67,8 @@ def main() -> None:
         os._exit(2)
     except UserError as error:
         _fail(str(error))
+    except JobError as error:
+        _fail(str(error), 3)
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
@@ -52,9 +77,14 @@ def main() -> None:
         sys.exit(130)
 
 
-def _fail(message: str) -> None:
-    print(f"paxlike: {message}", file=sys.stderr)
-    sys.exit(2)
+def _fail(message: str, code: int = 2) -> None:
+    print(f"paxlike: {message}", file=sys.stderr, flush=True)
+    runtime = sys.modules.get("paxlike.parallel.runtime")
+    if runtime and runtime.client():
+        # A usual exit would wait for processes that may never come.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -66,260 +96,12 @@ def _dispatch(arguments: list[str]) -> None:
 
         print(__version__)
         return
-    words = 2 if arguments[0] == "data" else 1
+    words = 2 if arguments[0] in ("data", "convert") else 1
     verb = " ".join(arguments[:words])
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         raise UserError(
             f"there is no verb {verb!r}." + (f" Perhaps you meant {near[0]!r}." if near else "") + f"\n\n{HELP}"
         )
-    VERBS[verb](arguments[words:])
-
-
-def _flags(kind: type, arguments: list[str], prog: str, default: object = None):
-    """The flags of a verb as an instance of the dataclass `kind`; tyro answers --help and mistakes (exit code 2)."""
-    import tyro
-
-    return tyro.cli(kind, args=arguments, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,))
-
-
-def _take(arguments: list[str], what: str, verb: str) -> tuple[str | None, list[str]]:
-    """The positional word that a verb begins with, and the rest. None where only help is asked for."""
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], arguments[1:]
-    if "-h" in arguments or "--help" in arguments:
-        return None, arguments
-    raise UserError(f"`paxlike {verb}` needs {what} first: paxlike {verb} {what} …")
-
-
-def _unprefixed(name: str):
-    import tyro
-
-    return tyro.conf.arg(name=name)
-
-
-# ---- train ----------------------------------------------------------------------------------------------------------
-
-
-def _train(arguments: list[str]) -> None:
-    import tyro
-
-    @dataclasses.dataclass(frozen=True)
-    class TrainFlags:
-        """Train CONFIG. The same command on the same run folder goes on from its newest checkpoint."""
-
-        config: Annotated[Config, tyro.conf.arg(name="")]
-        run_dir: Path | None = None
-        """The run folder. Without it a new one is made: runs/NAME-1, runs/NAME-2, …"""
-        fake_devices: int | None = None
-        """Run on this many CPU devices made out of this machine's own, to try a mesh."""
-
-    path, rest = _take(arguments, "CONFIG", "train")
-    flags = _flags(TrainFlags, rest, "paxlike train CONFIG", TrainFlags(load(path) if path else Config()))
-
-    from paxlike.parallel import runtime
-
-    runtime.start(flags.fake_devices)
-    from paxlike.train.loop import train
-    from paxlike.train.run import next_free
-
-    folder = (flags.run_dir or next_free(Path("runs"), flags.config.name)).absolute()
-    result = train(flags.config, folder)
-    if result.stopped_by:
-        print(f"stopped by {result.stopped_by} at step {result.step}; go on with --run-dir {folder}")
-        return
-    if flags.config.log.sample:
-        print("\nsample:")
-        _print_continued(folder, flags.config.log.sample, GenerateFlags())
-    print(f"\nrun folder: {folder}")
-
-
-# ---- generate, eval -------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerateFlags:
-    """Continue PROMPT with RUN's newest checkpoint."""
-
-    max_new_tokens: int = 200
-    temperature: float = 0.8
-    """0: always the most likely token."""
-    top_k: int = 40
-    """Only the k most likely tokens. 0: all."""
-    top_p: float = 1.0
-    """Only the fewest most likely tokens whose probabilities sum to p."""
-    seed: int = 0
-    step: int | None = None
-    """A checkpoint other than the newest."""
-    fake_devices: int | None = None
-    """CPU devices made out of this machine's own."""
-
-
-def _generate(arguments: list[str]) -> None:
-    path, rest = _take(arguments, "RUN", "generate")
-    prompt, rest = _take(rest, "PROMPT", "generate RUN")
-    flags = _flags(GenerateFlags, rest, "paxlike generate RUN PROMPT")
-    from paxlike.parallel import runtime
-
-    runtime.start(flags.fake_devices)
-    _print_continued(Path(path).absolute(), prompt, flags)
-
-
-def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
-    """Prints the prompt, and its continuation as it arrives."""
-    import jax
-
-    from paxlike.infer.generate import Generator, Sampling
-    from paxlike.infer.stream import TextStream
-    from paxlike.train.trained import open_trained
-
-    trained = open_trained(folder, step=flags.step)
-    tokens = trained.tokenizer.encode(prompt)
-    show = lambda text: print(text, end="", flush=True) if jax.process_index() == 0 else None  # noqa: E731
-    stream = TextStream(trained.tokenizer.decode, show)
-    with jax.set_mesh(trained.mesh):
-        generator = Generator(
-            trained.config.model,
-            trained.numerics,
-            trained.params,
-            trained.tokenizer.eod,
-            len(tokens) + flags.max_new_tokens,
-        )
-        show(prompt)
-        sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
-        generator.generate([tokens], flags.max_new_tokens, sampling, flags.seed, lambda row, token: stream.add(token))
-        stream.close()
-    show("\n")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalFlags:
-    """Loss of RUN's newest checkpoint on its validation split."""
-
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    step: int | None = None
-    """A checkpoint other than the newest."""
-    batches: int = 0
-    """Batches to evaluate. 0: the whole split."""
-    fake_devices: int | None = None
-    """CPU devices made out of this machine's own."""
-
-
-def _eval(arguments: list[str]) -> None:
-    path, rest = _take(arguments, "RUN", "eval")
-    flags = _flags(EvalFlags, rest, "paxlike eval RUN")
-    from paxlike.parallel import runtime
-
-    runtime.start(flags.fake_devices)
-    from paxlike.train.trained import evaluate_run
-
-    step, found = evaluate_run(Path(path).absolute(), flags.mesh, flags.step, flags.batches)
-    print(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
-
-
-# ---- info -----------------------------------------------------------------------------------------------------------
-
-
-def _info(arguments: list[str]) -> None:
-    import tyro
-
-    @dataclasses.dataclass(frozen=True)
-    class InfoFlags:
-        """What CONFIG is: parameters, FLOPs per token, memory per device and sharding. Nothing is run; JAX is not needed."""
-
-        config: Annotated[Config, tyro.conf.arg(name="")]
-        devices: int | None = None
-        """Devices of the mesh, where the config leaves one of its axes open (-1)."""
-        energy: bool = False
-        """Joules of a forward pass by precision and process node."""
-        json: bool = False
-        """Numbers for machines."""
-
-    path, rest = _take(arguments, "CONFIG", "info")
-    flags = _flags(InfoFlags, rest, "paxlike info CONFIG", InfoFlags(load(path) if path else Config()))
-    from paxlike.accounting.info import as_dict, describe
-
-    if flags.json:
-        print(json.dumps(as_dict(flags.config, flags.devices, flags.energy), indent=2))
-        return
-    import rich
-
-    rich.print(describe(flags.config, flags.devices, flags.energy, _sharding(flags.config, flags.devices)))
-
-
-def _sharding(config: Config, devices: int | None) -> list:
-    """The sharding table, where the mesh is known."""
-    from paxlike.accounting.parameters import stored_shapes
-    from paxlike.parallel.rules import MESH_AXES
-    from paxlike.parallel.table import sharding_table
-
-    sizes = (config.mesh.pod, config.mesh.data, config.mesh.model)
-    if devices is None and -1 in sizes:
-        return []
-    mesh = dict(zip(MESH_AXES, config.mesh.resolve(devices or math.prod(sizes)), strict=True))
-    return [sharding_table(stored_shapes(config.model), mesh)]
-
-
-# ---- plan -----------------------------------------------------------------------------------------------------------
-
-
-def _plan(arguments: list[str]) -> None:
-    import tyro
-
-    @dataclasses.dataclass(frozen=True)
-    class PlanFlags:
-        """Compile CONFIG's train step for a cluster that is not here: does it fit, what does it send, how fast will it be."""
-
-        config: Annotated[Config, tyro.conf.arg(name="")]
-        topology: str = ""
-        """v4:12x16x16 (TPU chips along each axis), h100:4x8 (hosts x GPUs of a host) or cpu:8."""
-        pods: int | None = None
-        """How many of them, joined by the data-center network. Without it, as many as mesh.pod."""
-        sweep: bool = False
-        """Compile it for several meshes, remat policies and batch sizes, and list them best first."""
-        json: bool = False
-        """Numbers for machines."""
-        html: Path | None = None
-        """Also write a page, in one file."""
-
-    path, rest = _take(arguments, "CONFIG", "plan")
-    flags = _flags(PlanFlags, rest, "paxlike plan CONFIG", PlanFlags(load(path) if path else Config()))
-    if not flags.topology:
-        raise UserError("`paxlike plan` needs a --topology: v4:4x4x4, h100:4x8, cpu:8.")
-    from paxlike.plan.command import run
-
-    sys.exit(run(flags.config, flags.topology, flags.pods, flags.sweep, flags.json, flags.html))
-
-
-# ---- data -----------------------------------------------------------------------------------------------------------
-
-
-def _data_prepare(arguments: list[str]) -> None:
-    from paxlike.data.prepare import PrepareConfig, prepare
-
-    prepare(_flags(PrepareConfig, arguments, "paxlike data prepare"))
-
-
-def _data_verify(arguments: list[str]) -> None:
-    path, rest = _take(arguments, "STORE", "data verify")
-    if path is None or rest:
-        print(
-            "usage: paxlike data verify STORE\n\nReads every byte of a token store and compares it with the manifest."
-        )
-        sys.exit(2 if path else 0)
-    from paxlike.data.store import open_store
-
-    store = open_store(path)
-    store.verify()
-    print(f"{path}: whole, fingerprint {store.fingerprint}")
-
-
-VERBS: dict[str, Callable[[list[str]], None]] = {
-    "train": _train,
-    "eval": _eval,
-    "generate": _generate,
-    "info": _info,
-    "plan": _plan,
-    "data prepare": _data_prepare,
-    "data verify": _data_verify,
-}
+    module, function = VERBS[verb]
+    getattr(importlib.import_module(f"paxlike.verbs.{module}"), function)(arguments[words:])

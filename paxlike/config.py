@@ -23,6 +23,10 @@ class SaveError(UserError):
     """A save failed while other writes of it are under way. Whoever reports it ends the process without waiting for those."""
 
 
+class JobError(Exception):
+    """Another process of the job failed, is lost or hangs; the same command goes on from the newest checkpoint. Exit code 3."""
+
+
 class ConfigError(UserError, ValueError):
     """A config that cannot work. The message names the field, the values and the remedy."""
 
@@ -59,6 +63,57 @@ def _positive(config: object, section: str, *fields: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class QuantConfig:
+    """BitNet's BitLinear in the projections of the blocks (arXiv 2310.11453; see `quant/`).
+
+    Latent weights, gradients and optimizer state, embedding, head, residuals and attention's products stay in high precision.
+    """
+
+    weights: Literal["none", "bitnet", "bitnet_b158"] = "none"
+    """bitnet: +1 and -1. bitnet_b158: +1, 0 and -1 (arXiv 2402.17764)."""
+    variant: Literal["paper", "code"] = "paper"
+    """paper: the sign of 0 is -1, 128 steps of activations, layer norm. code, as published later: 0, 127 steps, RMS norm."""
+    groups: int = 1
+    """Parts of heads and feed-forward columns with statistics of their own. They belong to the model: on any mesh whose `model` axis
+    divides them no device asks another for a statistic. 1: one statistic for a whole weight, by communication."""
+    data_tiles: int = 1
+    """Parts of d_model with statistics of their own. If more than 1, `data` must divide them, and weights are gathered over `data` as
+    packed bits."""
+    statistics: Literal["auto", "tensor", "token"] = "auto"
+    """What an activation's scale is taken over in training. auto: tensor in the ungrouped paper variant, token otherwise; tensor asks
+    the other devices. Generation always takes one per token."""
+    nonnegative: bool = False
+    """The input of the projection before a non-linearity is shifted by its minimum to 0 ... 127 (paper variant only)."""
+
+    def __post_init__(self):
+        _typed(self, "model.quant")
+        _positive(self, "model.quant", "groups", "data_tiles")
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        _require(
+            self.active or not changed,
+            f"model.quant.{', '.join(changed)} is set, but model.quant.weights is none; choose bitnet or bitnet_b158.",
+        )
+        _require(
+            not self.nonnegative or self.variant == "paper",
+            f"model.quant.nonnegative is of the paper's variant; model.quant.variant is {self.variant}: set it to paper.",
+        )
+
+    @property
+    def active(self) -> bool:
+        return self.weights != "none"
+
+    @property
+    def per_token(self) -> bool:
+        """Whether every token has a scale of its own in training."""
+        return self.statistics == "token" or (self.statistics == "auto" and (self.variant == "code" or self.groups > 1))
+
+    @property
+    def bits(self) -> int:
+        """Bits of a packed weight: 2 where it can also be 0."""
+        return 1 if self.weights == "bitnet" and self.variant == "paper" else 2
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The decoder's shape. The defaults of the words are PaLM's (arXiv 2204.02311, section 2)."""
 
@@ -89,6 +144,7 @@ class ModelConfig:
     """auto: cuDNN flash attention on NVIDIA GPUs, splash attention on TPU, the reference elsewhere."""
     remat: Literal["none", "full", "attention", "palm", "dots"] = "none"
     """What the backward pass computes again instead of keeping (see `nn/remat.py`)."""
+    quant: QuantConfig = dataclasses.field(default_factory=QuantConfig)
 
     def __post_init__(self):
         _typed(self, "model")
@@ -104,6 +160,24 @@ class ModelConfig:
         _require(
             self.head_dim % 2 == 0,
             f"model.head_dim {self.head_dim} is odd; rotary embeddings turn pairs of dimensions: choose an even one.",
+        )
+        self._check_quant()
+
+    def _check_quant(self) -> None:
+        groups, tiles = self.quant.groups, self.quant.data_tiles
+        for field, size in (("heads", self.heads), ("d_ff", self.d_ff)):
+            _require(
+                size % groups == 0,
+                f"model.quant.groups {groups} does not divide model.{field} {size}; choose among "
+                f"{[n for n in divisors(self.heads) if self.d_ff % n == 0]}.",
+            )
+        # Key/value weights with fewer heads than groups are cut along d_model.
+        parts = tiles if self.kv_heads % groups == 0 else tiles * groups
+        _require(
+            self.d_model % parts == 0,
+            f"model.quant cuts model.d_model {self.d_model} into {parts} parts (data_tiles {tiles}"
+            + (f" x groups {groups}" if parts > tiles else "")
+            + "), which do not divide it; choose other numbers.",
         )
 
     @property
@@ -147,9 +221,12 @@ class OptimConfig:
     """palm: Adafactor without factorization (parameter scaling, beta2 = 1 - step^-0.8, decay lr^2)."""
     learning_rate: float = 1e-2
     """Peak learning rate. For palm and adafactor it is multiplied by the RMS of each parameter."""
-    schedule: Literal["palm", "constant", "linear", "cosine"] = "palm"
+    schedule: Literal["palm", "constant", "linear", "cosine", "two_stage"] = "palm"
     """palm: constant for `warmup_steps`, then learning_rate * sqrt(warmup_steps / step). The others warm up linearly
-    over `warmup_steps`, then stay, or decay to `final_fraction` of the peak at `train.steps`."""
+    over `warmup_steps`, then stay, or decay to `final_fraction` of the peak at `train.steps`. two_stage: linear, from
+    `second_learning_rate` as its peak in the second half, without weight decay there (see `optim/schedules.py`)."""
+    second_learning_rate: float = 0.0
+    """For two_stage."""
     warmup_steps: int = 10_000
     final_fraction: float = 0.1
     beta1: float = 0.9
@@ -170,6 +247,11 @@ class OptimConfig:
         _require(
             self.schedule != "palm" or self.warmup_steps > 0,
             "optim.warmup_steps is 0; the palm schedule is constant for warmup_steps and then falls: give at least 1.",
+        )
+        _require(
+            (self.schedule == "two_stage") == (self.second_learning_rate > 0),
+            f"optim.second_learning_rate is {self.second_learning_rate} and optim.schedule {self.schedule}; two_stage needs one "
+            "above 0, and no other schedule has one.",
         )
         for field in ("beta1", "beta2"):
             value = getattr(self, field)
@@ -347,6 +429,48 @@ class ProfileConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """What happens when the loss spikes or is not finite: see `train/guard.py`."""
+
+    rewinds: int = 0
+    """How often a run may be rewound before it gives up. 0: never; a loss that is not finite stops it, a spike is let be."""
+    back: int = 100
+    """Steps before the spike from which on batches are skipped."""
+    skip: int = 300
+    """Batches skipped; more where the spike is not reached by so many."""
+    window: int = 100
+    """Steps whose losses say what is usual."""
+    deviations: float = 8.0
+    """A loss is high where it is so many (robust) standard deviations above the median of the window."""
+    patience: int = 3
+    """High losses in a row that make a spike."""
+    skip_nonfinite: bool = False
+    """Leave parameters and optimizer as they are in a step whose loss or gradient is not finite; `patience` such steps in a row count as
+    a loss that is not finite."""
+
+    def __post_init__(self):
+        _typed(self, "guard")
+        _positive(self, "guard", "skip", "window", "deviations", "patience")
+        for field in ("rewinds", "back"):
+            value = getattr(self, field)
+            _require(value >= 0, f"guard.{field} is {value}; it must be 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """When a step is taken for hung, and the job is ended: see `train/watchdog.py`."""
+
+    factor: float = 20.0
+    """Times the usual step of the run."""
+    at_least: float = 300.0
+    """Seconds that a step may take in any case: storage has slow minutes."""
+
+    def __post_init__(self):
+        _typed(self, "watchdog")
+        _positive(self, "watchdog", "factor", "at_least")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -361,12 +485,51 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
 
     def __post_init__(self):
         _typed(self, "config")
         _require(
             bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name[0] != ".",
             f"name {self.name!r} is used as a folder name; use letters, digits, '.', '_' and '-'.",
+        )
+        reach, needed = (self.checkpoint.keep - 1) * self.checkpoint.every, self.guard.back + self.guard.patience
+        _require(
+            self.guard.rewinds == 0 or reach >= needed,
+            f"checkpoint.keep {self.checkpoint.keep} of every {self.checkpoint.every} steps reach back {reach} steps; to rewind by "
+            f"guard.back {self.guard.back} and guard.patience {self.guard.patience} they must reach {needed}: keep more.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """The processes that work together. No part of a run's config: a run goes on with any number of them."""
+
+    coordinator: str = ""
+    """HOST:PORT where process 0 listens, and nowhere else. Empty: Cloud TPU, GKE, Slurm and Open MPI say it themselves."""
+    count: int = 0
+    """Processes of the job. 1: this process alone, whatever the machine says. 0 (without coordinator): found out."""
+    id: int = -1
+    """The number of this process, from 0."""
+
+    def __post_init__(self):
+        _typed(self, "hosts")
+        if not self.coordinator:
+            _require(
+                (self.count, self.id) in ((0, -1), (1, -1), (1, 0)),
+                f"hosts.count is {self.count} and hosts.id {self.id}, but there is no hosts.coordinator HOST:PORT to meet at.",
+            )
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        _require(
+            bool(host) and port.isdigit() and 0 < int(port) < 2**16,
+            f"hosts.coordinator is {self.coordinator!r}; it must be HOST:PORT of process 0, such as 10.0.0.2:8476.",
+        )
+        _require(self.count > 0, f"hosts.count is {self.count}; give the number of processes of the job.")
+        _require(
+            0 <= self.id < self.count,
+            f"hosts.id is {self.id}; with hosts.count {self.count} it must be in 0 … {self.count - 1}.",
         )
 
 

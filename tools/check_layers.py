@@ -17,29 +17,49 @@ FLOORS = [
     ["quant", "data", "optim"],
     ["nn"],
     ["models"],
-    ["train", "plan", "infer", "interop"],
+    ["train", "plan", "infer"],
+    ["interop"],
+    ["verbs"],
     ["cli", "__main__"],
 ]
 FLOOR = {package: level for level, packages in enumerate(FLOORS) for package in packages}
 
 # Library -> where it may be imported (folders end in /).
 DOORS = {
-    "flax": ("nn/", "models/"),
+    "flax": ("nn/", "models/", "interop/t5x.py", "interop/t5x_module.py"),
     "optax": ("optim/",),
     "orbax": ("train/checkpoint.py",),
     "grain": ("data/grain_source.py",),
-    "tyro": ("cli.py",),
+    "tyro": ("verbs/",),
+    "safetensors": ("train/packed.py",),
     "seqio": ("data/seqio_source.py",),
     "tensorflow": ("data/seqio_source.py",),
+    "tensorstore": ("train/stored.py", "interop/t5x.py"),
+    "lm_eval": ("interop/harness.py",),
+    "starlette": ("interop/serve.py",),
+    "uvicorn": ("interop/serve.py",),
+    "tokenizers": ("interop/hf_tokenizer.py",),
     "jax.distributed": ("parallel/runtime.py",),
+    "pathwaysutils": ("parallel/runtime.py",),
 }
 NO_JAX = ("config.py", "accounting/")
 # Flax NNX is used as modules and parameters only; transforms are plain jax.
 NNX_FORBIDDEN = {"jit", "scan", "vmap", "grad", "value_and_grad", "remat", "Optimizer"}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
-# Imported inside functions: heavy and optional anywhere; in cli.py also what would slow the start of every verb.
-LATE = {"libtpu", "torch", "transformers", "tensorflow", "seqio", "wandb", "lm_eval", "tensorboardX"}
-LATE_IN_CLI = LATE | {"jax", "rich", "tyro", "paxlike"}
+# Imported inside functions: heavy and optional anywhere; in verbs also what would slow the start of every verb.
+LATE = {
+    "libtpu",
+    "torch",
+    "transformers",
+    "tensorflow",
+    "seqio",
+    "wandb",
+    "lm_eval",
+    "tensorboardX",
+    "pathwaysutils",
+    "tokenizers",
+}
+LATE_IN_VERBS = LATE | {"jax", "rich", "tyro", "paxlike"}
 
 
 def check(root: Path) -> list[str]:
@@ -87,7 +107,7 @@ def floors(tree: ast.Module, name: Path) -> Iterator[tuple[int, str]]:
         top = dotted.split(".")[0]
         if top == "paxlike" and FLOOR.get(_package(dotted), 0) > FLOOR[own]:
             yield line, f"imports {dotted} from a floor above ({own} -> {_package(dotted)})"
-        if late and top not in (LATE_IN_CLI if own == "cli" else LATE):
+        if late and top not in (LATE_IN_VERBS if own in ("cli", "verbs") else LATE):
             yield line, f"imports {dotted} inside a function; move it to the head of the file"
 
 

@@ -93,6 +93,23 @@ def summarize(collectives: Iterable[Collective]) -> list[Row]:
     return sorted(made, key=lambda row: -row.sent_bytes)
 
 
+def added(collectives: Iterable[Collective], baseline: Iterable[Collective]) -> list[Row]:
+    """What a program sends beyond another one, by kind and axis; bytes that it saves elsewhere are not set against it.
+
+    Sums of bytes, because a compiler may join what is sent at one time. Empty: nothing is added.
+    """
+    there = {(row.kind, row.axis, row.in_loop): row for row in summarize(baseline)}
+    more = []
+    for row in summarize(collectives):
+        old = there.get((row.kind, row.axis, row.in_loop))
+        if old is None:
+            more.append(row)
+        elif row.payload > old.payload:
+            times, payload, sent = (getattr(row, n) - getattr(old, n) for n in ("times", "payload", "sent_bytes"))
+            more.append(dataclasses.replace(row, times=max(0, times), payload=payload, sent_bytes=max(0, sent)))
+    return more
+
+
 def list_collectives(
     text: str | Module, mesh: Mapping[str, int], device_order: Sequence[int] | None = None
 ) -> list[Collective]:

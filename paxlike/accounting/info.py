@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from paxlike.accounting.countings import Counting, rows
 from paxlike.accounting.energy import PICOJOULES, PRECISIONS, forward_energy
 from paxlike.accounting.flops import (
     CONVENTIONS,
@@ -148,6 +149,17 @@ def _executed(told: dict):
     table.add_row("total", si(count["total"], "FLOP"), "", "")
     for part, value in told["flops_per_token"]["by_part"].items():
         table.add_row(f"of it {part}", si(value, "FLOP"), f"{value / count['total']:.2%}", "")
+    return table
+
+
+def countings_table(attention: str, countings: Iterable[Counting]):
+    """The formula against a traced and a compiled program, term by term."""
+    title = f"Three countings: the formula, the traced forward pass, the compiled train step ({attention})"
+    table = _table(title, "term", ">FLOP/token", ">share", "formula")
+    for counting in countings:
+        for row in rows(counting):
+            table.add_row(*row)
+        table.add_section()
     return table
 
 

@@ -41,8 +41,9 @@ def weights(model: ModelConfig) -> tuple[Weight, ...]:
         *([("wgate_DF", "feed-forward", (D, F))] if model.gated else []),
         ("wup_DF", "feed-forward", (D, F)),
         ("wdown_FD", "feed-forward", (F, D)),
-        ("scale_D", "norms", (D,)),
-        *([("feed_forward_scale_D", "norms", (D,))] if model.block == "serial" else []),
+        # Quantized projections have norms without a scale.
+        *([("scale_D", "norms", (D,))] if not model.quant.active else []),
+        *([("feed_forward_scale_D", "norms", (D,))] if model.block == "serial" and not model.quant.active else []),
     ]
     made += [Weight(f"blocks/{name}", part, shape, model.layers) for name, part, shape in in_blocks]
     return (*made, Weight("scale_D", "norms", (D,)))

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from paxlike.accounting.flops import Count, hardware_flops, model_flops
+from paxlike.accounting.flops import CONVENTIONS, Count, hardware_flops, model_flops
 from paxlike.accounting.hardware import TERA, Chip
 from paxlike.config import ModelConfig, UserError
 
@@ -87,6 +87,14 @@ def hfu(
     return utilization("HFU", hardware_flops(model, sequence_length, convention), tokens_per_second, chips, chip, dtype)
 
 
+def reported_counts(model: ModelConfig, sequence_length: int) -> dict[str, Count]:
+    """Name -> FLOPs per token of every MFU that is reported: the conventions, and palm without its term of attention, which is the
+    second figure of PaLM's table 3 (arXiv 2204.02311)."""
+    counts = {name: model_flops(model, sequence_length, name) for name in CONVENTIONS}
+    bare = Count("palm without attention", counts["palm"].terms[:1])
+    return {**counts, bare.name: bare}
+
+
 def utilization(
     name: str, flops: Count, tokens_per_second: float, chips: float, chip: Chip, dtype: str = "bfloat16"
 ) -> Utilization:
@@ -100,8 +108,9 @@ def utilization(
 
 # ---- goodput -----------------------------------------------------------------------------------------------------------
 
-CAUSES = ("step", "compile", "checkpoint", "evaluation", "data stall", "restart", "other")
+CAUSES = ("step", "repeated steps", "compile", "checkpoint", "evaluation", "data stall", "restart", "other")
 PRODUCTIVE = "step"
+"""A step that is done again after a restart was productive the last time only; the times before are `repeated steps`."""
 
 
 class Goodput:
@@ -135,11 +144,25 @@ class Goodput:
             self._causes.pop()
 
     def add(self, cause: str, seconds: float) -> None:
-        """Books time that passed before this process: of earlier attempts, or between them (`restart`)."""
+        """Books time that passed before this process. Raises ValueError for a cause that is not in CAUSES."""
         self._check(cause)
         if seconds < 0:
             self.clock_jumps += 1
         self._booked[cause] += max(0, round(seconds * 1e9))
+
+    def resume(self, earlier: Mapping[str, float], gap: float) -> None:
+        """Goes on with the bookings of a run's earlier attempts (cause -> seconds).
+
+        gap: seconds from their last word until now. It is a `restart`, and with it all that this attempt has spent so far, the reading
+        of the checkpoint included; its compilation comes later and is a `compile`.
+        """
+        self._advance()
+        own = sum(self._booked.values())
+        self._booked = dict.fromkeys(CAUSES, 0)
+        for cause, seconds in earlier.items():
+            self.add(cause, seconds)
+        self.clock_jumps += gap < 0
+        self._booked["restart"] += max(own, round(gap * 1e9))
 
     def seconds(self) -> dict[str, float]:
         """Cause -> seconds so far."""

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import platform
 from pathlib import Path
 
 from paxlike.config import DataConfig, UserError
 from paxlike.data.corpus import standard_library
+from paxlike.data.location import cache_root
 from paxlike.data.prepare import PrepareConfig, prepare_files
 from paxlike.data.store import FORMAT, open_store
 
@@ -24,8 +24,7 @@ def default_store(data: DataConfig, files: list[Path] | None = None) -> Path:
     tokenizer = data.tokenizer if data.tokenizer == "bytes" else f"sentencepiece-{data.tokenizer_vocab}"
     content = json.dumps([FORMAT, *((path.name, path.stat().st_size) for path in files)])
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    root = Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike")
-    folder = root / "stores" / f"python-{platform.python_version()}-{tokenizer}-{packing}-{digest}"
+    folder = cache_root() / "stores" / f"python-{platform.python_version()}-{tokenizer}-{packing}-{digest}"
     if not folder.exists():
         config = PrepareConfig(
             input=("Python's standard library",),

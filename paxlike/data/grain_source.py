@@ -45,9 +45,15 @@ class TrainBatches:
         start = self._train.sequences_before(k)
         return self.sequences.read([self._order[start + row] for row in _rows(rows, self.batch_size(k))])
 
-    def batches(self, start: int = 0, rows_of: RowsOf = np.arange) -> Iterator[Batch]:
-        """Batches start, start + 1, … without end, read ahead by Grain's threads."""
-        return _read_ahead(start, sys.maxsize, lambda k: self.read_batch(k, rows_of(self.batch_size(k))))
+    def batches(
+        self, start: int = 0, rows_of: RowsOf = np.arange, number: Callable[[int], int] = lambda k: k
+    ) -> Iterator[Batch]:
+        """Batches number(start), number(start + 1), … without end, read ahead by Grain's threads."""
+
+        def read(k: int) -> Batch:
+            return self.read_batch(number(k), rows_of(self.batch_size(number(k))))
+
+        return _read_ahead(start, sys.maxsize, read)
 
 
 class ValidationBatches:

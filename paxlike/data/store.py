@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from paxlike.config import ConfigError, ModelConfig, UserError
+from paxlike.data.location import fetched, in_bucket, located
 from paxlike.data.packing import segment_dtype
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -99,6 +100,9 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}. {PREPARE_AGAIN}.") from error
+    outside = [name for name in manifest.files if Path(name).name != name or name in ("", ".", "..")]
+    if outside:
+        raise UserError(f"{path} names files that are not in its folder: {outside}. {PREPARE_AGAIN}.")
     if manifest.fingerprint != fingerprint:
         raise UserError(f"{path} was edited: its fingerprint does not belong to its contents. {PREPARE_AGAIN}.")
     return manifest
@@ -149,10 +153,14 @@ class Store:
 def open_store(folder: str | Path) -> Store:
     """Opens a store and compares the sizes of its files with the manifest.
 
+    One in a bucket is first copied into the cache, whole, on each host: tokens are read from memory-mapped files.
     Raises UserError where it is no store, or a file is missing or was cut short.
     """
-    folder = Path(folder)
+    folder = located(folder)
     manifest = read_manifest(folder)
+    if in_bucket(folder):
+        sizes = {name: record.bytes for name, record in manifest.files.items()}
+        folder = fetched(folder, sizes, manifest.fingerprint)
     for name, record in manifest.files.items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else None

@@ -14,6 +14,7 @@ import numpy as np
 import sentencepiece
 
 from paxlike.config import UserError
+from paxlike.data.location import located
 
 PAD, EOD, UNKNOWN = 0, 1, 2
 SPACE_MARK = "\u2581"
@@ -97,6 +98,11 @@ class SentencePieceTokenizer:
         known = ids[(ids >= 0) & (ids < self.vocab_size) & (ids != self._processor.unk_id())]
         return self._processor.decode(known.tolist())
 
+    @property
+    def model(self) -> bytes:
+        """The `.model` file."""
+        return self._model
+
     def save(self, folder: Path) -> list[str]:
         """Writes `tokenizer.model` and `tokenizer.json` into `folder`; returns the names of the files written."""
         (folder / "tokenizer.model").write_bytes(self._model)
@@ -114,7 +120,7 @@ def _save(folder: Path, description: dict) -> list[str]:
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer that `save` wrote into `folder`. Raises UserError where there is none, or it was changed."""
-    path = Path(folder) / "tokenizer.json"
+    path = located(folder) / "tokenizer.json"
     try:
         description = json.loads(path.read_text())
         kind = description["kind"]

@@ -8,6 +8,7 @@ Rows are independent: row b has `lengths_B[b]` tokens, its next one is written a
 padded on the right; what the padding left in the cache is overwritten before any token may look at it.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ def prefill(
     tokens_BT: int32, row b's prompt in its first lengths_B[b] >= 1 places, any token after them; T <= cache_length.
     Logits: float32 [B, vocab_size], B over `pod` and `data`.
     """
-    model = bind(config, numerics, params)
+    model = inference_decoder(config, numerics, params)
     T = tokens_BT.shape[1]
     positions_BT = jnp.arange(T, dtype=jnp.int32)[None]
 
@@ -62,7 +63,7 @@ def decode(
 
     Returns the cache with the token in it, and logits as `prefill` does. The work does not depend on lengths_B.
     """
-    model = bind(config, numerics, params)
+    model = inference_decoder(config, numerics, params)
     positions_BT = lengths_B[:, None]
 
     def layer(x_BTD, block_and_cache):
@@ -71,6 +72,13 @@ def decode(
 
     x_BTD, new = jax.lax.scan(layer, model.embed(tokens_B[:, None]), (model.blocks, *cache))
     return _write(cache, new, lengths_B), _logits(model, x_BTD, jnp.zeros_like(lengths_B))
+
+
+def inference_decoder(config: ModelConfig, numerics: Numerics, params: dict) -> Decoder:
+    """The decoder; where it is quantized, a token's activations have a scale of their own (BitNet, arXiv 2310.11453, section 2.1)."""
+    if config.quant.active:
+        config = dataclasses.replace(config, quant=dataclasses.replace(config.quant, statistics="token"))
+    return bind(config, numerics, params)
 
 
 def _over_cache(q_BTNH, k_BTKH, v_BTKH, k_BSKH, v_BSKH, lengths_B):

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import decode, prefill
 from paxlike.nn.einsum import gather, on_devices
+from paxlike.nn.quantized import QuantizedWeight, quantize_params
 from paxlike.nn.weight import Numerics
 from paxlike.parallel.axes import letters_of
 from paxlike.parallel.mesh import axis_sizes, spec
@@ -106,7 +107,7 @@ class Generator:
 
     def __init__(self, config: ModelConfig, numerics: Numerics, params: dict, eod: int, max_length: int):
         self.config, self.numerics, self.eod, self.max_length = config, numerics, eod, max_length
-        self.params = _in_compute_dtype(params, numerics)
+        self.params = for_inference(config, numerics, params)
 
     def generate(
         self,
@@ -114,18 +115,18 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
-        on_token: Callable[[int, int], None] | None = None,
+        on_token: Callable[[int, int], bool | None] | None = None,
     ) -> list[np.ndarray]:
         """The new tokens of each prompt, int32: max_new_tokens, or fewer where the end of the text came (which is left out).
 
-        `on_token(row, token)` is called as each token arrives. Raises UserError naming the prompt that is empty, too long or
-        not of the model's vocabulary.
+        `on_token(row, token)` is called as each token arrives; True ends the row. Raises UserError naming the prompt that is
+        empty, too long or not of the model's vocabulary.
         """
         prompts = [np.asarray(prompt, np.int64) for prompt in prompts]
         self._check(prompts, max_new_tokens, seed)
         static = {"config": self.config, "numerics": self.numerics, "sampling": sampling}
         tokens_BT, lengths_B = self._padded(prompts)
-        cache_length = _rounded_up(self.max_length, LENGTH_MULTIPLE)
+        cache_length = rounded_up(self.max_length, LENGTH_MULTIPLE)
         seed_ = np.uint32(seed)
         cache, tokens_B, lengths_B = _start(
             self.params, tokens_BT, lengths_B, seed_, cache_length=cache_length, **static
@@ -142,8 +143,8 @@ class Generator:
                     going.remove(row)
                     continue
                 texts[row].append(tokens[row])
-                if on_token:
-                    on_token(row, tokens[row])
+                if on_token and on_token(row, tokens[row]):
+                    going.remove(row)
             if not going:
                 break
         return [np.array(text, np.int32) for text in texts]
@@ -173,9 +174,9 @@ class Generator:
         """(tokens_BT, lengths_B) with lengths of a few kinds, so that few programs are compiled, and rows for the whole mesh."""
         shortest = LENGTH_MULTIPLE if self.numerics.attention == "splash" else 16
         longest = max(prompt.size for prompt in prompts)
-        T = min(max(shortest, 2 ** (longest - 1).bit_length()), _rounded_up(self.max_length, LENGTH_MULTIPLE))
+        T = min(max(shortest, 2 ** (longest - 1).bit_length()), rounded_up(self.max_length, LENGTH_MULTIPLE))
         mesh = jax.sharding.get_mesh()
-        B = _rounded_up(len(prompts), axis_sizes()["pod"] * axis_sizes()["data"])
+        B = rounded_up(len(prompts), axis_sizes()["pod"] * axis_sizes()["data"])
         tokens_BT, lengths_B = np.zeros((B, T), np.int32), np.ones(B, np.int32)
         for row, prompt in enumerate(prompts):
             tokens_BT[row, : prompt.size], lengths_B[row] = prompt, prompt.size
@@ -185,15 +186,25 @@ class Generator:
         )
 
 
-def _rounded_up(number: int, multiple: int) -> int:
+def rounded_up(number: int, multiple: int) -> int:
+    """The least multiple that is not below the number."""
     return -(-number // multiple) * multiple
 
 
-def _in_compute_dtype(params: dict, numerics: Numerics) -> dict:
+def for_inference(config: ModelConfig, numerics: Numerics, params: dict) -> dict:
+    """Parameters as they are used, made once: quantized where the config says so, then in the compute dtype. Twice is the same as once."""
+    if config.quant.active:
+        params = quantize_params(config, numerics, params)
+    return in_compute_dtype(params, numerics)
+
+
+def in_compute_dtype(params: dict, numerics: Numerics) -> dict:
     """The matrices cast once, not at every token; norm scales, which are multiplied in float32, as they are."""
 
     def cast(path, w):
+        if isinstance(w, QuantizedWeight):
+            return w
         scale = len(letters_of(path[-1].key)) == 1
         return w if scale or w.dtype == numerics.compute else w.astype(numerics.compute)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree_util.tree_map_with_path(cast, params, is_leaf=lambda w: isinstance(w, QuantizedWeight))

@@ -1,7 +1,8 @@
 """The PaLM decoder (arXiv 2204.02311, section 2) and its neighbors, by one word each in the config.
 
 A block is a sum of branches over a norm: attention and a feed-forward. Parallel: both read one norm and their sum is one sharded
-matmul back to the stream. Serial: attention first, then the feed-forward over a norm of its own.
+matmul back to the stream. Serial: attention first, then the feed-forward over a norm of its own. With quantized weights
+(`model.quant`) the norm is part of every projection, and the block has none of its own.
 
 Letters: B batch, T query time, S key time, D width, F feed-forward, N query heads, K key/value heads, H head dim,
 V vocabulary rows, L layers.
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from paxlike.config import ModelConfig
-from paxlike.nn import remat
+from paxlike.nn import bitlinear, remat
 from paxlike.nn.attention import attention
 from paxlike.nn.einsum import combine, project
 from paxlike.nn.embedding import lookup
@@ -36,8 +37,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs):
         self.config, self.numerics = config, numerics
-        make = functools.partial(weight, config=config, rngs=rngs, dtype=numerics.params)
-        self.scale_D = scale("D", config, numerics.params)
+        make = functools.partial(weight, config=config, rngs=rngs, dtype=numerics.params, quant=config.quant)
+        if not config.quant.active:
+            self.scale_D = scale("D", config, numerics.params)
         self.wq_DNH = make("DNH")
         self.wk_DKH = make("DKH")
         self.wv_DKH = make("DKH")
@@ -46,7 +48,7 @@ class Block(nnx.Module):
             self.wgate_DF = make("DF")
         self.wup_DF = make("DF")
         self.wdown_FD = make("FD")
-        if config.block == "serial":
+        if config.block == "serial" and not config.quant.active:
             self.feed_forward_scale_D = scale("D", config, numerics.params)
 
     def __call__(self, x_BTD: Array, positions_BT: Array, mix) -> tuple[Array, object]:
@@ -56,8 +58,8 @@ class Block(nnx.Module):
         generation.
         """
         c = self.config
-        project_, combine_ = (functools.partial(f, gradients=self.numerics.gradients) for f in (project, combine))
-        y_BTD = norm(x_BTD, self.scale_D[...], c.norm, c.norm_epsilon)
+        project_, combine_ = self._matmuls()
+        y_BTD = self._norm(x_BTD, "scale_D")
         if c.block == "parallel":
             q_BTNH, k_BTKH, v_BTKH, *wide = project_(y_BTD, *self._mixer_in(), *self._feed_forward_in())
         else:
@@ -71,9 +73,21 @@ class Block(nnx.Module):
             y_BTD = combine_("BTNH,NHD->BTD", o_BTNH, self.wo_NHD[...], "BTF,FD->BTD", h_BTF, self.wdown_FD[...])
             return x_BTD + y_BTD, extra
         (x_BTD,) = remat.keep(remat.STREAM, x_BTD + combine_("BTNH,NHD->BTD", o_BTNH, self.wo_NHD[...]))
-        y_BTD = norm(x_BTD, self.feed_forward_scale_D[...], c.norm, c.norm_epsilon)
+        y_BTD = self._norm(x_BTD, "feed_forward_scale_D")
         h_BTF = self._activate(*project_(y_BTD, *self._feed_forward_in()))
         return x_BTD + combine_("BTF,FD->BTD", h_BTF, self.wdown_FD[...]), extra
+
+    def _matmuls(self):
+        """`project` and `combine`, of the weights as they are or quantized."""
+        c, n = self.config, self.numerics
+        if c.quant.active:
+            how = bitlinear.How(c.quant, c.norm_epsilon, n.integer, n.gradients)
+            return functools.partial(bitlinear.project, how=how), functools.partial(bitlinear.combine, how=how)
+        return functools.partial(project, gradients=n.gradients), functools.partial(combine, gradients=n.gradients)
+
+    def _norm(self, x_BTD: Array, name: str) -> Array:
+        c = self.config
+        return x_BTD if c.quant.active else norm(x_BTD, getattr(self, name)[...], c.norm, c.norm_epsilon)
 
     def _mixer_in(self):
         kv = "BTD,DKH->BTKH"

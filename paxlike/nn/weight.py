@@ -1,15 +1,18 @@
 """Declaring a parameter: its letters give shape, sharding, fan-in and, with the attribute's name, its checkpoint name."""
 
 import dataclasses
+import functools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from paxlike.config import ModelConfig, PrecisionConfig
+from paxlike.config import ModelConfig, PrecisionConfig, QuantConfig
 from paxlike.parallel.axes import sizes
-from paxlike.parallel.mesh import weight_spec
+from paxlike.parallel.mesh import axis_sizes, weight_spec
+from paxlike.quant.tiles import check_mesh, tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Numerics:
     params: str
     gradients: str
     attention: str
+    integer: bool = False
+    """Whether quantized weights are multiplied by int8 products: where there is a unit for them. The results are the same."""
 
     @classmethod
     def of(cls, model: ModelConfig, precision: PrecisionConfig, platform: str) -> "Numerics":
@@ -30,7 +35,18 @@ class Numerics:
         attention = model.attention
         if attention == "auto":
             attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "reference")
-        return cls(compute, precision.params, precision.gradients, attention)
+        integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
+        return cls(compute, precision.params, precision.gradients, attention, integer)
+
+
+@functools.cache
+def _cpu_multiplies_int8() -> bool:
+    """Whether this processor has AMX or VNNI instructions, as Linux tells."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"amx_int8", "avx512_vnni", "avx_vnni"}.isdisjoint(flags)
 
 
 def fan_in(dims: str, size: dict[str, int]) -> int:
@@ -38,8 +54,15 @@ def fan_in(dims: str, size: dict[str, int]) -> int:
     return size["D"] if dims[0] == "D" else math.prod(size[d] for d in dims[:-1])
 
 
-def weight(dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str) -> nnx.Param:
-    """A kernel drawn from N(0, 1/sqrt(fan_in)) (PaLM, arXiv 2204.02311, section 5), born sharded."""
+def weight(dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str, quant: QuantConfig | None = None) -> nnx.Param:
+    """A kernel drawn from N(0, 1/sqrt(fan_in)) (PaLM, arXiv 2204.02311, section 5), born sharded.
+
+    With an active `quant` these are the latent weights of a quantized kernel. Raises ConfigError where its letters are none that can
+    be quantized, or where its tiles do not fit the kernel or the mesh.
+    """
+    if quant and quant.active:
+        tiles(dims, _shape(dims, config), quant)
+        check_mesh(quant, axis_sizes())
     return _normal(dims, config, rngs, dtype, fan_in(dims, sizes(config)) ** -0.5)
 
 

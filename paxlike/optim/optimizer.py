@@ -20,7 +20,7 @@ from optax import apply_updates
 from optax.tree_utils import tree_norm as global_norm
 
 from paxlike.config import OptimConfig
-from paxlike.optim.schedules import make_schedule
+from paxlike.optim.schedules import make_schedule, weight_decay_factor
 
 __all__ = ["Optimizer", "apply_updates", "global_norm", "make_optimizer"]
 
@@ -42,7 +42,7 @@ def make_optimizer(optim: OptimConfig, steps: int) -> Optimizer:
     With `optim.clip` > 0 gradients are clipped by their global norm first; then `palm`, `adafactor`, `adamw` or `lion` (see
     `_palm`, `_adafactor`, `_adamw`, `_lion`).
     """
-    rule = {"palm": _palm, "adafactor": _adafactor, "adamw": _adamw, "lion": _lion}[optim.name](optim)
+    rule = {"palm": _palm, "adafactor": _adafactor, "adamw": _adamw, "lion": _lion}[optim.name](optim, steps)
     schedule, clip = make_schedule(optim, steps), optax.clip_by_global_norm(optim.clip)
 
     def init(params):
@@ -74,7 +74,7 @@ class _Rule(NamedTuple):
     """update(rate, k, g, moments, p, path) -> (update, new moments); k counts updates from 1, rate is the schedule's."""
 
 
-def _palm(optim: OptimConfig) -> _Rule:
+def _palm(optim: OptimConfig, _: int) -> _Rule:
     """PaLM's optimizer (arXiv 2204.02311, section 5): Adafactor without factorization. For step k from 1, rate a:
 
         v = beta2 v + (1 - beta2) (g^2 + epsilon1),  beta2 = 1 - k^-0.8
@@ -102,31 +102,33 @@ def _palm(optim: OptimConfig) -> _Rule:
     return _Rule(_two_moments, update)
 
 
-def _adamw(optim: OptimConfig) -> _Rule:
+def _adamw(optim: OptimConfig, steps: int) -> _Rule:
     """AdamW (arXiv 1711.05101, algorithm 2): the decay is times the schedule's rate, and spares norm scales."""
+    decay = _decay(optim, steps)
 
     def update(rate, k, g, old, p, path):
         momentum = _lerp(old["momentum"], g, 1 - optim.beta1)
         second = _lerp(old["second"], jnp.square(g), 1 - optim.beta2)
         unbiased, unbiased_second = momentum / (1 - optim.beta1**k), second / (1 - optim.beta2**k)
         direction = unbiased / (jnp.sqrt(unbiased_second) + optim.epsilon)
-        return -rate * (direction + _decay(optim, path) * p), {"momentum": momentum, "second": second}
+        return -rate * (direction + decay(path, k) * p), {"momentum": momentum, "second": second}
 
     return _Rule(_two_moments, update)
 
 
-def _lion(optim: OptimConfig) -> _Rule:
+def _lion(optim: OptimConfig, steps: int) -> _Rule:
     """Lion (arXiv 2302.06675, algorithm 2): the sign of an interpolation; decay as in AdamW."""
+    decay = _decay(optim, steps)
 
     def update(rate, k, g, old, p, path):
         sign = jnp.sign(_lerp(old["momentum"], g, 1 - optim.beta1))
         momentum = _lerp(old["momentum"], g, 1 - optim.beta2)
-        return -rate * (sign + _decay(optim, path) * p), {"momentum": momentum}
+        return -rate * (sign + decay(path, k) * p), {"momentum": momentum}
 
     return _Rule(lambda p, stacked: {"momentum": _zeros(p)}, update)
 
 
-def _adafactor(_: OptimConfig) -> _Rule:
+def _adafactor(_: OptimConfig, __: int) -> _Rule:
     """Adafactor (arXiv 1804.04235, algorithms 4 to 6): factored second moment, no momentum, no weight decay.
 
     The second moment of a matrix is kept as the means of its rows and of its columns: `row` is the parameter's shape
@@ -208,5 +210,11 @@ def _float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32)
 
 
-def _decay(optim: OptimConfig, path: tuple) -> float:
-    return 0.0 if re.search(r"(^|_)scale_[A-Z]+$", path[-1].key) else optim.weight_decay
+def _decay(optim: OptimConfig, steps: int) -> Callable:
+    """decay(path, k): the weight decay of a parameter at step k."""
+    factor = weight_decay_factor(optim, steps)
+
+    def decay(path: tuple, k: jax.Array) -> jax.Array | float:
+        return 0.0 if re.search(r"(^|_)scale_[A-Z]+$", path[-1].key) else optim.weight_decay * factor(k)
+
+    return decay

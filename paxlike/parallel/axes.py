@@ -1,5 +1,7 @@
 """The alphabet of dimensions. A name such as `wq_DNH` spells its shape with these letters. Imports no JAX."""
 
+from collections.abc import Sequence
+
 from paxlike.config import ModelConfig
 
 ALPHABET = {
@@ -16,6 +18,30 @@ ALPHABET = {
     "V": "vocabulary (stored rows)",
     "L": "layers",
 }
+
+LOGICAL_AXES = {
+    "B": "batch", "T": "length", "S": "length", "D": "embed", "F": "mlp", "N": "heads", "K": "heads", "H": "kv", "V": "vocab",
+    "L": "layers",
+}  # fmt: skip
+"""T5X's standard name of each dimension of a model."""
+
+
+def logical_axes(letters: str) -> tuple[str, ...]:
+    """`DNH` -> (`embed`, `heads`, `kv`). Raises KeyError for a letter that T5X has no name for."""
+    return tuple(LOGICAL_AXES[letter] for letter in letters)
+
+
+def as_letters(dims: str | Sequence[str]) -> str:
+    """Letters as they are, or T5X's names (`("batch", "length", "embed")`) as letters; `heads` are query heads.
+
+    Raises ValueError naming one that has no letter.
+    """
+    if isinstance(dims, str):
+        return dims
+    letters = {name: letter for letter, name in reversed(LOGICAL_AXES.items())}
+    if unknown := [name for name in dims if name not in letters]:
+        raise ValueError(f"the logical axes {unknown} have no letter; known are {', '.join(sorted(letters))}.")
+    return "".join(letters[name] for name in dims)
 
 
 def sizes(model: ModelConfig) -> dict[str, int]:

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from paxlike.config import ConfigError, MeshConfig
 from paxlike.parallel import rules
+from paxlike.parallel.axes import as_letters
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -46,14 +47,14 @@ def axis_sizes() -> Mapping[str, int]:
     return jax.sharding.get_abstract_mesh().shape
 
 
-def spec(dims: str, shape: Sequence[int]) -> PartitionSpec:
-    """An activation's PartitionSpec on the mesh in force."""
-    return PartitionSpec(*rules.spec(dims, tuple(shape), axis_sizes()))
+def spec(dims: str | Sequence[str], shape: Sequence[int]) -> PartitionSpec:
+    """An activation's PartitionSpec on the mesh in force. `dims`: letters, or T5X's logical axis names."""
+    return PartitionSpec(*rules.spec(as_letters(dims), tuple(shape), axis_sizes()))
 
 
-def weight_spec(dims: str, shape: Sequence[int]) -> PartitionSpec:
-    """A stored weight's PartitionSpec on the mesh in force."""
-    return PartitionSpec(*rules.weight_spec(dims, tuple(shape), axis_sizes()))
+def weight_spec(dims: str | Sequence[str], shape: Sequence[int]) -> PartitionSpec:
+    """A stored weight's PartitionSpec on the mesh in force. `dims`: letters, or T5X's logical axis names."""
+    return PartitionSpec(*rules.weight_spec(as_letters(dims), tuple(shape), axis_sizes()))
 
 
 LARGE_BYTES = 2**24

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from rich import box
 from rich.table import Table
 
-from paxlike.parallel.axes import letters_of
+from paxlike.parallel.axes import letters_of, logical_axes
 from paxlike.parallel.rules import Axis, shards, weight_spec
 
 
@@ -27,11 +27,12 @@ def sharding_table(parameters: Iterable[tuple[str, tuple[int, ...]]], mesh: Mapp
     table = Table(
         title=f"Sharding on {sizes}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    for column in ("parameter", "shape", "lies on", "of it on a device"):
+    for column in ("parameter", "shape", "T5X's logical axes", "lies on", "of it on a device"):
         table.add_column(column)
     for name, shape, places, local in sharding_rows(parameters, mesh):
         share = f"{' x '.join(map(str, local))} (1/{math.prod(shape) // math.prod(local):,})"
-        table.add_row(name, " x ".join(map(str, shape)), ", ".join(map(_place, places)), share)
+        axes = ", ".join(logical_axes("L" * name.startswith("blocks/") + letters_of(name)))
+        table.add_row(name, " x ".join(map(str, shape)), axes, ", ".join(map(_place, places)), share)
     return table
 
 

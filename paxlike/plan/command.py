@@ -15,6 +15,7 @@ from paxlike.config import Config, UserError
 from paxlike.parallel import runtime
 from paxlike.plan.html import plan_page, sweep_page
 from paxlike.plan.page import describe, sweep_table
+from paxlike.plan.quantized import against_unquantized
 from paxlike.plan.sweep import check
 from paxlike.plan.sweep import sweep as sweep_plans
 from paxlike.plan.topology import Cluster, MissingCompiler, silent
@@ -29,7 +30,11 @@ def run(config: Config, topology: str, pods: int | None, sweep: bool, as_json: b
         jax.devices()
     say = _say if sys.stderr.isatty() or sweep else lambda text: None
     try:
-        told = _sweep(config, made, say) if sweep else with_remedies(plan(config, made, say), config, made, say)
+        if sweep:
+            told = _sweep(config, made, say)
+        else:
+            told = with_remedies(plan(config, made, say), config, made, say)
+            told = against_unquantized(told, config, made, say)
     except MissingCompiler as error:
         raise UserError(f"{error}\n\n{_estimate(config, made)}") from error
     if html:

@@ -5,6 +5,7 @@ from rich.console import Group
 from rich.table import Table
 
 from paxlike.accounting.units import gib, si
+from paxlike.plan.quantized import line
 
 
 def describe(told: dict) -> Group:
@@ -21,6 +22,8 @@ def tables(told: dict) -> list[Table | str]:
         parts.append(remedies(told["remedies"]))
     if "collectives" in told:
         parts += [_collectives(told["collectives"]), f"Between pods: {told['crossing_pod']['verdict']}\n"]
+    if "quantization" in told:
+        parts.append(line(told["quantization"]))
     if "flops" in told:
         parts.append(_flops(told["flops"]))
     if "predicted" in told:

@@ -34,7 +34,7 @@ class Console:
             f"lr {values['learning_rate']:.2e}",
             f"grad {values['gradient_norm']:.3f}",
             f"{values['tokens_per_second']:,.0f} tokens/s",
-            *([f"MFU {values['mfu']:.1%}"] if "mfu" in values else []),
+            *([f"MFU {values['mfu']:.1%}, HFU {values['hfu']:.1%}"] if "mfu" in values else []),
             f"{datetime.timedelta(seconds=round(seconds_left))} left",
         ]
         line = " | ".join(parts)

@@ -6,7 +6,7 @@ from when the step before it was ready on the device until it is itself (`clock.
 
 import contextlib
 import dataclasses
-import math
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,25 +15,36 @@ import jax
 import numpy as np
 
 from paxlike import __version__
-from paxlike.accounting.throughput import Goodput, mfu
+from paxlike.accounting.history import earlier_booking
 from paxlike.config import Config, UserError
 from paxlike.data.batch import Batch
 from paxlike.data.grain_source import TrainBatches, ValidationBatches, open_data
 from paxlike.data.store import Store, check_vocabulary
 from paxlike.nn.weight import Numerics
+from paxlike.parallel import job
 from paxlike.parallel.ingest import local_rows, to_devices
 from paxlike.parallel.mesh import make_mesh
+from paxlike.train import agreement
+from paxlike.train.accounts import Accounts, program_memory
 from paxlike.train.checkpoint import Checkpoints
 from paxlike.train.clock import ReadyClock
 from paxlike.train.console import Console
 from paxlike.train.evaluate import evaluate
-from paxlike.train.metrics import Metrics
-from paxlike.train.peak import chip_or_note
+from paxlike.train.guard import Guard, Skipped, Spike
+from paxlike.train.metrics import Metrics, NoMetrics
 from paxlike.train.profile import ProfileWindow
-from paxlike.train.run import Run
+from paxlike.train.run import Run, check_seen
 from paxlike.train.signals import StopRequest
 from paxlike.train.state import State, abstract_state, make_state
 from paxlike.train.step import DeviceBatch, Program, make_eval_step
+from paxlike.train.watchdog import Watchdog
+
+START_SECONDS = 120
+"""How long processes wait for each other at the points of the start that take none of them long."""
+PREPARE_SECONDS = 7200
+"""How long they wait for the default corpus to be prepared."""
+LOWER_SECONDS = 600
+"""How long they wait for each other to lower the train step."""
 
 
 @dataclasses.dataclass
@@ -51,21 +62,32 @@ class Result:
 
 def train(config: Config, folder: Path) -> Result:
     """Trains until `config.train.steps`, from the run folder's newest checkpoint if it has one. Raises UserError."""
-    store = open_data(config.data)
+    job.introduce(socket.gethostname(), START_SECONDS)
+    # The first process prepares the default corpus where that is to be done; those that share its cache find it there.
+    job.first("the data", lambda: bool(open_data(config.data)), PREPARE_SECONDS)
+    store = job.each("the data", lambda: open_data(config.data), PREPARE_SECONDS)
+    agreement.check_config(config, store, START_SECONDS)
     check_vocabulary(store, config.model)
     console = Console(config.train.steps, config.log.every, quiet=jax.process_index() > 0)
     with jax.set_mesh(make_mesh(config.mesh)), contextlib.ExitStack() as stack:
         loop = _Loop(config, store, console)
         stack.callback(loop.clock.close)
-        run = stack.enter_context(contextlib.closing(Run(folder, config, store)))
-        metrics = stack.enter_context(contextlib.closing(Metrics(folder, config)))
+        stack.callback(loop.accounts.close)
+        opened = lambda: stack.enter_context(contextlib.closing(Run(folder, config, store)))  # noqa: E731
+        loop.changes = job.first("the run folder", lambda: opened().changes, START_SECONDS)
+        job.each("the run folder", lambda: check_seen(folder), START_SECONDS)
+        loop.skipped = Skipped(folder)
+        metrics = Metrics(folder, config) if jax.process_index() == 0 else NoMetrics(folder)
+        stack.enter_context(contextlib.closing(metrics))
         stack.enter_context(console)
         profile = stack.enter_context(
             contextlib.closing(ProfileWindow(config.profile, folder / "profile", console.say))
         )
         stop = stack.enter_context(StopRequest())
         saved = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint))
-        return loop.run(run, metrics, profile, saved, stop)
+        # Entered last: an error in one process of many ends it here, before anything waits for the others.
+        watchdog = stack.enter_context(Watchdog(config.watchdog, folder))
+        return loop.run(metrics, profile, saved, stop, watchdog)
 
 
 class _Loop:
@@ -82,8 +104,10 @@ class _Loop:
         self.validation_source = ValidationBatches(store, config.data, train)
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
-        self.chip, self.peak = chip_or_note(self.numerics.compute)
-        self.goodput = Goodput()
+        self.changes: list[str] = []
+        self.guard = Guard(config.guard)
+        self.accounts = Accounts(config, self.numerics)
+        self.goodput = self.accounts.goodput
         self.compiled: dict[tuple, Callable] = {}
         self.pending: tuple[int, dict] | None = None
         self.clock = ReadyClock()
@@ -91,13 +115,29 @@ class _Loop:
         self.pace: float | None = None
         self.warned = False
 
-    def run(self, run: Run, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest) -> Result:
-        config = self.config
-        self.metrics, self.saved, self.stop, self.changes = metrics, saved, stop, run.changes
-        state, start = self.first_state()
+    def run(
+        self, metrics: Metrics, profile: ProfileWindow, saved: Checkpoints, stop: StopRequest, watchdog: Watchdog
+    ) -> Result:
+        self.metrics, self.profile, self.saved, self.stop, self.watchdog = metrics, profile, saved, stop, watchdog
+        with watchdog.limited("the first sum over all devices", START_SECONDS):
+            agreement.check_devices()
+        with watchdog.paused("reading a checkpoint"):
+            state, start = self.first_state()
+        while True:
+            try:
+                return self.steps(state, start)
+            except Spike as found:
+                spike = (found.update, found.noticed, found.reason)
+            # Outside of the handler, which would keep the state's memory.
+            state, start = None, 0
+            state, start = self.rewound(*spike)
+
+    def steps(self, state: State, start: int) -> Result:
+        """The steps from `start` to the end. Raises Spike."""
+        config, profile = self.config, self.profile
         batches = self.train_batches(start)
         for step in range(start, config.train.steps):
-            if self.stop.name:
+            if self.stop.asked():
                 return self.stopped(state, step)
             profile.before_step(step, lambda state=state: (self.read_pending(), jax.block_until_ready(state)))
             with self.goodput.book("data stall"):
@@ -121,37 +161,77 @@ class _Loop:
     def first_state(self) -> tuple[State, int]:
         """The newest checkpoint that can be read; a new state where there is none."""
         config = self.config
-        found = self.saved.restore_newest(self.like)
-        if found is None:
-            state, start = make_state(config, self.numerics, self.optimizer), 0
-        else:
-            state, position, notes = found
-            start = position["step"]
-            for note in [*notes, *(f"changed: {change}" for change in self.changes), f"going on from step {start}"]:
-                self.console.say(note)
+        for change in self.changes:
+            self.console.say(f"changed: {change}")
+        state, start = self.restored()
+        if start:
+            self.console.say(f"going on from step {start}")
             if start > config.train.steps:
                 raise UserError(
                     f"the run is at step {start} already, past train.steps {config.train.steps}; give more --train.steps."
                 )
+        earlier = earlier_booking(self.metrics.path)
+        if not earlier.empty:
+            self.goodput.resume(*earlier.resumed_at(start, time.time()))
         mesh = dict(jax.sharding.get_mesh().shape)
         kind = jax.devices()[0].device_kind
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         self.console.say(
             f"{config.name}: {parameters:,} stored parameters on {len(jax.devices())} x {kind}, "
-            f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, {self.numerics.compute}; {self.peak}"
+            f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, {self.numerics.compute}; {self.accounts.peak}"
         )
         self.metrics.event(
             "start", start, device=kind, devices=len(jax.devices()), mesh=mesh, numerics=dataclasses.asdict(self.numerics),
-            peak=self.chip and self.chip.peak(self.numerics.compute), peak_source=self.peak, jax=jax.__version__,
-            paxlike=__version__, changes=self.changes,
+            jax=jax.__version__, paxlike=__version__, changes=self.changes, **self.accounts.started(), **self.accounts.so_far(),
+        )  # fmt: skip
+        return state, start
+
+    def restored(self, before: int | None = None) -> tuple[State, int]:
+        """The newest checkpoint, of step `before` at most, that can be read; a new state where there is none."""
+        while (found := self.saved.restore_newest(self.like, before)) is not None:
+            state, position, notes = found
+            step = position["step"]
+            for note in notes:
+                self.console.say(note)
+            if position["sequences"] == self.sequences_before(step):
+                return state, step
+            # Saved after a spike, by a process that ended when it had recorded what to skip, and not yet deleted this.
+            del state, found
+            self.saved.delete_after(before := step - 1)
+        return make_state(self.config, self.numerics, self.optimizer), 0
+
+    def rewound(self, update: int, noticed: int, reason: str) -> tuple[State, int]:
+        """The state to go on from after a spike at `update`. Raises UserError where the run has been rewound often enough."""
+        guard, self.pending = self.config.guard, None
+        if len(self.skipped.rows) >= guard.rewinds:
+            tried = f" after {guard.rewinds} rewinds, which is guard.rewinds" if guard.rewinds else ""
+            raise UserError(
+                f"at step {update + 1} {reason}{tried}; checkpoints {self.saved.steps()} are from before. Lower "
+                "optim.learning_rate, set optim.clip, or let guard.rewinds be more."
+            )
+        begin = max(update - guard.back, 0)
+        first = self.skipped.batch(begin)
+        count = max(guard.skip, self.skipped.batch(noticed) + 1 - first)
+        with self._timed("restart") as timer:
+            # In this order: a process that ends in between finds checkpoints that do not belong to what is skipped, and drops them.
+            self.skipped.add(first, count, f"step {update + 1}: {reason}")
+            self.saved.delete_after(begin)
+            state, start = self.restored(begin)
+        self.console.say(
+            f"spike at step {update + 1}: {reason}. Rewound to step {start}; from step {begin + 1} on, batches {first} … "
+            f"{first + count - 1} are skipped (rewind {len(self.skipped.rows)} of {guard.rewinds})"
+        )
+        self.metrics.event(
+            "rewind", start, seconds=timer(), spike=update + 1, reason=reason, first_batch=first, batches=count,
+            **self.accounts.so_far(),
         )  # fmt: skip
         return state, start
 
     def stopped(self, state: State, step: int) -> Result:
         self.console.say(f"{self.stop.name}: saving step {step} and stopping")
         self.save(state, step)
-        self.saved.wait()
-        self.metrics.event("stop", step, signal=self.stop.name, goodput=self.goodput.seconds())
+        self.wait_saved()
+        self.metrics.event("stop", step, signal=self.stop.name, **self.accounts.so_far())
         return Result(state, step, None, self.stop.name)
 
     def finished(self, state: State, start: int) -> Result:
@@ -159,16 +239,16 @@ class _Loop:
         if start < steps:
             self.save(state, steps)
         evaluation = self.evaluate(state, steps)
-        self.saved.wait()
-        self.metrics.event("finish", steps, goodput=self.goodput.seconds())
+        self.wait_saved()
+        self.metrics.event("finish", steps, **self.accounts.so_far())
         return Result(state, steps, evaluation, None)
 
     # ---- around the step -----------------------------------------------------------------------------------------------
 
     def train_batches(self, start: int) -> Iterator[DeviceBatch]:
         source, accumulate = self.train_source, self.config.train.accumulate
-        for k, batch in enumerate(source.batches(start, self.rows.__getitem__), start):
-            size = source.batch_size(k)
+        for k, batch in enumerate(source.batches(start, self.rows.__getitem__, self.skipped.batch), start):
+            size = source.batch_size(self.skipped.batch(k))
             yield on_mesh(batch, self.rows[size], size, accumulate)
 
     def compile(self, state: State, batch: DeviceBatch) -> Callable:
@@ -177,44 +257,47 @@ class _Loop:
         if shape not in self.compiled:
             self.read_pending()
             with self._timed("compile") as timer:
-                self.compiled[shape] = self.train_step.lower(state, batch).compile()
+                lowered = self.train_step.lower(state, batch)
+                agreement.check_program(lowered, LOWER_SECONDS)
+                self.compiled[shape] = lowered.compile()
             seconds = timer()
             self.console.say(
                 f"compiled the train step for batches {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s"
             )
-            self.metrics.event("compile", int(state.step), seconds=seconds, batch=list(shape))
+            memory = program_memory(self.compiled[shape])
+            self.metrics.event(
+                "compile", int(state.step), seconds=seconds, batch=list(shape), memory=memory, **self.accounts.so_far()
+            )
         return self.compiled[shape]
 
     def read_pending(self) -> None:
-        """Reads and reports the numbers of the step before the one just dispatched. Raises UserError where the loss is not finite."""
+        """Reads and reports the numbers of the step before the one just dispatched. Raises Spike."""
         if self.pending is None:
             return
         step, numbers = self.pending
         self.pending = None
-        values = {name: float(value) for name, value in jax.device_get(numbers).items()}
-        ready = self.clock.ready()
+        with self.goodput.book("step"):
+            values = {name: float(value) for name, value in jax.device_get(numbers).items()}
+            ready = self.clock.ready()
         seconds, self.ready = max(ready - self.ready, 1e-9), ready
-        batch_tokens = self.config.train.batch_size_at(step - 1) * self.config.data.sequence_length
+        self.watchdog.finished(step)
+        batch = self.skipped.batch(step - 1)
+        batch_tokens = self.config.train.batch_size_at(batch) * self.config.data.sequence_length
         values |= {"step_seconds": seconds, "tokens_per_second": batch_tokens / seconds}
-        warning = None
-        if self.chip:
-            used = mfu(
-                self.config.model, self.config.data.sequence_length, tokens_per_second=values["tokens_per_second"],
-                chips=len(jax.devices()) / self.chip.devices_per_chip, chip=self.chip, dtype=self.numerics.compute,
-            )  # fmt: skip
-            values["mfu"], warning = used.fraction, used.warning
-        self.metrics.step(step, values)
+        shares, warning = self.accounts.utilization(values["tokens_per_second"])
+        values |= shares
+        read = {"batch": batch, "batch_fingerprint": f"{int(values.pop('batch')):08x}"}
+        now_and_then = self.accounts.so_far() if step % self.config.log.every == 0 else {}
+        self.metrics.step(step, values, read | now_and_then)
         if warning and not self.warned:
             self.warned = True
             self.console.say(f"WARNING: {warning}")
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
-            raise UserError(
-                f"at step {step} the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; checkpoints "
-                f"{self.saved.steps()} are from before. Lower optim.learning_rate, or set optim.clip."
-            )
+        self.guard.judge(step, values["loss"], values["gradient_norm"])
         # The terminal shows the pace of some ten steps; the files have each step's own.
         self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
-        paced = {name: values[name] * seconds / self.pace for name in ("tokens_per_second", "mfu") if name in values}
+        paced = {
+            name: values[name] * seconds / self.pace for name in ("tokens_per_second", "mfu", "hfu") if name in values
+        }
         self.console.step(step, values | paced, (self.config.train.steps - step) * self.pace)
 
     def save(self, state: State, step: int) -> None:
@@ -222,12 +305,20 @@ class _Loop:
         self.read_pending()
         position = {
             "step": step,
-            "sequences": self.config.train.sequences_before(step),
+            "sequences": self.sequences_before(step),
             "store": self.store.fingerprint,
         }
         with self._timed("checkpoint") as timer:
             self.saved.save(state, step, position)
-        self.metrics.event("checkpoint", step, seconds=timer())
+        self.metrics.event("checkpoint", step, seconds=timer(), **self.accounts.so_far())
+
+    def sequences_before(self, step: int) -> int:
+        """Where the batch that comes after `step` updates begins in the data's order: what is skipped counts."""
+        return self.config.train.sequences_before(self.skipped.batch(step))
+
+    def wait_saved(self) -> None:
+        with self._timed("checkpoint"):
+            self.saved.wait()
 
     def evaluate(self, state: State, step: int) -> dict[str, float]:
         self.read_pending()
@@ -237,7 +328,7 @@ class _Loop:
             batches = self.validation_source.batches(self.config.eval.batches, self.rows.__getitem__)
             on_devices = (on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in batches)
             result = evaluate(self.eval_step, state.params, on_devices)
-        self.metrics.event("evaluation", step, seconds=timer(), **result)
+        self.metrics.event("evaluation", step, seconds=timer(), **result, **self.accounts.so_far())
         self.console.say(
             f"evaluation at step {step}: loss {result['loss']:.4f}, accuracy {result['accuracy']:.1%} over {result['tokens']:,} tokens"
         )
@@ -247,7 +338,7 @@ class _Loop:
     def _timed(self, cause: str) -> Iterator[Callable[[], float]]:
         """Books what happens inside under `cause`, none of it in a step's time; what it yields tells the seconds."""
         begin = time.monotonic()
-        with self.goodput.book(cause):
+        with self.goodput.book(cause), self.watchdog.paused(cause):
             yield lambda: round(self.ready - begin, 3)
         self.ready = time.monotonic()
 

@@ -96,9 +96,9 @@ def _chunks(head, x_TD, weight, targets_T, with_gradients):
     """Losses and gradients of this device's tokens and rows of the head, a chunk of tokens at a time."""
     tokens, D = x_TD.shape
     rows = weight.shape[head.letters.index("V")]
-    chunk = min(tokens, max(1, head.chunk_elements // rows))
-    count = -(-tokens // chunk)
-    chunk = -(-tokens // count)  # equal chunks: what pads the last one is computed like the rest
+    # As few chunks as fit, of equal size: rows that only fill up the last one would cost as much as tokens.
+    count = -(-tokens // min(tokens, max(1, head.chunk_elements // rows)))
+    chunk = -(-tokens // count)
     padding = count * chunk - tokens
     x_TD = jnp.pad(x_TD, ((0, padding), (0, 0)))
     targets_T = jnp.pad(targets_T, (0, padding), constant_values=-1)

@@ -22,7 +22,7 @@ def chip_here(dtype: str) -> Chip:
 
 def _matmul_rate(dtype: str) -> float:
     """FLOP/s of the best of five SIDE^3 matmuls on one device, which on a CPU has all cores."""
-    with jax.set_mesh(jax.make_mesh((1,), ("one",), devices=jax.devices()[:1])):
+    with jax.set_mesh(jax.make_mesh((1,), ("one",), devices=jax.local_devices()[:1])):
         x = jnp.ones((SIDE, SIDE), dtype)
         multiply = jax.jit(jnp.matmul)
         multiply(x, x).block_until_ready()
@@ -35,7 +35,12 @@ def _matmul_rate(dtype: str) -> float:
 
 
 def chip_or_note(dtype: str) -> tuple[Chip | None, str]:
-    """(the chip, how its peak is known), or (None, why there is no MFU): a run is not stopped for want of a row."""
+    """(the chip, how its peak is known), or (None, why there is no MFU): a run is not stopped for want of a row.
+
+    Of many processes only the first is told; it alone writes, and where it measures, the others do not disturb it.
+    """
+    if jax.process_index() > 0:
+        return None, ""
     try:
         chip = chip_here(dtype)
         return chip, f"MFU is of {chip.peak_text(dtype)}"

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import jax
 
-from paxlike.config import ProfileConfig
+from paxlike.config import ProfileConfig, UserError
+from paxlike.data.location import in_bucket
 
 
 class ProfileWindow:
     def __init__(self, config: ProfileConfig, folder: Path, say: Callable[[str], None]):
+        if config.start >= 0 and in_bucket(folder):
+            raise UserError(
+                f"profile.start is {config.start}, but JAX cannot write traces to {folder}; give a local --run-dir."
+            )
         self._first, self._end = config.start, config.start + config.steps
         self._folder, self._say, self._open = folder, say, False
 

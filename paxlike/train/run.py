@@ -6,6 +6,9 @@ tokenizer/       a copy of the store's tokenizer, so that a run can be sampled w
 metrics.jsonl    a line a step, and a line an event (start, compile, evaluation, checkpoint, stop)
 tensorboard/     event files
 checkpoints/     see `checkpoint.py`
+seals/           what the checkpoints' files must be, see `seal.py`
+skipped.json     batches that are not learnt from, see `guard.py`
+stacks/          where processes stood that a watchdog ended
 profile/         traces of the profiler window
 """
 
@@ -15,11 +18,13 @@ import os
 from pathlib import Path
 
 from paxlike.config import Config, UserError, differences, from_json, to_json
+from paxlike.data.location import in_bucket
 from paxlike.data.store import Store, check_unchanged
 
 MAY_CHANGE = (
     "train.steps:", "train.accumulate:", "model.remat:", "model.attention:", "mesh.", "precision.compute:", "precision.gradients:",
-    "checkpoint.", "eval.", "log.", "profile.", "data.store:",
+    "checkpoint.", "eval.", "log.", "profile.", "guard.rewinds:", "guard.back:", "guard.skip:", "guard.window:",
+    "guard.deviations:", "guard.patience:", "watchdog.", "data.store:",
 )  # fmt: skip
 """What may differ from the run's config when it goes on: none of it changes what is learnt from which batch, beyond rounding."""
 
@@ -33,7 +38,7 @@ def next_free(root: Path, name: str) -> Path:
 
 
 class Run:
-    """An open run folder, locked against a second process of the same machine until `close`."""
+    """An open run folder, locked against a second process of the same machine until `close`; a bucket cannot be locked."""
 
     def __init__(self, folder: Path, config: Config, store: Store):
         """Makes the folder, or checks that it belongs to this config and data. Raises UserError otherwise."""
@@ -54,7 +59,16 @@ class Run:
         write(folder / "config.json", to_json(config))
 
     def close(self) -> None:
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def check_seen(folder: Path) -> None:
+    """Raises UserError where this process does not see the run folder that the first one has opened."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"the run folder {folder} that process 0 opened is not seen here; --run-dir must be on storage that all hosts share."
+        )
 
 
 def read_config(folder: Path) -> Config:
@@ -80,6 +94,9 @@ def read_data(folder: Path) -> dict:
 
 def write(path: Path, text: str) -> None:
     """Writes a small file through a temporary name, so that it is there whole or not at all."""
+    if in_bucket(path):
+        path.write_text(text)
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w") as file:
         file.write(text)
@@ -99,7 +116,9 @@ def _checked_changes(folder: Path, known: Config, config: Config) -> list[str]:
     return changes
 
 
-def _locked(folder: Path) -> int:
+def _locked(folder: Path) -> int | None:
+    if in_bucket(folder):
+        return None
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,11 @@
-"""SIGTERM and SIGINT ask a run to save and stop; a second one stops it at once."""
+"""SIGTERM and SIGINT ask a run to save and stop; a second one stops it at once.
+
+In a job of many processes JAX handles SIGTERM: all stop at the same step, whichever of them got it. SIGINT is left to Python there.
+"""
 
 import signal
+
+from paxlike.parallel import runtime
 
 
 class StopRequest:
@@ -13,8 +18,15 @@ class StopRequest:
         self._before: dict = {}
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        if runtime.client() is None:
+            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
+
+    def asked(self) -> bool:
+        """Whether to stop before the next step; `name` is then the signal. Every process asks before each step."""
+        if self.name is None and runtime.stop_agreed():
+            self.name = "SIGTERM"
+        return self.name is not None
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():

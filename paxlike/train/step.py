@@ -46,7 +46,8 @@ def make_train_step(
 
     The gradient is that of the mean loss over all predicted tokens of the batch, however many accumulation steps it is
     computed in. Metrics are float32 scalars on the device: `loss` (cross-entropy in nats per token), `z_loss` (what the z-loss
-    adds to it), `accuracy`, `gradient_norm` (before clipping), `learning_rate`, `tokens` (predicted).
+    adds to it), `accuracy`, `gradient_norm` (before clipping), `learning_rate`, `tokens` (predicted), with guard.skip_nonfinite `skipped`
+    (1 where the update was not made); and `batch`, its fingerprint.
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict]:
@@ -65,10 +66,32 @@ def make_train_step(
             "gradient_norm": global_norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "tokens": tokens,
+            "batch": fingerprint(batch),
         }
-        return State(apply_updates(state.params, updates), optimizer_state, state.step + 1), metrics
+        params = apply_updates(state.params, updates)
+        if config.guard.skip_nonfinite:
+            fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+            new, old = (params, optimizer_state), (state.params, state.optimizer)
+            params, optimizer_state = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
+            metrics["skipped"] = (~fine).astype(jnp.float32)
+        return State(params, optimizer_state, state.step + 1), metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def fingerprint(batch: DeviceBatch) -> Array:
+    """A uint32 that tells batches apart: of every token, its target and its place in the global batch, on whatever mesh.
+
+    A sum of integers modulo 2^32, so it has no rounding and no order.
+    """
+    A, B, T = batch.tokens_ABT.shape
+    place_ABT = jnp.arange(A * B * T, dtype=jnp.uint32).reshape(A, B, T)
+    # Odd multipliers, then the finalizer of a 32-bit hash (xor-shift and multiply), spread each bit over all.
+    x_ABT = place_ABT * np.uint32(0x9E3779B1) + batch.tokens_ABT.astype(jnp.uint32) * np.uint32(0x85EBCA77)
+    x_ABT = x_ABT + batch.targets_ABT.astype(jnp.uint32) * np.uint32(0xC2B2AE3D)
+    x_ABT = (x_ABT ^ (x_ABT >> 16)) * np.uint32(0x7FEB352D)
+    x_ABT = (x_ABT ^ (x_ABT >> 15)) * np.uint32(0x846CA68B)
+    return (x_ABT ^ (x_ABT >> 16)).sum(dtype=jnp.uint32)
 
 
 def _accumulated(part_loss: Callable, params: dict, batch: DeviceBatch) -> tuple[dict, Losses]:

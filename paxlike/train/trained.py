@@ -14,6 +14,7 @@ from paxlike.nn.weight import Numerics
 from paxlike.parallel.ingest import local_rows
 from paxlike.parallel.mesh import make_mesh
 from paxlike.parallel.table import sharding_rows
+from paxlike.quant.tiles import check_mesh
 from paxlike.train.checkpoint import restore_params
 from paxlike.train.evaluate import evaluate
 from paxlike.train.loop import on_mesh
@@ -45,8 +46,10 @@ def open_trained(folder: Path, mesh: MeshConfig | None = None, step: int | None 
 def widest_mesh(model: ModelConfig, devices: int) -> MeshConfig:
     """The mesh with the largest `model` axis that the model's weights fit: no weight is gathered over it to make a token."""
     for size in reversed(divisors(devices)):
+        sizes = {"pod": 1, "data": devices // size, "model": size}
         try:
-            sharding_rows(stored_shapes(model), {"pod": 1, "data": devices // size, "model": size})
+            sharding_rows(stored_shapes(model), sizes)
+            check_mesh(model.quant, sizes)
         except ConfigError:
             continue
         return MeshConfig(data=devices // size, model=size)

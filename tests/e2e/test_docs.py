@@ -20,7 +20,9 @@ def test_the_guides_commands_run(guide, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "paxlike").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m paxlike "$@"\n')
     (tmp_path / "bin" / "paxlike").chmod(0o755)
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "launch").symlink_to(ROOT / "launch")
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

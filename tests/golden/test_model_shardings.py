@@ -37,7 +37,7 @@ def test_as_in_the_table(name):
 @pytest.mark.parametrize("name", goldens.TABLES)
 @pytest.mark.parametrize("model", [1, 2])
 def test_nothing_large_is_whole_on_meshes_of_data_alone_and_of_two(name, model):
-    check_sharded(traced(name, (1, 256 if name != "tiny" else 8, model)))
+    check_sharded(traced(name, (1, 256 if "palm" in name else 8, model)))
 
 
 def test_a_mesh_that_a_config_does_not_fit():

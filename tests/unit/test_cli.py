@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_runs import start, step, write
 
 from paxlike import __version__, cli
 from paxlike.config import UserError, load
@@ -102,6 +103,78 @@ def test_a_value_that_cannot_work(run):
     assert code == 2 and "model.kv_heads 3" in " ".join((out + err).replace("│", " ").split())
 
 
+# ---- report ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A run folder of four steps."""
+    return write(tmp_path / "made", [start(), *(step(k) for k in range(1, 5)), {"event": "finish", "step": 4}])
+
+
+def test_report_shows_a_table_and_writes_a_page_into_the_run(run, made):
+    code, out, err = run("report", str(made))
+    assert (code, err) == (0, "") and "MFU palm" in out and "68.2%" in out
+    assert "paxlike report" in (made / "report.html").read_text() and "page: " in out
+
+
+def test_report_of_several_runs_writes_its_page_here_or_where_it_is_told(run, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("report", str(made), str(made))[0] == 0 and (tmp_path / "report.html").is_file()
+    assert run("report", str(made), str(made), "--html", "both.html")[0] == 0 and (tmp_path / "both.html").is_file()
+    assert not (made / "report.html").exists()
+
+
+def test_report_as_json_writes_no_page_unless_asked(run, made, tmp_path):
+    code, out, _ = run("report", str(made), "--json")
+    assert code == 0 and json.loads(out)["runs"][0]["steps"]["done"] == 4 and not (made / "report.html").exists()
+    code, out, _ = run("report", str(made), "--json", "--html", str(tmp_path / "page.html"))
+    assert code == 0 and json.loads(out) and (tmp_path / "page.html").is_file()
+
+
+PLAIN = (
+    "--config",
+    str(ROOT / "configs" / "palm_540b.py"),
+    "--tokens-per-second",
+    "238300",
+    "--chip",
+    "v4",
+    "--chips",
+    "6144",
+)
+
+
+def test_report_from_plain_numbers(run, tmp_path):
+    code, out, _ = run("report", *PLAIN)
+    assert code == 0 and all(figure in out for figure in ("46.2%", "45.7%", "57.8%", "275 TFLOP/s"))
+    code, out, _ = run("report", *PLAIN, "--json", "--html", str(tmp_path / "page.html"))
+    assert code == 0 and json.loads(out)["runs"][0]["utilization"]
+    assert "57.8%" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "needs either run folders or --config"),
+        (("nowhere",), "nowhere is not there. Name a folder"),
+        ((str(ROOT),), "is no run folder"),
+        (PLAIN[:2], "--config also needs --tokens-per-second, --chip, --chips"),
+        ((*PLAIN, "--chip", "v44"), "there is no chip 'v44'"),
+        ((*PLAIN, "--tokens-per-second", "0"), "tokens per second is 0"),
+        ((*PLAIN, "--dtype", "float8"), "has no peak for float8"),
+        ((*PLAIN, "--html", "/nowhere/page.html"), "there is no folder /nowhere"),
+    ],
+)
+def test_report_mistakes(run, arguments, message):
+    code, _, err = run("report", *arguments)
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_report_takes_runs_or_a_config_but_not_both(run, made):
+    assert "needs either" in run("report", str(made), *PLAIN)[2]
+    assert "--chips go with --config" in run("report", str(made), "--chips", "4")[2]
+
+
 # ---- exit codes ------------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +191,7 @@ def test_exit_codes(run, monkeypatch, error, code, message):
     def fail(arguments):
         raise error
 
-    monkeypatch.setitem(cli.VERBS, "info", fail)
+    monkeypatch.setattr("paxlike.verbs.tell.info_verb", fail)
     found, _, err = run("info")
     assert found == code and err.startswith(message) and "Traceback" not in err
 
@@ -127,7 +200,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(run, monkeypatch):
     def fail(arguments):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setitem(cli.VERBS, "info", fail)
+    monkeypatch.setattr("paxlike.verbs.tell.info_verb", fail)
     with pytest.raises(OSError, match="Bad file descriptor"):
         run("info")
 

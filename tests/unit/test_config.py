@@ -11,14 +11,17 @@ from paxlike.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
+    GuardConfig,
     LogConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
     PrecisionConfig,
     ProfileConfig,
+    QuantConfig,
     TrainConfig,
     UserError,
+    WatchdogConfig,
     differences,
     from_json,
     load,
@@ -49,6 +52,36 @@ REFUSED = [
     (OptimConfig, {"beta2": -0.1}, "optim.beta2 is -0.1"),
     (OptimConfig, {"clip": -1.0}, "optim.clip is -1.0; it must be 0 or more"),
     (OptimConfig, {"final_fraction": -0.1}, "optim.final_fraction is -0.1"),
+    (
+        OptimConfig,
+        {"second_learning_rate": 1e-3},
+        "second_learning_rate is 0.001 and optim.schedule palm; two_stage needs",
+    ),
+    (OptimConfig, {"schedule": "two_stage"}, "second_learning_rate is 0.0 and optim.schedule two_stage"),
+    (QuantConfig, {"weights": "bitnet", "groups": 0}, "model.quant.groups is 0"),
+    (QuantConfig, {"weights": "bit"}, "model.quant.weights is 'bit'.* Perhaps you meant bitnet"),
+    (QuantConfig, {"groups": 4}, "model.quant.groups is set, but model.quant.weights is none; choose bitnet"),
+    (
+        QuantConfig,
+        {"weights": "bitnet", "variant": "code", "nonnegative": True},
+        "nonnegative is of the paper's variant",
+    ),
+    (
+        ModelConfig,
+        {"quant": QuantConfig("bitnet", groups=3)},
+        r"quant.groups 3 does not divide model.heads 4;.*\[1, 2, 4\]",
+    ),
+    (ModelConfig, {"quant": QuantConfig("bitnet", groups=4), "d_ff": 258}, "groups 4 does not divide model.d_ff 258"),
+    (
+        ModelConfig,
+        {"quant": QuantConfig("bitnet", data_tiles=3)},
+        "d_model 256 into 3 parts .data_tiles 3., which do not",
+    ),
+    (
+        ModelConfig,
+        {"quant": QuantConfig("bitnet", groups=4, data_tiles=5), "d_model": 250},
+        "d_model 250 into 20 parts .data_tiles 5 x groups 4., which do not divide",
+    ),
     (OptimConfig, {"name": "adamw", "weight_decay": -0.1}, "optim.weight_decay is -0.1"),
     (OptimConfig, {"name": "palm", "weight_decay": 0.1}, "which optim.name palm does not use"),
     (TrainConfig, {"steps": 0}, "train.steps is 0"),
@@ -136,9 +169,27 @@ def changed() -> Config:
     """A config in which no field that can differ is as it was by default."""
     return Config(
         name="other-1",
-        model=ModelConfig(3, 48, 6, 2, 10, 96, 300, 64, "serial", "rms", "relu2", "untied", 5e5, 1e-5, "xla", "dots"),
+        model=ModelConfig(
+            3,
+            48,
+            6,
+            2,
+            10,
+            96,
+            300,
+            64,
+            "serial",
+            "rms",
+            "relu2",
+            "untied",
+            5e5,
+            1e-5,
+            "xla",
+            "dots",
+            QuantConfig("bitnet", "code", 2, 3, "tensor"),
+        ),  # fmt: skip
         data=DataConfig("data/x", 128, "whole", "bytes", 300, 7),
-        optim=OptimConfig("adamw", 1e-3, "cosine", 5, 0.2, 0.8, 0.95, 1e-9, 0.1, 0.5),
+        optim=OptimConfig("adamw", 1e-3, "two_stage", 5e-4, 5, 0.2, 0.8, 0.95, 1e-9, 0.1, 0.5),
         train=TrainConfig(7, 12, ((4, 2), (6, 5)), 2, 1e-3, 3),
         mesh=MeshConfig(2, 2, -1),
         precision=PrecisionConfig("bfloat16", "bfloat16", "bfloat16"),
@@ -146,6 +197,8 @@ def changed() -> Config:
         eval=EvalConfig(5, 2),
         log=LogConfig(2, False, True, "def"),
         profile=ProfileConfig(4, 2),
+        guard=GuardConfig(1, 5, 200, 30, 5.0, 2, True),
+        watchdog=WatchdogConfig(10.0, 60.0),
     )
 
 
@@ -158,8 +211,16 @@ def test_json_round_trip(config):
 
 def test_every_field_differs_by_its_dotted_name():
     found = [line.split(":")[0] for line in differences(Config(), changed())]
-    sections = dataclasses.asdict(Config())
-    assert found == ["name"] + [f"{a}.{b}" for a, section in sections.items() if a != "name" for b in section]
+
+    def names(section: dict, prefix: str = "") -> list[str]:
+        return [
+            name
+            for key, value in section.items()
+            for name in (names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
+        ]
+
+    # The published code has no non-negative inputs: variant and nonnegative cannot both differ.
+    assert found == [name for name in names(dataclasses.asdict(Config())) if name != "model.quant.nonnegative"]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())
 
 

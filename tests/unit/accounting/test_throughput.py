@@ -121,9 +121,23 @@ def test_time_before_this_process_is_added():
     assert goodput.wall == 62.5 and goodput.fraction == 0.8
 
 
+@pytest.mark.parametrize(("gap", "restart", "jumps"), [(30.0, 30, 0), (5.0, 8, 0), (-99.0, 8, 1)])
+def test_an_attempt_takes_over_the_bookings_and_its_own_start_is_a_restart(gap, restart, jumps):
+    """8 s have passed in this process, which the gap since the last word of the one before holds; a clock set back holds nothing."""
+    clock = Clock()
+    goodput = Goodput(clock)
+    clock.sleep(2)
+    with goodput.book("checkpoint"):
+        clock.sleep(6)
+    goodput.resume({"step": 50.0, "compile": 7.0}, gap)
+    clock.sleep(1)
+    assert goodput.seconds() == {**dict.fromkeys(CAUSES, 0.0), "step": 50, "compile": 7, "restart": restart, "other": 1}
+    assert goodput.clock_jumps == jumps
+
+
 def test_unknown_causes_are_refused_and_an_empty_run_has_no_goodput():
     goodput = Goodput(Clock())
-    with pytest.raises(ValueError, match=r"'coffee'.*step, compile"), goodput.book("coffee"):
+    with pytest.raises(ValueError, match=r"'coffee'.*step, repeated steps, compile"), goodput.book("coffee"):
         pass
     with pytest.raises(ValueError, match="'coffee'"):
         goodput.add("coffee", 1)

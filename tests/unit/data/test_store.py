@@ -60,6 +60,16 @@ def test_what_is_no_store_is_a_user_error(tmp_path, make_store):
             open_store(folder)
 
 
+@pytest.mark.parametrize("name", ["../train.tokens", "/etc/hostname", "sub/train.tokens", ".."])
+def test_a_manifest_cannot_name_files_outside_of_its_folder(make_store, name):
+    folder = make_store().folder
+    values = json.loads((folder / "manifest.json").read_text())
+    values["files"][name] = values["files"]["train.tokens"]
+    (folder / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="names files that are not in its folder"):
+        open_store(folder)
+
+
 def test_fingerprint_is_of_the_content(make_store, text_folder):
     first = make_store("a")
     assert make_store("b").fingerprint == first.fingerprint

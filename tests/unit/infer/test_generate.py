@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.config import UserError
 from paxlike.infer.cache import prefill
-from paxlike.infer.generate import Generator, Sampling, _in_compute_dtype, _start, _step, sample
+from paxlike.infer.generate import Generator, Sampling, _start, _step, in_compute_dtype, sample
 
 NEW = 12
 NO_EOD = 249
@@ -122,7 +122,7 @@ def test_top_k_keeps_k_of_equal_tokens_and_draws_differ_by_place(one_device, put
 
 def test_matrices_are_cast_once_without_changing_a_bit(one_device, make, put):
     model = make(compute="bfloat16")
-    cast = _in_compute_dtype(model.params, model.numerics)
+    cast = in_compute_dtype(model.params, model.numerics)
     assert cast["blocks"]["wq_DNH"].dtype == cast["embedding_VD"].dtype == "bfloat16"
     assert cast["blocks"]["scale_D"].dtype == cast["scale_D"].dtype == "float32"
     tokens_BT, lengths_B = put("BT", np.arange(16, dtype=np.int32)[None]), put("B", np.array([9], np.int32))

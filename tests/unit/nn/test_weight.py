@@ -1,9 +1,14 @@
 """Fan-in by letters, and the number formats of each platform. (What is drawn: test_palm.)"""
 
-import pytest
+from pathlib import Path
 
-from paxlike.config import ModelConfig, PrecisionConfig
-from paxlike.nn.weight import Numerics, fan_in
+import jax
+import pytest
+from flax import nnx
+from helpers import mesh_of, model_config
+
+from paxlike.config import ConfigError, ModelConfig, PrecisionConfig, QuantConfig
+from paxlike.nn.weight import Numerics, _cpu_multiplies_int8, fan_in, weight
 
 SIZES = {"D": 2, "N": 3, "H": 5, "K": 7, "F": 11, "V": 13}
 
@@ -26,3 +31,35 @@ def test_what_is_said_stays(platform):
     precision = PrecisionConfig("float32", "bfloat16", "bfloat16")
     found = Numerics.of(ModelConfig(attention="xla"), precision, platform)
     assert found == Numerics("float32", "bfloat16", "bfloat16", "xla")
+
+
+@pytest.mark.parametrize(
+    ("platform", "flags", "integer"),
+    [
+        ("tpu", "", True),
+        ("gpu", "", True),
+        ("cpu", "flags : fpu sse4_1 avx512_vnni fma", True),
+        ("cpu", "flags : fpu amx_int8", True),
+        ("cpu", "flags : fpu avx2 fma", False),
+    ],
+)
+def test_int8_products_where_there_is_a_unit_for_them(platform, flags, integer, monkeypatch):
+    """Of quantized models alone, and only the speed depends on it."""
+    _cpu_multiplies_int8.cache_clear()
+    monkeypatch.setattr(Path, "read_text", lambda path: flags)
+    quantized = ModelConfig(quant=QuantConfig(weights="bitnet"))
+    assert Numerics.of(quantized, PrecisionConfig(), platform).integer is integer
+    assert not Numerics.of(ModelConfig(), PrecisionConfig(), platform).integer
+    _cpu_multiplies_int8.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"), [("DV", "head and norms stay in high precision"), ("DF", "mesh.model 2 does")]
+)
+def test_a_declaration_that_cannot_be_quantized_is_refused(dims, message):
+    """The head by its letters; another weight by the mesh that would cut its groups."""
+    config = model_config(
+        quant=QuantConfig(weights="bitnet", groups=3 if dims == "DF" else 1), heads=3, d_ff=48, d_model=48
+    ).model
+    with jax.set_mesh(mesh_of(model=2)), pytest.raises(ConfigError, match=message):
+        weight(dims, config, nnx.Rngs(0), "float32", config.quant)

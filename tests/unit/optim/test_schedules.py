@@ -1,5 +1,6 @@
 """Schedules against their formulas in float64, at the first step, the joints, the end and beyond."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from paxlike.config import ConfigError, OptimConfig
+from paxlike.optim.optimizer import make_optimizer
 from paxlike.optim.schedules import make_schedule
 
-STEPS, WARMUP, PEAK, FINAL = 50, 10, 3e-3, 0.1
+STEPS, WARMUP, PEAK, SECOND, FINAL = 50, 10, 3e-3, 1e-3, 0.1
 
 
 def expected(name: str, k: int) -> float:
@@ -20,11 +22,12 @@ def expected(name: str, k: int) -> float:
     if k < WARMUP:
         return PEAK * k / WARMUP
     done = min(1.0, (k - WARMUP) / (STEPS - WARMUP))
-    fraction = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[name]
-    return PEAK * (FINAL + (1 - FINAL) * fraction)
+    fraction = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2}.get(name, 1 - done)
+    peak = SECOND if name == "two_stage" and k > STEPS / 2 else PEAK
+    return peak * (FINAL + (1 - FINAL) * fraction)
 
 
-@pytest.mark.parametrize("name", ["palm", "constant", "linear", "cosine"])
+@pytest.mark.parametrize("name", ["palm", "constant", "linear", "cosine", "two_stage"])
 def test_follows_its_formula(name):
     schedule = make_schedule(optim(name), STEPS)
     updates = np.arange(STEPS + 5)
@@ -46,12 +49,28 @@ def test_palm_has_the_papers_rates():
         assert float(schedule(k - 1)) == pytest.approx(rate, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("name", ["linear", "cosine", "two_stage"])
 def test_a_warm_up_as_long_as_the_run_is_refused(name):
     with pytest.raises(ConfigError, match=r"warmup_steps 50 .* train\.steps is 50"):
         make_schedule(optim(name, warmup_steps=STEPS), STEPS)
     make_schedule(optim("constant", warmup_steps=STEPS), STEPS)
 
 
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_two_stages_decay_weights_in_the_first_half_alone(name):
+    """Without a gradient the update is the decay: rate * 0.1 * p up to step 25 of 50, then nothing."""
+    config = dataclasses.replace(optim("two_stage"), name=name, weight_decay=0.1, clip=0.0)
+    optimizer, params = make_optimizer(config, STEPS), {"wup_DF": jnp.ones((2, 2))}
+    state, schedule, found = optimizer.init(params), make_schedule(config, STEPS), []
+    for _ in range(STEPS):
+        updates, state = optimizer.update({"wup_DF": jnp.zeros((2, 2))}, state, params)
+        found.append(float(updates["wup_DF"][0, 0]))
+    wanted = [-0.1 * float(schedule(u)) if u + 1 <= STEPS / 2 else 0.0 for u in range(STEPS)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def optim(name: str, warmup_steps: int = WARMUP) -> OptimConfig:
-    return OptimConfig(schedule=name, learning_rate=PEAK, warmup_steps=warmup_steps, final_fraction=FINAL)
+    second = SECOND if name == "two_stage" else 0.0
+    return OptimConfig(
+        schedule=name, learning_rate=PEAK, warmup_steps=warmup_steps, final_fraction=FINAL, second_learning_rate=second
+    )

@@ -3,7 +3,7 @@
 import pytest
 
 from paxlike.config import ModelConfig
-from paxlike.parallel.axes import ALPHABET, letters_of, sizes
+from paxlike.parallel.axes import ALPHABET, as_letters, letters_of, logical_axes, sizes
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,11 @@ def test_sizes_are_of_the_alphabet():
     model = ModelConfig(3, 40, 6, 2, 10, 70, 100, 64)
     assert sizes(model) == {"L": 3, "D": 40, "N": 6, "K": 2, "G": 3, "H": 10, "F": 70, "V": 128}
     assert set(sizes(model)) | set("ABTS") == set(ALPHABET)
+
+
+def test_t5x_names_of_dimensions():
+    assert logical_axes("LDNH") == ("layers", "embed", "heads", "kv")
+    assert as_letters(("batch", "length", "embed")) == "BTD" and as_letters(("embed", "heads", "kv")) == "DNH"
+    assert as_letters("DKH") == "DKH"
+    with pytest.raises(ValueError, match=r"the logical axes \['mpl'\] have no letter; known are batch, embed"):
+        as_letters(("embed", "mpl"))

@@ -49,6 +49,10 @@ def test_specs_are_of_the_mesh_in_force():
             assert dict(axis_sizes()) == {"pod": 1, "data": sizes[0], "model": sizes[1]}
             assert spec("BSKH", (8, 4, 2, 6)) == PartitionSpec(("pod", "data"), None, kv, None)
             assert weight_spec("DKH", (16, 2, 6))[1] == kv
+            assert (
+                weight_spec(("embed", "mlp"), (16, 8)) == weight_spec("DF", (16, 8)) == PartitionSpec("data", "model")
+            )
+            assert spec(("batch", "length", "embed"), (8, 4, 8)) == spec("BTD", (8, 4, 8))
 
 
 def placed(mesh, shape, *places, dtype=np.float32):

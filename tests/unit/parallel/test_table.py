@@ -36,9 +36,15 @@ def test_table():
     lines = text(sharding_table(PARAMETERS, MESH)).splitlines()
     assert lines[0].strip() == "Sharding on pod 2 x data 4 x model 8"
     cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
-    assert ["embedding_VD", "256 x 64", "model, data", "32 x 16 (1/32)"] in cells
-    assert ["blocks/wk_DKH", "3 x 64 x 1 x 7", "-, model and data, -, -", "3 x 2 x 1 x 7 (1/32)"] in cells
-    assert ["blocks/scale_D", "3 x 64", "-, model", "3 x 8 (1/8)"] in cells
+    assert ["embedding_VD", "256 x 64", "vocab, embed", "model, data", "32 x 16 (1/32)"] in cells
+    assert [
+        "blocks/wk_DKH",
+        "3 x 64 x 1 x 7",
+        "layers, embed, heads, kv",
+        "-, model and data, -, -",
+        "3 x 2 x 1 x 7 (1/32)",
+    ] in cells
+    assert ["blocks/scale_D", "3 x 64", "layers, embed", "-, model", "3 x 8 (1/8)"] in cells
 
 
 def test_a_parameter_that_does_not_fit():

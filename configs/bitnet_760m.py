@@ -1,0 +1,25 @@
+"""BitNet 760M (arXiv 2310.11453, tables 5 and 6) with group quantization; the recipe of `bitnet_125m.py`.
+
+paxlike train configs/bitnet_760m.py --run-dir runs/bitnet-760m
+"""
+
+import dataclasses
+from pathlib import Path
+
+from paxlike.config import Config, QuantConfig, load
+
+
+def config() -> Config:
+    base = load(Path(__file__).with_name("bitnet_125m.py"))
+    model = dataclasses.replace(
+        base.model,
+        layers=24,
+        d_model=1536,
+        heads=16,
+        kv_heads=16,
+        head_dim=96,
+        d_ff=6144,
+        quant=QuantConfig(weights="bitnet", groups=8),
+    )
+    optim = dataclasses.replace(base.optim, learning_rate=1e-3)
+    return dataclasses.replace(base, name="bitnet-760m", model=model, optim=optim)

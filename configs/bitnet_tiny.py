@@ -1,0 +1,21 @@
+"""BitNet (arXiv 2310.11453) with group quantization, as small as `tiny.py`: one or two minutes on two CPU cores.
+
+    paxlike train configs/bitnet_tiny.py
+    paxlike train configs/bitnet_tiny.py --fake-devices 8 --mesh.model 4      # the same loss, on a fake 2 x 4 mesh
+
+The weights of the blocks are +1 and -1 in 4 groups, so that `model` may be 1, 2 or 4 without a statistic being sent.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from paxlike.config import Config, QuantConfig, load
+
+
+def config() -> Config:
+    tiny = load(Path(__file__).with_name("tiny.py"))
+    return dataclasses.replace(
+        tiny,
+        name="bitnet-tiny",
+        model=dataclasses.replace(tiny.model, quant=QuantConfig(weights="bitnet", groups=4)),
+    )

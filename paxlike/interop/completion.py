@@ -1,0 +1,207 @@
+"""OpenAI's completions: what a request may say, the error objects, and a text that grows token by token until it ends."""
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from paxlike.data.tokenizer import Tokenizer
+from paxlike.infer.slots import ALTERNATIVES, Settings
+
+MOST_TEXTS = 128
+"""Prompts times `n` of one request."""
+
+
+class ProtocolError(Exception):
+    """Answered as an error object with an HTTP status."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def as_dict(self) -> dict:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A valid request. Fields as in the protocol."""
+
+    prompts: list[list[int]]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    n: int
+    stream: bool
+    include_usage: bool
+    logprobs: int | None
+    stop: tuple[str, ...]
+    seed: int
+
+    def settings(self, choice: int) -> Settings:
+        return Settings(self.temperature, self.top_p, (self.seed + choice) % 2**32)
+
+
+_NEUTRAL = {
+    "echo": False, "suffix": None, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": None, "best_of": None,
+}  # fmt: skip
+"""Fields that are not supported -> the value with which they ask for nothing."""
+
+
+def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Asked:
+    """The request in a body. Raises ProtocolError naming the field."""
+    try:
+        given = json.loads(body)
+    except ValueError as error:
+        raise ProtocolError(400, f"the body is no JSON: {error}.") from None
+    if not isinstance(given, dict):
+        raise ProtocolError(400, "the body must be a JSON object.")
+    if (name := given.get("model", model)) != model:
+        raise ProtocolError(404, f"there is no model {name!r}; there is {model!r}.", "model", "model_not_found")
+    for name, neutral in _NEUTRAL.items():
+        if given.get(name) not in (neutral, None, {}):
+            raise ProtocolError(400, f"{name} is not supported.", name, "unsupported_parameter")
+    stop = given.get("stop") or []
+    stop = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(text, str) and text for text in stop):
+        raise ProtocolError(400, "stop must be a string, or a list of up to 4 of them.", "stop")
+    options = given.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise ProtocolError(400, "stream_options must be an object.", "stream_options")
+    asked = Asked(
+        prompts=_prompts(given.get("prompt"), tokenizer),
+        max_tokens=_number(given, "max_tokens", 16, 1, max_length, int),
+        temperature=_number(given, "temperature", 1.0, 0, 2, float),
+        top_p=_number(given, "top_p", 1.0, 1e-6, 1, float),
+        n=_number(given, "n", 1, 1, MOST_TEXTS, int),
+        stream=_flag(given, "stream"),
+        include_usage=_flag(options, "include_usage"),
+        logprobs=_number(given, "logprobs", None, 0, ALTERNATIVES, int),
+        stop=tuple(stop),
+        seed=_number(given, "seed", None, -(2**63), 2**63 - 1, int) or 0 if "seed" in given else secrets.randbits(32),
+    )
+    if len(asked.prompts) * asked.n > MOST_TEXTS:
+        raise ProtocolError(
+            400, f"{len(asked.prompts)} prompts times n {asked.n} is more than {MOST_TEXTS} texts.", "n"
+        )
+    longest = max(map(len, asked.prompts))
+    if longest + asked.max_tokens > max_length:
+        raise ProtocolError(
+            400, f"the model's context is {max_length} tokens; the prompt has {longest} and max_tokens is {asked.max_tokens}.",
+            "prompt", "context_length_exceeded",
+        )  # fmt: skip
+    return asked
+
+
+def _number(given: dict, name: str, default: Any, least: float, most: float, kind: type) -> Any:
+    value = given.get(name)
+    if value is None:
+        return default
+    right = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not right or not least <= value <= most:
+        raise ProtocolError(400, f"{name} is {value!r}; it must be a number from {least} to {most}.", name)
+    return kind(value)
+
+
+def _flag(given: dict, name: str) -> bool:
+    value = given.get(name) or False
+    if not isinstance(value, bool):
+        raise ProtocolError(400, f"{name} is {value!r}; it must be true or false.", name)
+    return value
+
+
+def _prompts(given: Any, tokenizer: Tokenizer) -> list[list[int]]:
+    """A string, tokens, or a list of either, as tokens; an empty text begins with the end-of-document token."""
+    one = isinstance(given, str) or (isinstance(given, list) and given and all(type(token) is int for token in given))
+    prompts = []
+    for prompt in [given] if one else given if isinstance(given, list) else []:
+        if isinstance(prompt, str):
+            prompts.append(tokenizer.encode(prompt).tolist() or [tokenizer.eod])
+        elif (
+            isinstance(prompt, list)
+            and prompt
+            and all(type(t) is int and 0 <= t < tokenizer.vocab_size for t in prompt)
+        ):
+            prompts.append(prompt)
+        else:
+            raise ProtocolError(
+                400, f"a prompt must be a string, or token ids from 0 to {tokenizer.vocab_size - 1}.", "prompt"
+            )
+    if not prompts:
+        raise ProtocolError(
+            400, "prompt must be a string, a list of strings, token ids, or a list of lists of them.", "prompt"
+        )
+    return prompts
+
+
+class Piece(dict):
+    """What one choice adds: text, logprobs (or None) and finish_reason (None while it goes on), with its index."""
+
+
+class Text:
+    """One choice while it grows. `add` is called for each token; `tell(piece)` gets what can be shown.
+
+    A character of several tokens is shown when it is whole, and what may become a stop string when it did not.
+    """
+
+    def __init__(self, index: int, asked: Asked, tokenizer: Tokenizer, tell: Callable[[Piece], None]):
+        self.index, self.asked, self.tokenizer, self.tell = index, asked, tokenizer, tell
+        self.tokens: list[int] = []
+        self._shown = 0
+        self._logprobs: list[tuple] = []
+
+    def add(self, token: int, logprob: float, best: list[int], best_logprobs: list[float]) -> bool:
+        """Takes a token in; True where the text has ended."""
+        ended = token == self.tokenizer.eod
+        if not ended:
+            self.tokens.append(token)
+            self._logprobs.append((token, logprob, best, best_logprobs))
+        text = self.tokenizer.decode(self.tokens)
+        found = [at for at in (text.find(stop) for stop in self.asked.stop) if at >= 0]
+        if found:
+            self._tell(text[: min(found)], "stop")
+        elif ended or len(self.tokens) == self.asked.max_tokens:
+            self._tell(text, "stop" if ended else "length")
+        else:
+            self._tell(text[: self._safe(text)], None)
+            return False
+        return True
+
+    def _safe(self, text: str) -> int:
+        """Characters that stay whatever comes: no half character, no beginning of a stop string."""
+        safe = len(text.rstrip("\ufffd"))
+        for stop in self.asked.stop:
+            for size in range(min(len(stop) - 1, len(text)), 0, -1):
+                if text.endswith(stop[:size]):
+                    safe = min(safe, len(text) - size)
+                    break
+        return safe
+
+    def _tell(self, text: str, reason: str | None) -> None:
+        new = text[self._shown :]
+        if not new and reason is None:
+            return
+        told = Piece(index=self.index, text=new, logprobs=self._logprobs_of(), finish_reason=reason)
+        self._shown = max(self._shown, len(text))
+        self.tell(told)
+
+    def _logprobs_of(self) -> dict | None:
+        if self.asked.logprobs is None:
+            return None
+        told: dict = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        before = len(self.tokens) - len(self._logprobs)
+        for number, (token, logprob, best, best_logprobs) in enumerate(self._logprobs):
+            told["tokens"].append(self._name(token))
+            told["token_logprobs"].append(logprob)
+            pairs = list(zip(best, best_logprobs, strict=True))[: self.asked.logprobs]
+            told["top_logprobs"].append({self._name(other): value for other, value in pairs})
+            told["text_offset"].append(len(self.tokenizer.decode(self.tokens[: before + number])))
+        self._logprobs = []
+        return told
+
+    def _name(self, token: int) -> str:
+        """The token's text; its id, where it is a part of a character or no text at all."""
+        text = self.tokenizer.decode([token])
+        return text if text and "\ufffd" not in text else f"token:{token}"

@@ -1,0 +1,124 @@
+"""The thread that owns the model while it is served: takes texts from a queue into rows, and gives every row's tokens to its text.
+
+It never waits for a client: what a text has to tell is put where the client's own task fetches it. A text whose client is gone loses
+its row at the next token.
+"""
+
+import collections
+import logging
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from paxlike.infer.slots import Settings, Slots
+from paxlike.interop.completion import Text
+from paxlike.train.trained import Trained
+
+
+class Job(NamedTuple):
+    """A text to be generated."""
+
+    prompt: list[int]
+    settings: Settings
+    text: Text
+    gone: threading.Event
+    """Set by the client's task when nobody listens any more."""
+    failed: Callable[[], None]
+    """Called where the engine cannot go on."""
+
+
+class Engine:
+    """Generates up to `rows` texts at once; up to `waiting` more wait. `close` ends the thread."""
+
+    def __init__(self, trained: Trained, rows: int, waiting: int):
+        self.trained, self.waiting = trained, waiting
+        self.max_length = trained.config.data.sequence_length
+        self._queue: collections.deque[Job] = collections.deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._busy: dict[int, Job] = {}
+        with jax.set_mesh(trained.mesh):
+            self._slots = Slots(trained.config.model, trained.numerics, trained.params, rows, self.max_length)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, jobs: list[Job]) -> bool:
+        """Takes all of the jobs, or none where too many wait (False)."""
+        with self._changed:
+            if self._closed or len(self._queue) + len(jobs) > self.waiting:
+                return False
+            self._queue.extend(jobs)
+            self._changed.notify()
+            return True
+
+    @property
+    def alive(self) -> bool:
+        return not self._closed and self._thread.is_alive()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """(texts that have a row, texts that wait)."""
+        return len(self._busy), len(self._queue)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with jax.set_mesh(self.trained.mesh):
+                while self._wait():
+                    self._sweep()
+                    if new := self._take():
+                        self._give(self._slots.admit(*self._prompts(new)), new)
+                    elif self._busy:
+                        self._give(self._slots.step(), list(self._busy))
+        except Exception:
+            logging.getLogger("paxlike.serve").exception("the engine stopped")
+        finally:
+            with self._changed:
+                self._closed = True
+                left = [*self._busy.values(), *self._queue]
+                self._queue.clear()
+            for job in left:
+                job.failed()
+
+    def _wait(self) -> bool:
+        """Waits for something to do; False where the engine is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._queue or self._busy)
+            return not self._closed
+
+    def _sweep(self) -> None:
+        """Frees the rows of clients that are gone."""
+        for row in [row for row, job in self._busy.items() if job.gone.is_set()]:
+            self._end(row)
+
+    def _take(self) -> list[int]:
+        """Moves waiting jobs into free rows; returns these rows."""
+        free = [row for row in range(self._slots.rows) if row not in self._busy]
+        new = []
+        with self._changed:
+            while self._queue and len(new) < len(free):
+                job = self._queue.popleft()
+                if not job.gone.is_set():
+                    new.append(free[len(new)])
+                    self._busy[new[-1]] = job
+        return new
+
+    def _prompts(self, rows: list[int]) -> tuple[dict, dict]:
+        return {row: self._busy[row].prompt for row in rows}, {row: self._busy[row].settings for row in rows}
+
+    def _give(self, drawn, rows: list[int]) -> None:
+        for row in rows:
+            told = (array[row].tolist() for array in drawn)
+            if self._busy[row].text.add(*told):
+                self._end(row)
+
+    def _end(self, row: int) -> None:
+        del self._busy[row]
+        self._slots.free(row)

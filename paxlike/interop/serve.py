@@ -1,0 +1,192 @@
+"""`paxlike serve`: OpenAI's completions over HTTP. The only file that knows Starlette and uvicorn.
+
+GET /v1/models, GET /v1/models/NAME, POST /v1/completions, GET /health
+"""
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from paxlike.interop.completion import Asked, Piece, ProtocolError, Text, parse
+from paxlike.interop.engine import Engine, Job
+
+LARGEST_BODY = 2**24
+BODY_SECONDS = 30
+"""Within which a request must have come whole."""
+
+
+class Server:
+    """The application over an engine. `name`: what the model is called."""
+
+    def __init__(self, engine: Engine, name: str):
+        self.engine, self.name, self.started = engine, name, int(time.time())
+        errors = {ProtocolError: _protocol_error, HTTPException: _http_error, Exception: _server_error}
+        routes = [
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/health", self.health),
+        ]
+        self.app = Starlette(routes=routes, exception_handlers=errors)
+
+    async def models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        if (name := request.path_params["name"]) != self.name:
+            raise ProtocolError(404, f"there is no model {name!r}; there is {self.name!r}.", "model", "model_not_found")
+        return JSONResponse(self._card())
+
+    def _card(self) -> dict:
+        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "paxlike"}
+
+    async def health(self, _: Request) -> Response:
+        running, waiting = self.engine.load
+        told = {"status": "ok" if self.engine.alive else "stopped", "running": running, "waiting": waiting}
+        return JSONResponse(told, 200 if self.engine.alive else 503)
+
+    async def completions(self, request: Request) -> Response:
+        body = await _body(request)
+        tokenizer = self.engine.trained.tokenizer
+        # In a thread: a long prompt takes a while to tokenize.
+        asked = await asyncio.to_thread(parse, body, self.name, tokenizer, self.engine.max_length)
+        growing = _Growing(self.engine, asked)
+        head = {
+            "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": self.name,
+        }  # fmt: skip
+        if asked.stream:
+            return StreamingResponse(growing.events(head), media_type="text/event-stream")
+        return await growing.whole(head, request)
+
+
+class _Growing:
+    """The texts of one request, while they grow."""
+
+    def __init__(self, engine: Engine, asked: Asked):
+        self.asked, self.gone = asked, threading.Event()
+        loop, self.pieces = asyncio.get_running_loop(), asyncio.Queue()
+
+        def put(piece: Piece | None) -> None:
+            # From the engine's thread. The queue holds no more than max_tokens pieces of each text.
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server ends
+                loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+
+        prompts = [prompt for prompt in asked.prompts for _ in range(asked.n)]
+        self.texts = [Text(index, asked, engine.trained.tokenizer, put) for index in range(len(prompts))]
+        jobs = [
+            Job(prompt, asked.settings(index % asked.n), text, self.gone, lambda: put(None))
+            for index, (prompt, text) in enumerate(zip(prompts, self.texts, strict=True))
+        ]
+        if not engine.submit(jobs):
+            raise ProtocolError(503, "too many requests wait; try again in a second.", code="overloaded")
+
+    async def _each(self) -> AsyncIterator[Piece]:
+        left = len(self.texts)
+        try:
+            while left:
+                piece = await self.pieces.get()
+                if piece is None:
+                    raise ProtocolError(500, "the model cannot go on generating; see the server's log.")
+                left -= piece["finish_reason"] is not None
+                yield piece
+        finally:
+            self.gone.set()
+
+    def _usage(self) -> dict:
+        prompt, new = sum(map(len, self.asked.prompts)), sum(len(text.tokens) for text in self.texts)
+        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+    async def events(self, head: dict) -> AsyncIterator[str]:
+        """Server-sent events; when the client is gone, Starlette cancels this, which ends the texts."""
+        usage = {"usage": None} if self.asked.include_usage else {}
+        try:
+            async with contextlib.aclosing(self._each()) as pieces:
+                async for piece in pieces:
+                    yield f"data: {json.dumps({**head, 'choices': [piece], **usage})}\n\n"
+            if self.asked.include_usage:
+                yield f"data: {json.dumps({**head, 'choices': [], 'usage': self._usage()})}\n\n"
+        except ProtocolError as error:
+            yield f"data: {json.dumps(error.as_dict())}\n\n"
+        finally:
+            self.gone.set()
+        yield "data: [DONE]\n\n"
+
+    async def whole(self, head: dict, request: Request) -> Response:
+        collecting, leaving = asyncio.ensure_future(self._choices()), asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                return Response(status_code=499)  # nobody reads it
+            return JSONResponse({**head, "choices": collecting.result(), "usage": self._usage()})
+        finally:
+            self.gone.set()
+            for task in (collecting, leaving):
+                task.cancel()
+
+    async def _choices(self) -> list[dict]:
+        choices = [{"index": n, "text": "", "logprobs": None, "finish_reason": None} for n in range(len(self.texts))]
+        async for piece in self._each():
+            choice = choices[piece["index"]]
+            choice["text"] += piece["text"]
+            choice["finish_reason"] = piece["finish_reason"]
+            for name, values in (piece["logprobs"] or {}).items():
+                choice["logprobs"] = choice["logprobs"] or {name: [] for name in piece["logprobs"]}
+                choice["logprobs"][name] += values
+        return choices
+
+
+async def _body(request: Request) -> bytes:
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > LARGEST_BODY:
+                    raise ProtocolError(413, f"the body is larger than {LARGEST_BODY:,} bytes.")
+                parts.append(part)
+    except TimeoutError:
+        raise ProtocolError(408, f"the body did not come within {BODY_SECONDS} seconds.") from None
+    except ClientDisconnect:
+        raise ProtocolError(400, "the client left.") from None
+    return b"".join(parts)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _protocol_error(_: Request, error: ProtocolError) -> Response:
+    headers = {"Retry-After": "1"} if error.status == 503 else {}
+    return JSONResponse(error.as_dict(), error.status, headers)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    told = ProtocolError(error.status_code, f"{request.method} {request.url.path}: {error.detail}.")
+    return JSONResponse(told.as_dict(), error.status_code, error.headers)
+
+
+async def _server_error(_: Request, __: Exception) -> Response:
+    return JSONResponse(ProtocolError(500, "the server failed; see its log.").as_dict(), 500)
+
+
+def run(engine: Engine, name: str, host: str, port: int) -> None:
+    """Serves until SIGINT or SIGTERM; texts under way then have five seconds."""
+    config = uvicorn.Config(
+        Server(engine, name).app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5
+    )
+    try:
+        uvicorn.Server(config).run()
+    finally:
+        engine.close()

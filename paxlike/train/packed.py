@@ -1,0 +1,124 @@
+"""A quantized model in one file: weights of one or two bits with their scales, what stays in high precision, config and tokenizer.
+
+The file is in the safetensors format. A quantized weight `blocks/wq_DNH` is two tensors:
+
+    blocks/wq_DNH.bits    uint8 [layers, bytes of a column, columns]: a matrix of inputs x outputs, packed (`quant/packing.py`)
+    blocks/wq_DNH.beta    float32 [layers, input tiles, output tiles] (`quant/tiles.py`)
+
+Others are float32 under their own names; `tokenizer/NAME` are the bytes of the tokenizer's files. The header's metadata have the
+config as JSON, the step, and the version that wrote it.
+"""
+
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from paxlike import __version__
+from paxlike.config import Config, UserError, from_json, to_json
+from paxlike.data.tokenizer import Tokenizer, load_tokenizer
+from paxlike.nn.quantized import QuantizedWeight, layout_of, quantize_params, quantized_specs
+from paxlike.nn.weight import Numerics
+from paxlike.parallel.axes import letters_of
+from paxlike.parallel.mesh import make_mesh
+from paxlike.quant.packing import pack, unpack
+from paxlike.train.state import abstract_params
+from paxlike.train.trained import Trained, widest_mesh
+
+FORMAT = "paxlike packed 1"
+
+
+def save_packed(path: Path, trained: Trained) -> int:
+    """Writes the file and returns its bytes. Raises UserError where the model was not trained quantized."""
+    quant = trained.config.model.quant
+    if not quant.active:
+        raise UserError(
+            f"{trained.config.name} was not trained quantized (model.quant.weights is none), and its weights would lose what they "
+            "learned; train one with --model.quant.weights bitnet, as configs/bitnet_tiny.py does."
+        )
+    with jax.set_mesh(trained.mesh):
+        params = jax.device_get(quantize_params(trained.config.model, trained.numerics, trained.params))
+    tensors = {}
+    for name, value in _named(params).items():
+        if isinstance(value, QuantizedWeight):
+            signs = value.signs.reshape(len(value.signs), _inputs(name, value.shape[1:]), -1)
+            tensors[f"{name}.bits"], tensors[f"{name}.beta"] = np.asarray(pack(signs, quant.bits)), value.beta
+        else:
+            tensors[name] = np.asarray(value, np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        for file in trained.tokenizer.save(Path(folder)):
+            tensors[f"tokenizer/{file}"] = np.frombuffer((Path(folder) / file).read_bytes(), np.uint8)
+    metadata = {
+        "format": FORMAT, "config": to_json(trained.config), "step": str(trained.step), "paxlike": __version__,
+    }  # fmt: skip
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(save(tensors, metadata))
+    os.replace(temporary, path)
+    return path.stat().st_size
+
+
+def open_packed(path: Path) -> Trained:
+    """The model of a packed file, ready to generate, on the widest mesh that it fits. Raises UserError where the file is none."""
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(
+                    f"{path} is no packed model of this version ({metadata.get('format')!r}, not {FORMAT!r})."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        config = from_json(metadata["config"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as a packed model: {error}. Write it again with `paxlike pack`."
+        ) from error
+    numerics = Numerics.of(config.model, config.precision, jax.default_backend())
+    mesh = make_mesh(widest_mesh(config.model, len(jax.devices())))
+    with jax.set_mesh(mesh):
+        params = _placed(config, numerics, tensors)
+    return Trained(config, numerics, params, int(metadata["step"]), _tokenizer(tensors), mesh)
+
+
+def _named(tree: dict) -> dict[str, object]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _inputs(name: str, shape: tuple[int, ...]) -> int:
+    """Rows of a weight's matrix: the dimensions that are summed over."""
+    return shape[0] if letters_of(name)[0] == "D" else math.prod(shape[:-1])
+
+
+def _placed(config: Config, numerics: Numerics, tensors: dict[str, np.ndarray]) -> dict:
+    def one(path, like):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if f"{name}.bits" not in tensors:
+            return jax.device_put(tensors[name].astype(like.dtype), like.sharding)
+        layer = like.shape[1:]
+        signs = unpack(jnp.asarray(tensors[f"{name}.bits"]), config.model.quant.bits, _inputs(name, layer))
+        value = QuantizedWeight(np.asarray(signs).reshape(like.shape), tensors[f"{name}.beta"])
+        specs = quantized_specs(layout_of(letters_of(name), layer, config.model.quant))
+        return QuantizedWeight(
+            *(
+                jax.device_put(array, NamedSharding(jax.sharding.get_mesh(), P(None, *place)))
+                for array, place in ((value.signs, specs.signs), (value.beta, specs.beta))
+            )
+        )
+
+    return jax.tree_util.tree_map_with_path(one, abstract_params(config, numerics))
+
+
+def _tokenizer(tensors: dict[str, np.ndarray]) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, array in tensors.items():
+            if name.startswith("tokenizer/"):
+                (Path(folder) / Path(name).name).write_bytes(array.tobytes())
+        return load_tokenizer(folder)

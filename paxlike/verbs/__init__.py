@@ -1,0 +1,1 @@
+"""The verbs of the command line. Each imports what is heavy when it runs."""

@@ -1,0 +1,49 @@
+"""Small runs with random parameters, as a finished training would leave them, for the tests of `interop/`."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from helpers import host_params, model_config
+from reference import logits as reference_logits
+
+from paxlike.config import Config, DataConfig, PrecisionConfig, to_json
+from paxlike.data.tokenizer import BytesTokenizer, Tokenizer
+from paxlike.train.checkpoint import write_checkpoint
+
+KINDS = {
+    "palm": {},
+    "palm, grouped queries, untied": {"kv_heads": 2, "head": "untied", "rope_theta": 500.0},
+    "palm, wide heads": {"head_dim": 6, "norm_epsilon": 1e-3},
+    "llama": {"block": "serial", "norm": "rms", "head": "untied", "kv_heads": 4},
+    "llama, tied": {"block": "serial", "norm": "rms"},
+}
+"""What Hugging Face has an equivalent of. Vocabularies do not fill their rows."""
+PROMPT = np.arange(3, 23, dtype=np.int32)
+
+
+def case(**changes) -> Config:
+    config = model_config(**{"vocab_size": 300, "vocab_multiple": 64, **changes})
+    return dataclasses.replace(config, data=DataConfig(sequence_length=64))
+
+
+def make_run(folder: Path, config: Config, tokenizer: Tokenizer | None = None, params: dict | None = None) -> Path:
+    """A run folder with a checkpoint of step 7."""
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(config))
+    (tokenizer or BytesTokenizer()).save(folder / "tokenizer")
+    write_checkpoint(folder / "checkpoints", {"params": params or host_params(config)}, 7, {"step": 7})
+    return folder
+
+
+def in_dtype(config: Config, dtype: str) -> tuple[Config, dict]:
+    """The config and its parameters stored in `dtype`."""
+    config = dataclasses.replace(config, precision=PrecisionConfig(params=dtype))
+    return config, jax.tree.map(lambda leaf: leaf.astype(dtype), host_params(config))
+
+
+def expected_logits(config: Config, params: dict | None = None, tokens: np.ndarray = PROMPT) -> np.ndarray:
+    """float64 [T, vocab_size] by the tests' own reference."""
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params or host_params(config))
+    return reference_logits(params, config.model, tokens[None])[0]

@@ -1,0 +1,121 @@
+"""What a request may say, and where a text ends."""
+
+import json
+
+import pytest
+
+from paxlike.data.tokenizer import BytesTokenizer
+from paxlike.interop.completion import Asked, ProtocolError, Text, parse
+
+TOKENIZER = BytesTokenizer()
+
+
+def parsed(**fields):
+    return parse(json.dumps({"prompt": "ab", **fields}).encode(), "mine", TOKENIZER, 64)
+
+
+def test_defaults_are_the_protocols():
+    asked = parsed()
+    assert asked.prompts == [[100, 101]]
+    assert (asked.max_tokens, asked.temperature, asked.top_p, asked.n, asked.stream, asked.logprobs) == (
+        16,
+        1,
+        1,
+        1,
+        False,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [("a", [[100]]), (["a", "b"], [[100], [101]]), ([5, 6], [[5, 6]]), ([[5], [6, 7]], [[5], [6, 7]]), ("", [[1]])],
+)
+def test_prompts(prompt, expected):
+    assert parsed(prompt=prompt).prompts == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "message"),
+    [
+        ({"prompt": None}, 400, "prompt", "prompt must be"),
+        ({"prompt": []}, 400, "prompt", "prompt must be"),
+        ({"prompt": [[]]}, 400, "prompt", "token ids from 0 to 258"),
+        ({"prompt": [259]}, 400, "prompt", "token ids from 0 to 258"),
+        ({"prompt": [True]}, 400, "prompt", "token ids"),
+        ({"prompt": "x" * 60}, 400, "prompt", "the model's context is 64 tokens; the prompt has 60"),
+        ({"max_tokens": 0}, 400, "max_tokens", "from 1 to 64"),
+        ({"max_tokens": 2.5}, 400, "max_tokens", "from 1 to 64"),
+        ({"max_tokens": True}, 400, "max_tokens", "from 1 to 64"),
+        ({"temperature": -1}, 400, "temperature", "from 0 to 2"),
+        ({"temperature": float("nan")}, 400, "temperature", "from 0 to 2"),
+        ({"top_p": 0}, 400, "top_p", "from"),
+        ({"n": 129}, 400, "n", "from 1 to 128"),
+        ({"n": 65, "prompt": ["a", "b"]}, 400, "n", "more than 128 texts"),
+        ({"logprobs": 6}, 400, "logprobs", "from 0 to 5"),
+        ({"stream": "yes"}, 400, "stream", "true or false"),
+        ({"stream_options": 3}, 400, "stream_options", "an object"),
+        ({"stop": [""]}, 400, "stop", "up to 4"),
+        ({"stop": ["a"] * 5}, 400, "stop", "up to 4"),
+        ({"echo": True}, 400, "echo", "not supported"),
+        ({"presence_penalty": 0.5}, 400, "presence_penalty", "not supported"),
+        ({"model": "other"}, 404, "model", "there is no model 'other'; there is 'mine'"),
+    ],
+)
+def test_requests_that_cannot_be_answered(fields, status, param, message):
+    with pytest.raises(ProtocolError, match=message) as caught:
+        parsed(**fields)
+    told = caught.value.as_dict()["error"]
+    assert (caught.value.status, told["param"], told["type"]) == (status, param, "invalid_request_error")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff"])
+def test_bodies_that_are_no_objects(body):
+    with pytest.raises(ProtocolError, match="JSON"):
+        parse(body, "mine", TOKENIZER, 64)
+
+
+def grown(text: str | bytes, stop=(), max_tokens=100, logprobs=None) -> list[dict]:
+    pieces: list[dict] = []
+    asked = Asked([[1]], max_tokens, 0, 1, 1, False, False, logprobs, tuple(stop), 0)
+    one = Text(0, asked, TOKENIZER, pieces.append)
+    for token in [byte + 3 for byte in (text.encode() if isinstance(text, str) else text)] + [1]:
+        if one.add(token, -0.5, [token, 4], [-0.5, -2.0]):
+            break
+    return pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "max_tokens", "expected", "reason"),
+    [
+        ("hello", (), 100, "hello", "stop"),
+        ("hello", (), 3, "hel", "length"),
+        ("one\n\ntwo", ("\n\n",), 100, "one", "stop"),
+        ("one\ntwo", ("\n\n",), 100, "one\ntwo", "stop"),
+        ("aab", ("ab",), 100, "a", "stop"),
+        ("xENDy", ("END", "N"), 100, "xE", "stop"),
+        ("héé😀", (), 100, "héé😀", "stop"),
+        (b"a\xff", (), 100, "a\ufffd", "stop"),
+    ],
+)
+def test_where_a_text_ends(text, stop, max_tokens, expected, reason):
+    pieces = grown(text, stop, max_tokens)
+    assert "".join(piece["text"] for piece in pieces) == expected
+    assert [piece["finish_reason"] for piece in pieces if piece["finish_reason"]] == [reason] and pieces[-1][
+        "finish_reason"
+    ]
+
+
+def test_nothing_is_shown_that_may_be_taken_back():
+    for piece in grown("a\nb\n\nc", ("\n\n",)):
+        assert not piece["text"].endswith("\n")
+    assert all("\ufffd" not in piece["text"] for piece in grown("😀é"))
+
+
+def test_log_probabilities_of_every_token():
+    pieces = grown("ab\xe9", logprobs=2)
+    told = [piece["logprobs"] for piece in pieces]
+    assert sum((one["tokens"] for one in told), []) == ["a", "b", "token:198", "token:172"]
+    assert sum((one["token_logprobs"] for one in told), []) == [-0.5] * 4
+    assert told[0]["top_logprobs"] == [{"a": -0.5, "\x01": -2.0}]
+    assert [offset for one in told for offset in one["text_offset"]][:3] == [0, 1, 2]

@@ -1,0 +1,47 @@
+"""The plan's line about what quantization sends."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, QuantConfig, TrainConfig
+from paxlike.plan import verb
+from paxlike.plan.page import tables
+from paxlike.plan.quantized import against_unquantized
+from paxlike.plan.topology import cluster
+
+CONFIG = Config(
+    name="small",
+    model=ModelConfig(layers=3, d_model=64, heads=4, head_dim=16, d_ff=128, vocab_size=256, attention="reference"),
+    data=DataConfig(sequence_length=8),
+    train=TrainConfig(batch_size=8),
+    mesh=MeshConfig(model=4),
+)
+CPU = cluster("cpu:8")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAXLIKE_CACHE", str(tmp_path))
+    enabled = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", enabled)
+
+
+def plan(**quant) -> dict:
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, quant=QuantConfig(**quant)))
+    return against_unquantized(verb.plan(config, CPU), config, CPU, lambda text: None)
+
+
+def test_groups_send_nothing_and_a_whole_weights_statistics_do():
+    grouped, whole = plan(weights="bitnet", groups=4), plan(weights="bitnet", statistics="token")
+    assert grouped["quantization"]["added"] == []
+    assert any("send nothing that the unquantized ones do not" in str(part) for part in tables(grouped))
+    assert [(row["kind"], row["axis"]) for row in whole["quantization"]["added"]] == [("all-reduce", "model")]
+    assert any("by all-reduce over model" in str(part) for part in tables(whole))
+
+
+def test_an_unquantized_plan_has_no_such_line():
+    told = {"refused": ""}
+    assert against_unquantized(told, CONFIG, CPU, lambda text: None) is told

@@ -1,0 +1,144 @@
+"""A quantized model in one file: what comes back, what it weighs, and what it says."""
+
+import dataclasses
+import json
+import struct
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import flat, mesh_of, model_config, put
+from safetensors.numpy import load_file, save_file
+
+from paxlike.config import ModelConfig, QuantConfig, UserError, load
+from paxlike.data.tokenizer import BytesTokenizer
+from paxlike.infer.cache import prefill
+from paxlike.infer.generate import Generator
+from paxlike.models.palm import init_params
+from paxlike.nn.quantized import QuantizedWeight, quantize_params
+from paxlike.nn.weight import Numerics
+from paxlike.train.packed import open_packed, save_packed
+from paxlike.train.trained import Trained
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+KINDS = {
+    "one-bit": QuantConfig(weights="bitnet", groups=4, data_tiles=2),
+    "one-bit-code": QuantConfig(weights="bitnet", variant="code"),
+    "ternary": QuantConfig(weights="bitnet_b158", groups=8),
+}
+
+
+def trained(quant: QuantConfig, sizes=(1, 1, 4), model: ModelConfig | None = None) -> Trained:
+    """A model that nobody trained, on a mesh."""
+    config = model_config(d_model=64, head_dim=16, d_ff=128, kv_heads=2, vocab_size=300, quant=quant)
+    if model:
+        config = dataclasses.replace(config, model=model)
+    numerics = Numerics.of(config.model, config.precision, "cpu")
+    mesh = mesh_of(*sizes)
+    with jax.set_mesh(mesh):
+        params = jax.jit(init_params, static_argnums=(0, 1, 2))(config.model, numerics, 0)
+    return Trained(config, numerics, params, 7, BytesTokenizer(), mesh)
+
+
+def leaves(params: dict) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in flat(jax.device_get(params)).items()}
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def model(request) -> Trained:
+    return trained(request.param)
+
+
+def continued(model: Trained) -> np.ndarray:
+    with jax.set_mesh(model.mesh):
+        generator = Generator(model.config.model, model.numerics, model.params, model.tokenizer.eod, 64)
+        return generator.generate([np.arange(5, 25)], 12)[0]
+
+
+def test_what_is_packed_comes_back_to_the_bit_and_says_the_same(model, tmp_path):
+    save_packed(tmp_path / "model.safetensors", model)
+    back = open_packed(tmp_path / "model.safetensors")
+    assert back.config == model.config and back.step == 7 and isinstance(back.tokenizer, BytesTokenizer)
+    with jax.set_mesh(model.mesh):
+        expected = leaves(quantize_params(model.config.model, model.numerics, model.params))
+    found = leaves(back.params)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert {type(leaf).__name__ for name, leaf in back.params["blocks"].items()} == {"QuantizedWeight"}
+    np.testing.assert_array_equal(continued(back), continued(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_weighs_its_bits(kind, tmp_path):
+    """Of configs/bitnet_tiny.py: bits x parameters, scales included, to 3 %; the rest is the embedding, names and the config."""
+    quant, model = KINDS[kind], load(CONFIGS / "bitnet_tiny.py").model
+    quant = dataclasses.replace(quant, groups=min(4, quant.groups))
+    model = trained(quant, model=dataclasses.replace(model, quant=quant))
+    size = save_packed(tmp_path / "model.safetensors", model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bits = 1 if kind == "one-bit" else 2  # in the published code a weight of one bit can be 0
+    quantized = {name: array for name, array in tensors.items() if name.startswith("blocks/")}
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params["blocks"]))
+    assert sum(array.nbytes for array in quantized.values()) == pytest.approx(parameters * bits / 8, rel=0.03)
+    assert {array.dtype for name, array in quantized.items() if name.endswith(".bits")} == {np.dtype("uint8")}
+    assert size - sum(array.nbytes for array in tensors.values()) < 8000
+
+
+def test_a_model_that_was_not_trained_quantized_is_refused(tmp_path):
+    model = trained(QuantConfig())
+    with pytest.raises(UserError, match=r"was not trained quantized \(model.quant.weights is none\)"):
+        save_packed(tmp_path / "model.safetensors", model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "another", "text"])
+def test_a_file_that_is_no_packed_model_is_refused(damage, tmp_path):
+    path = tmp_path / "model.safetensors"
+    if damage == "another":
+        save_file({"a": np.zeros(3)}, path)
+    elif damage == "text":
+        path.write_text("not a model")
+    else:
+        save_packed(path, trained(KINDS["one-bit"]))
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="no packed model|cannot be read as a packed model"):
+        open_packed(path)
+
+
+def test_the_header_says_what_it_is(tmp_path):
+    """The format is safetensors' own: eight bytes of length, then JSON."""
+    model = trained(KINDS["one-bit"])
+    save_packed(tmp_path / "model.safetensors", model)
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
+    assert header["__metadata__"]["format"] == "paxlike packed 1"
+    assert json.loads(header["__metadata__"]["config"])["model"]["quant"]["groups"] == 4
+    assert header["blocks/wup_DF.bits"]["shape"] == [2, 64 // 8, 128]
+
+
+def test_generation_takes_a_scale_for_each_token():
+    """Also where training took one for a whole tensor: a row's logits do not depend, to the bit, on the other rows of the batch."""
+    model = trained(QuantConfig(weights="bitnet"), (1, 1, 1))
+    assert not model.config.model.quant.per_token
+    rows = np.random.default_rng(0).integers(3, 300, (2, 16), dtype=np.int32)
+    with jax.set_mesh(model.mesh):
+        run = jax.jit(prefill, static_argnums=(0, 1, 5))
+        logits = [
+            run(model.config.model, model.numerics, model.params, put("BT", tokens), put("B", np.array([16, 16])), 16)[
+                1
+            ]
+            for tokens in (rows, np.stack([rows[0], np.full(16, 3, np.int32)]))
+        ]
+    np.testing.assert_array_equal(logits[0][0], logits[1][0])
+    assert np.abs(np.asarray(logits[0][1] - logits[1][1])).max() > 0.1
+
+
+def test_quantizing_twice_changes_nothing():
+    model = trained(KINDS["one-bit"])
+    with jax.set_mesh(model.mesh):
+        once = quantize_params(model.config.model, model.numerics, model.params)
+        twice = quantize_params(model.config.model, model.numerics, once)
+    jax.tree.map(np.testing.assert_array_equal, once, twice)
+    assert all(isinstance(w, QuantizedWeight) for w in twice["blocks"].values())

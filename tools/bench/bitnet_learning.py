@@ -1,0 +1,123 @@
+"""Does BitNet learn? Trains `configs/bitnet_tiny.py` and its 16-bit twin on the default corpus, and draws what became of them.
+
+    python -m tools.bench.bitnet_learning                 runs what docs/bitnet_learning.json does not have yet, then draws
+    python -m tools.bench.bitnet_learning --draw          draws docs/bitnet_learning.svg only
+
+Two questions, each run alike in everything but what it asks about:
+- Loss: high precision, BitNet without groups, BitNet with groups; each at its best learning rate of the second question; three seeds.
+- Stability (BitNet, arXiv 2310.11453, figure 5a): both at rising peak learning rates, without clipping of gradients.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from paxlike.config import Config, QuantConfig, UserError, load
+from tools.bench.learning_plot import draw
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "bitnet_learning.json"
+VARIANTS = {
+    "float": QuantConfig(),
+    "bitnet": QuantConfig(weights="bitnet", statistics="token"),
+    "bitnet, 4 groups": QuantConfig(weights="bitnet", groups=4),
+}
+SEARCHED = ("float", "bitnet, 4 groups")
+RATES = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+HIGHER = (0.32, 1.28)
+"""Of the stability question alone."""
+SEEDS = (0, 1, 2)
+STEPS = 120
+
+
+def run_config(variant: str, rate: float, seed: int) -> Config:
+    base = load(ROOT / "configs" / "bitnet_tiny.py")
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, quant=VARIANTS[variant]),
+        optim=dataclasses.replace(base.optim, learning_rate=rate, clip=0.0),
+        train=dataclasses.replace(base.train, steps=STEPS, seed=seed),
+        data=dataclasses.replace(base.data, seed=seed),
+        checkpoint=dataclasses.replace(base.checkpoint, every=STEPS),
+        eval=dataclasses.replace(base.eval, every=0, batches=32),
+        log=dataclasses.replace(base.log, tensorboard=False, every=STEPS),
+    )
+
+
+def run(variant: str, rate: float, seed: int) -> dict:
+    """Trains once. `validation` is None where the loss was not finite."""
+    from paxlike.train.loop import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            ended = train(run_config(variant, rate, seed), Path(folder) / "run")
+            validation = ended.evaluation["loss"]
+        except UserError as error:
+            print(f"{variant} at {rate}: {error}")
+            validation = None
+        lines = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())
+        losses = [round(line["loss"], 4) for line in lines if "loss" in line and "event" not in line]
+    return {"variant": variant, "rate": rate, "seed": seed, "validation": validation, "losses": losses}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draw", action="store_true", help="only draw the results that are there")
+    if not parser.parse_args().draw:
+        for rate in RATES:
+            for variant in SEARCHED:
+                once(variant, rate, SEEDS[0])
+        for seed in SEEDS:
+            for variant in VARIANTS:
+                once(variant, best_rate(variant), seed)
+        for rate in HIGHER:
+            for variant in SEARCHED:
+                once(variant, rate, SEEDS[0])
+    summarize()
+
+
+def summarize() -> None:
+    """Prints the table and draws the plot."""
+    drawn = []
+    for variant in VARIANTS:
+        rate = best_rate(variant)
+        runs = [r for r in results() if (r["variant"], r["rate"]) == (variant, rate)]
+        ends = np.array([r["validation"] for r in runs])
+        told = ", ".join(f"{end:.3f}" for end in ends)
+        print(f"{variant:18} peak {rate:g}: {ends.mean():.3f} +- {ends.std(ddof=1):.3f} ({told})")
+        drawn += runs
+    searched = [r for r in results() if r["variant"] in SEARCHED and r["seed"] == SEEDS[0]]
+    for r in sorted(searched, key=lambda r: (r["variant"], r["rate"])):
+        print(f"{r['variant']:18} peak {r['rate']:g}: {r['validation']}")
+    RESULTS.with_suffix(".svg").write_text(draw(VARIANTS, drawn, searched))
+
+
+def results() -> list[dict]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def once(variant: str, rate: float, seed: int) -> None:
+    known = results()
+    if any((r["variant"], r["rate"], r["seed"]) == (variant, rate, seed) for r in known):
+        return
+    known.append(run(variant, rate, seed))
+    print(f"{variant}, {rate}, seed {seed}: {known[-1]['validation']}", flush=True)
+    partial = RESULTS.with_suffix(".partial")
+    partial.write_text("[\n" + ",\n".join(json.dumps(r) for r in known) + "\n]\n")
+    os.replace(partial, RESULTS)
+
+
+def best_rate(variant: str) -> float:
+    """The peak learning rate of the lowest loss of the stability runs; without groups, that of the runs with groups."""
+    searched = SEARCHED[variant != "float"]
+    runs = [r for r in results() if r["variant"] == searched and r["seed"] == SEEDS[0] and r["rate"] in RATES]
+    return min((r for r in runs if r["validation"]), key=lambda r: r["validation"])["rate"]
+
+
+if __name__ == "__main__":
+    main()
