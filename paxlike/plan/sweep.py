@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 
+import jax
+
 from paxlike.accounting.memory import memory_estimate
 from paxlike.config import Config, ConfigError, UserError
 from paxlike.plan.topology import Cluster, MissingCompiler
@@ -47,6 +49,7 @@ def sweep(config: Config, made: Cluster, say: Callable[[str], None]) -> list[dic
                 rows.append({**row, **left_out})
                 continue
             told = plan(candidate, made, say)
+            jax.clear_caches()  # one candidate's programs at a time in memory
         except MissingCompiler:
             raise
         except UserError as error:

@@ -114,12 +114,15 @@ def config_of(run: Run, chips: int) -> Config:
 
 def predict(run: Run) -> dict:
     """The plan of a run, its work and collectives left out."""
+    import jax
+
     from paxlike.plan.topology import cluster
     from paxlike.plan.verb import plan, prepare
 
     chips = cluster(run.topology, run.pods).chips
     config, made = prepare(config_of(run, chips), run.topology, run.pods)
     told = plan(config, made)
+    jax.clear_caches()
     return {
         "name": run.name, "topology": run.topology, "pods": run.pods, "published": run.published, "chosen": run.chosen,
         "predicted": told.get("predicted", {}).get("mfu"),

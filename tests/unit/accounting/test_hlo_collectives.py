@@ -175,3 +175,30 @@ def test_a_program_of_one_slice_names_the_axes_of_the_whole_mesh():
     )
     assert (told.axis, told.group_size) == ("data", 8)
     assert one("bf16[16,64]{1,0} all-reduce(%x), replica_groups={{0,99}}, to_apply=%a", mesh).axis == "unknown"
+
+
+def test_an_all_reduce_fused_with_the_slice_of_its_result_is_a_reduce_scatter():
+    """As the TPU compiler writes some of them."""
+    text = """HloModule m
+
+%all-reduce-scatter.1 (p0: f32[8,8]) -> f32[4,8] {
+  %p0 = f32[8,8]{1,0} parameter(0)
+  %whole = f32[8,8]{1,0} all-reduce(%p0), replica_groups={{0,1}}, to_apply=%sum
+  %zero = s32[] constant(0)
+  ROOT %mine = f32[4,8]{1,0} dynamic-slice(%whole, %zero, %zero), dynamic_slice_sizes={4,8}
+}
+
+ENTRY %main (a: f32[8,8]) -> f32[4,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %start = (f32[8,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%a), replica_groups={{0,1}}, dimensions={0}
+  ROOT %out = f32[4,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    gather, scatter = list_collectives(text, {"data": 2})
+    assert (scatter.kind, scatter.operand_bytes, scatter.result_bytes, scatter.sent_bytes) == (
+        "reduce-scatter",
+        256,
+        128,
+        128,
+    )
+    assert scatter.alone and not gather.alone

@@ -15,10 +15,12 @@ TOLD = {
     "mesh": {"pod": 2, "data": 4, "model": 2}, "remat": "full",
     "batch": {"sequences": 8, "sequence_length": 32, "tokens": 256, "tokens_per_chip": 16.0}, "fits": True,
     "memory": {"parts": {"parameters": 2**30, "temporaries": 3 * 2**30}, "needed": 2**32, "usable": 2**33}, "refused": "",
-    "buffers": [[2**20, "wup_DF", [4, 8]]], "compile": {"seconds": 12.3},
+    "buffers": [[2**20, "a<b wup_DF", [4, 8]]], "compile": {"seconds": 12.3},
     "collectives": [
         {"kind": "all-gather", "axis": "data", "in_layer_loop": True, "dtype": "bf16", "bytes": 2**20, "times": 7, "wires": "2 rings",
          "seconds": 0.5, "sent_bytes": 1, "waits": True},
+        {"kind": "all-to-all", "axis": "data", "in_layer_loop": True, "dtype": "bf16", "bytes": 2**20, "times": 7, "wires": "2 rings",
+         "seconds": 0.25, "sent_bytes": 1, "waits": False},
         {"kind": "all-reduce", "axis": "model", "in_layer_loop": False, "dtype": "f32", "bytes": 4, "times": 9, "wires": "1 ring",
          "seconds": 1e-6, "sent_bytes": 1, "waits": False},
     ],
@@ -47,7 +49,8 @@ def test_every_figure_is_on_the_terminal():
     text = text_of(page.describe(TOLD))
     for figure in (
         "2 x v4:2x2x2 (16 x TPU v4), mesh pod 2 x data 4 x model 2, remat full, 8 x 32 tokens a step (16 a chip); compiled in 12 s",
-        "FITS: 4.00 GiB of 8.00 GiB usable", "3.00 GiB", "wup_DF", "4 x 8", "all-gather", "2 rings", "waits", "nothing to speak of",
+        "FITS: 4.00 GiB of 8.00 GiB usable", "3.00 GiB", "wup_DF", "4 x 8", "all-gather", "2 rings", "waits",
+        "works on", "nothing to speak of",
         "1.2500", "odd (1)", "43.2%", "56.8%", "76.9", "29,513", "model.remat dots", "1 kinds more, each below 0.1%",
     ):  # fmt: skip
         assert figure in text, figure
