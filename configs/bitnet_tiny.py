@@ -3,7 +3,8 @@
     paxlike train configs/bitnet_tiny.py
     paxlike train configs/bitnet_tiny.py --fake-devices 8 --mesh.model 4      # the same loss, on a fake 2 x 4 mesh
 
-The weights of the blocks are +1 and -1 in 4 groups, so that `model` may be 1, 2 or 4 without a statistic being sent.
+The weights of the blocks are +1 and -1 in 4 groups, so that `model` may be 1, 2 or 4 without a statistic being sent. The loss falls to
+about 5.15 on the validation split (docs/quantization.md has three seeds); the learning rate is the best of six.
 """
 
 import dataclasses
@@ -18,4 +19,5 @@ def config() -> Config:
         tiny,
         name="bitnet-tiny",
         model=dataclasses.replace(tiny.model, quant=QuantConfig(weights="bitnet", groups=4)),
+        optim=dataclasses.replace(tiny.optim, learning_rate=2e-2, clip=0.0),
     )
