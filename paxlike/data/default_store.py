@@ -7,9 +7,9 @@ from pathlib import Path
 
 from paxlike.config import DataConfig, UserError
 from paxlike.data.corpus import standard_library
-from paxlike.data.location import cache_root
 from paxlike.data.prepare import PrepareConfig, prepare_files
 from paxlike.data.store import FORMAT, open_store
+from paxlike.parallel.cache import cache_root
 
 
 def default_store(data: DataConfig, files: list[Path] | None = None) -> Path:

@@ -12,6 +12,7 @@ from etils import epath
 from fsspec.config import conf
 
 from paxlike.config import UserError
+from paxlike.parallel.cache import cache_root
 
 BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}
 """Scheme -> the package that fsspec needs for it."""
@@ -34,11 +35,6 @@ def located(name: str | Path) -> Path:
 
 def in_bucket(folder: Path) -> bool:
     return not isinstance(folder, Path)
-
-
-def cache_root() -> Path:
-    """$PAXLIKE_CACHE, or ~/.cache/paxlike."""
-    return Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike")
 
 
 def fetched(folder: Path, sizes: dict[str, int], name: str) -> Path:

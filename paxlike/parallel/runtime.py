@@ -13,6 +13,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from paxlike.config import Hosts, UserError
+from paxlike.parallel.cache import cache_root
 from paxlike.parallel.rendezvous import gather
 
 HEARTBEAT_SECONDS = 20
@@ -103,11 +104,6 @@ def _start_pathways() -> None:
     except ImportError:
         raise UserError("JAX_PLATFORMS is proxy: Pathways needs pathwaysutils, `pip install '.[pathways]'`.") from None
     pathwaysutils.initialize()
-
-
-def cache_root() -> Path:
-    """The folder of all that can be made again: $PAXLIKE_CACHE, or .cache/paxlike of the home folder."""
-    return Path(os.environ.get("PAXLIKE_CACHE") or Path.home() / ".cache" / "paxlike")
 
 
 def _only_compilers() -> bool:

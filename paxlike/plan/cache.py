@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import os
 
-from paxlike.parallel.runtime import cache_root
+from paxlike.parallel.cache import cache_root
 from paxlike.plan.compile import Facts, Lowered, compile_facts
 
 FORMAT = 3
