@@ -65,5 +65,5 @@ setup(
             "uvicorn>=0.50",
         ],
     },
-    entry_points={"console_scripts": ["paxlike = paxlike.cli:main"]},
+    entry_points={"console_scripts": ["paxlike = paxlike.cli:console"]},
 )

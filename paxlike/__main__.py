@@ -1,5 +1,5 @@
 """`python -m paxlike` is `paxlike`."""
 
-from paxlike.cli import main
+from paxlike.cli import console
 
-main()
+console()

@@ -55,6 +55,21 @@ VERBS = {
 """Verb -> the module in `verbs/` and its function, which takes the arguments after the verb."""
 
 
+def console() -> None:
+    """`main` as a program of its own: what it wrote is flushed, and the process ends at once.
+
+    Python's own end stops threads of libraries (reading ahead, for example) inside of C++, which may abort a program that has done all.
+    """
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main() -> None:
     """Exit codes: 0 done, 1 a check failed, 2 something the user can mend, 3 another process of the job failed or is lost,
     130 or 143 stopped by SIGINT or SIGTERM (`train` has saved)."""

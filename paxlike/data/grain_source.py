@@ -98,4 +98,9 @@ def _rows(rows: np.ndarray | None, size: int) -> list[int]:
 
 
 def _read_ahead(start: int, stop: int, read: Callable[[int], Batch]) -> Iterator[Batch]:
-    return iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(_AHEAD))
+    ahead = iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(_AHEAD))
+    try:
+        yield from ahead
+    finally:
+        # Its threads would go on reading, into the end of the program.
+        ahead.close()

@@ -27,4 +27,4 @@ def compile_poisoned(self, state, batch, real=loop._Loop.compile):
 
 
 loop._Loop.compile = compile_poisoned
-cli.main()
+cli.console()
