@@ -140,8 +140,8 @@ class ModelConfig:
     """tied: the logits come from the embedding, scaled by 1/sqrt(d_model). untied: from a matrix of their own."""
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-6
-    attention: Literal["auto", "reference", "xla", "cudnn", "splash"] = "auto"
-    """auto: cuDNN flash attention on NVIDIA GPUs, splash attention on TPU, the reference elsewhere."""
+    attention: Literal["auto", "blocked", "reference", "xla", "cudnn", "splash"] = "auto"
+    """auto: cuDNN flash attention on NVIDIA GPUs, splash attention on TPU, blocks of queries elsewhere."""
     remat: Literal["none", "full", "attention", "palm", "dots"] = "none"
     """What the backward pass computes again instead of keeping (see `nn/remat.py`)."""
     quant: QuantConfig = dataclasses.field(default_factory=QuantConfig)
