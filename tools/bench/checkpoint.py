@@ -19,7 +19,7 @@ import numpy as np
 from paxlike.config import CheckpointConfig, Config
 from paxlike.train.checkpoint import Checkpoints
 from paxlike.train.state import State, abstract_state, make_state
-from paxlike.train.step import DeviceBatch, Program, abstract_batch
+from paxlike.train.step import Program, abstract_batch
 from tools.bench import reference
 from tools.bench.measure import Row, Taken, command, take_turns
 
@@ -33,7 +33,7 @@ def rows(size: str) -> list[Row]:
         with Checkpoints(Path(folder) / "checkpoints", CheckpointConfig(keep=1)) as saved:
             turns = 5 if size == "full" else 1
             found = _speeds(saved, state, like, Path(folder), turns)
-            return [*found, *_steps(saved, state, config, program, turns)]
+            return [*found, *_beside_steps(saved, state, config, program, min(turns, 3))]
 
 
 def _speeds(saved: Checkpoints, state: State, like: State, folder: Path, turns: int) -> list[Row]:
@@ -62,7 +62,13 @@ def _speeds(saved: Checkpoints, state: State, like: State, folder: Path, turns: 
         for array in arrays:
             hashlib.sha256(array.data if array.ndim else array.tobytes()).hexdigest()
 
-    works = {"save": save, "plain write": write_plain, "restore": restore, "plain read": read_plain, "sha256": hash_plain}
+    works = {
+        "save": save,
+        "plain write": write_plain,
+        "restore": restore,
+        "plain read": read_plain,
+        "sha256": hash_plain,
+    }
     taken = take_turns(works, turns)
     stall, rate = stalls.wall, {name: megabytes / took.wall for name, took in taken.items()}
     return [
@@ -74,34 +80,38 @@ def _speeds(saved: Checkpoints, state: State, like: State, folder: Path, turns: 
     ]  # fmt: skip
 
 
-def _steps(saved: Checkpoints, state: State, config: Config, program: Program, turns: int) -> list[Row]:
-    """Steps while a save is under way beside steps alone."""
+STEPS = 2
+"""Steps that a save is under way beside, enough to outlast it."""
+
+
+def _beside_steps(saved: Checkpoints, state: State, config: Config, program: Program, turns: int) -> list[Row]:
+    """What a save costs in all, when steps go on meanwhile: on a CPU its threads work on the steps' cores."""
     shapes = abstract_batch(config, config.train.batch_size, segments=False)
     random = np.random.default_rng(0)
     batch = jax.tree.map(
         lambda leaf: jax.device_put(random.integers(0, config.model.vocab_size, leaf.shape, np.int32), leaf.sharding),
         shapes,
     )
-    held, numbers = [state], itertools.count(100)
+    held, numbers = [state], itertools.count(10**6)
 
-    def step() -> None:
-        held[0] = _stepped(program, held[0], batch)
+    def steps() -> None:
+        for _ in range(STEPS):
+            held[0], told = program.train_step(held[0], batch)
+        jax.block_until_ready((held[0], told))
 
-    def saved_step() -> None:
+    def steps_and_save() -> None:
         saved.save(held[0], next(numbers), {"step": 0})
-        step()
-        while saved._manager.is_saving_in_progress():
-            step()
-
-    steps = itertools.count()
-    alone = take_turns({"step": step}, turns)["step"]
-    with_save = Taken()
-    for _ in range(turns):
+        steps()
         saved.wait()
-        begin = time.perf_counter()
-        count = _count_steps(saved_step, step, steps)
-        with_save.walls.append(time.perf_counter() - begin - count * alone.wall)
-    return [Row("steps lost to a save under way", with_save.wall, "s", "a step alone", alone.wall, note=with_save.spread)]
+
+    def save() -> None:
+        saved.save(held[0], next(numbers), {"step": 0})
+        saved.wait()
+
+    taken = take_turns({"steps": steps, "both": steps_and_save, "save": save}, turns)
+    more = taken["both"].cpu - taken["steps"].cpu
+    note = f"on the steps' own cores; {STEPS} steps alone take {taken['steps'].cpu:.3g} s"
+    return [Row(f"a save beside {STEPS} steps, CPU time", more, "s", "a save alone", taken["save"].cpu, note=note)]
 
 
 if __name__ == "__main__":

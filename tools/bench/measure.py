@@ -76,9 +76,7 @@ def take_turns(works: Mapping[str, Callable[[], object]], turns: int, warm: int 
 def machine() -> dict:
     """Where and when: no figure means anything without."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    names = [
-        line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")
-    ]
+    names = [line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.machine(),
         "cores": cores,

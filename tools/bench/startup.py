@@ -29,7 +29,14 @@ def rows(size: str) -> list[Row]:
     bare = taken["python -c pass"].wall
     return [
         Row(
-            name, taken[name].wall, "s", "python -c pass", bare, f"under {goal:g} s", taken[name].wall < goal, taken[name].spread
+            name,
+            taken[name].wall,
+            "s",
+            "python -c pass",
+            bare,
+            f"under {goal:g} s",
+            taken[name].wall < goal,
+            taken[name].spread,
         )  # fmt: skip
         for name, goal in GOALS.items()
     ]
