@@ -16,7 +16,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from paxlike.config import ConfigError, UserError
+from paxlike.config import UserError
+from paxlike.config.check import require
 from paxlike.data import tokenizer as tokenizers
 from paxlike.data import writer
 from paxlike.data.corpus import BLOCK_BYTES, Block, Errors, find_files, read_blocks
@@ -58,10 +59,6 @@ class PrepareConfig:
     """What bytes that are not UTF-8 are: strict stops with their place, replace puts U+FFFD."""
 
     def __post_init__(self):
-        def require(condition: bool, message: str) -> None:
-            if not condition:
-                raise ConfigError(message)
-
         require(bool(self.input), "input is empty; name text files or patterns with --input.")
         require(bool(self.output), "output is empty; name the folder to write with --output.")
         require(
