@@ -13,6 +13,7 @@ from pathlib import Path
 # From the ground up. A package may import its own floor and those below; "" is paxlike/__init__.py.
 FLOORS = [
     ["", "config"],
+    ["files"],
     ["parallel", "accounting"],
     ["quant", "data", "optim"],
     ["nn"],

@@ -23,6 +23,7 @@ from paxlike.data import writer
 from paxlike.data.corpus import BLOCK_BYTES, Block, Errors, find_files, read_blocks
 from paxlike.data.progress import progress, say
 from paxlike.data.store import FORMAT, Manifest, Store, open_store
+from paxlike.files import new_folder
 
 X, Y = TypeVar("X"), TypeVar("Y")
 
@@ -88,7 +89,7 @@ def prepare(config: PrepareConfig) -> Store:
 def prepare_files(files: list[Path], config: PrepareConfig) -> Store:
     """`prepare`, of these files, whatever `config.input` says."""
     output, sizes = Path(config.output), [_size(path) for path in files]
-    with writer.new_folder(output) as folder:
+    with new_folder(output) as folder:
         if not sum(sizes):
             raise UserError(f"the corpus is empty: {_inputs(files, config)} without any text.")
         tokenizer = _tokenizer(files, sizes, config)
