@@ -44,28 +44,31 @@ def write_file(path: Path, content: str | bytes) -> None:
         raise
 
 
+def check_new(output: Path) -> None:
+    """Raises UserError where a folder that is to be made is there already, or a file of its name is."""
+    if output.exists():
+        raise UserError(f"{output} exists already: it is left alone. Remove it, or name another folder.")
+
+
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `output` that is renamed to it at the end, or removed on any exception.
 
     Raises UserError where `output` exists already (nothing is overwritten), cannot be made, or the disk is full.
     """
-    exists = UserError(f"{output} exists already: it is left alone. Remove it, or name another folder.")
-    if output.exists():
-        raise exists
+    check_new(output)
     partial = _beside(output, "partial")
     try:
         partial.mkdir(parents=True)
         yield partial
         for path in [*partial.rglob("*"), partial]:
             _fsync(path)
-        if output.exists():  # A rename would replace an empty folder.
-            raise exists
+        check_new(output)  # A rename would replace an empty folder.
         partial.rename(output)
         _fsync(output.parent)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise exists from error
+            check_new(output)
         free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
         raise UserError(
             f"{output} cannot be written: {error.strerror or error} ({free / 1e9:.1f} GB are free); nothing of it was kept. "

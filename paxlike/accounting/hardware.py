@@ -8,9 +8,9 @@ the NVL are three rows. A kind that has no row is refused; nothing is guessed.
 import dataclasses
 from collections.abc import Mapping
 
+from paxlike.accounting.units import GB, GiB
 from paxlike.config import UserError
 
-GB, GiB = 10**9, 2**30
 TERA = 1e12
 
 

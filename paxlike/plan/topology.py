@@ -20,10 +20,9 @@ import jax
 from jax.experimental import topologies
 
 from paxlike.accounting.hardware import CHIPS, Chip, chip_named
+from paxlike.accounting.units import GiB
 from paxlike.config import UserError
 from paxlike.plan.gpu import GPUS, target_config
-
-GiB = 2**30
 
 TPU_USABLE = {
     "v2": 7.48, "v3": 15.48, "v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "v7x": 94.75,

@@ -46,6 +46,8 @@ class Run:
         self.folder = folder
         self.changes: list[str] = []
         """`field: old -> new` of what this start changes in the run's config."""
+        if folder.is_file():
+            raise UserError(f"{folder} is a file: it is left alone. Give another --run-dir.")
         known = read_config(folder) if folder.exists() and any(folder.iterdir()) else None
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)

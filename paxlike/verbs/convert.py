@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paxlike.config import Config, UserError, load
+from paxlike.files import check_new
 from paxlike.verbs.flags import flags_of, take
 
 
@@ -68,6 +69,7 @@ def from_t5x(arguments: list[str]) -> None:
     out, rest = take(rest, "OUT", "convert from-t5x CHECKPOINT CONFIG")
     default = FromT5xFlags(load(path) if path else Config())
     flags = flags_of(FromT5xFlags, rest, "paxlike convert from-t5x CHECKPOINT CONFIG OUT", default)
+    check_new(Path(out))
     from paxlike.parallel import runtime
 
     runtime.start(fake_devices=1)
@@ -82,6 +84,7 @@ def _source_and_out(arguments: list[str], what: str, verb: str, kind: type) -> t
     source, rest = take(arguments, what, verb)
     out, rest = take(rest, "OUT", f"{verb} {what}")
     flags = flags_of(kind, rest, f"paxlike {verb} {what} OUT")
+    check_new(Path(out))  # before anything is read
     from paxlike.parallel import runtime
 
     runtime.start(fake_devices=1)  # a conversion needs no accelerator, and one device is enough

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paxlike.config import Config, Hosts, MeshConfig, UserError, load
+from paxlike.files import check_free
 from paxlike.verbs.flags import flags_of, need, take
 
 
@@ -128,6 +129,7 @@ def pack_verb(arguments: list[str]) -> None:
     path, rest = take(arguments, "RUN", "pack")
     file, rest = take(rest, "FILE", "pack RUN")
     flags = flags_of(PackFlags, rest, "paxlike pack RUN FILE")
+    check_free(Path(file))  # before the model is read
     from paxlike.train.packed import save_packed
     from paxlike.train.trained import open_trained
 

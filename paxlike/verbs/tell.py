@@ -113,9 +113,10 @@ def report_verb(arguments: list[str]) -> None:
     if default and len(flags.runs) == 1:
         default = flags.runs[0] / default
     if path := flags.html or default:
-        from paxlike.accounting.report.page import page, write_page
+        from paxlike.accounting.report.document import write_page
+        from paxlike.accounting.report.page import page
 
-        write_page(path, page(summaries, histories))
+        write_page(path, "report", page(summaries, histories))
         if not flags.json:
             print(f"page: {path}")
 
