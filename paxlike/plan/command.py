@@ -13,12 +13,13 @@ from paxlike.accounting.report.document import check_page, write_page
 from paxlike.accounting.units import gib
 from paxlike.config import Config, UserError
 from paxlike.parallel import runtime
+from paxlike.parallel.compilers import silent
 from paxlike.plan.html import plan_page, sweep_page
 from paxlike.plan.page import describe, sweep_table
 from paxlike.plan.quantized import against_unquantized
 from paxlike.plan.sweep import check
 from paxlike.plan.sweep import sweep as sweep_plans
-from paxlike.plan.topology import Cluster, MissingCompiler, silent
+from paxlike.plan.topology import Cluster, MissingCompiler
 from paxlike.plan.verb import plan, prepare, with_remedies
 
 

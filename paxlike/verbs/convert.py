@@ -6,7 +6,7 @@ from typing import Annotated
 
 from paxlike.config import Config, UserError, load
 from paxlike.files import check_new
-from paxlike.verbs.flags import flags_of, take
+from paxlike.verbs.flags import flags_of, platform, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,7 @@ def from_t5x(arguments: list[str]) -> None:
     default = FromT5xFlags(load(path) if path else Config())
     flags = flags_of(FromT5xFlags, rest, "paxlike convert from-t5x CHECKPOINT CONFIG OUT", default)
     check_new(Path(out))
-    from paxlike.parallel import runtime
-
+    runtime = platform()
     runtime.start(fake_devices=1)
     from paxlike.data.grain_source import open_data
     from paxlike.interop.t5x import from_t5x
@@ -85,8 +84,7 @@ def _source_and_out(arguments: list[str], what: str, verb: str, kind: type) -> t
     out, rest = take(rest, "OUT", f"{verb} {what}")
     flags = flags_of(kind, rest, f"paxlike {verb} {what} OUT")
     check_new(Path(out))  # before anything is read
-    from paxlike.parallel import runtime
-
+    runtime = platform()
     runtime.start(fake_devices=1)  # a conversion needs no accelerator, and one device is enough
     return Path(source).absolute(), Path(out).absolute(), flags
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paxlike.config import Config, UserError, load
-from paxlike.verbs.flags import flags_of, take
+from paxlike.verbs.flags import flags_of, platform, take
 
 
 def info_verb(arguments: list[str]) -> None:
@@ -50,8 +50,7 @@ def info_verb(arguments: list[str]) -> None:
 
 
 def _countings(config: Config) -> tuple[str, tuple]:
-    from paxlike.parallel import runtime
-
+    runtime = platform()
     runtime.start()
     from paxlike.plan.countings import count_three_ways
 
@@ -165,6 +164,7 @@ def plan_verb(arguments: list[str]) -> None:
     flags = flags_of(PlanFlags, rest, "paxlike plan CONFIG", PlanFlags(load(path) if path else Config()))
     if not flags.topology:
         raise UserError("`paxlike plan` needs a --topology: v4:4x4x4, h100:4x8, cpu:8.")
+    platform()
     from paxlike.plan.command import run
 
     sys.exit(run(flags.config, flags.topology, flags.pods, flags.sweep, flags.json, flags.html))
