@@ -121,11 +121,6 @@ def model_flops(model: ModelConfig, sequence_length: int, convention: str = "pal
     return Count(convention, (parameters, Term("attention", "12LHQT", 12 * attention)))
 
 
-def training_flops(model: ModelConfig, sequence_length: int, tokens: int, convention: str = "palm") -> int:
-    """Model FLOPs of a whole training of `tokens` tokens."""
-    return model_flops(model, sequence_length, convention).total * tokens
-
-
 def hardware_flops(model: ModelConfig, sequence_length: int, convention: str = "palm") -> Count:
     """Model FLOPs and what `model.remat` computes again, as PaLM counts it (arXiv 2204.02311, appendix B).
 
