@@ -27,6 +27,7 @@ usage: paxlike VERB …
   plan CONFIG --topology v4:4x4x4
                         compile the train step for a cluster that is not here: memory, collectives, speed
   data prepare          texts into a token store to train on
+  data materialise      a Task or Mixture of seqio into a token store, once
   data verify STORE     check every byte of a token store against its manifest
 
 `paxlike VERB --help` lists a verb's flags. CONFIG is a Python file such as configs/tiny.py, RUN a run folder.
@@ -50,6 +51,7 @@ VERBS = {
     "report": ("tell", "report_verb"),
     "plan": ("tell", "plan_verb"),
     "data prepare": ("data", "prepare_data"),
+    "data materialise": ("data", "materialise_data"),
     "data verify": ("data", "verify_data"),
 }
 """Verb -> the module in `verbs/` and its function, which takes the arguments after the verb."""

@@ -195,8 +195,12 @@ class DataConfig:
     """What is read. Batch k is a function of (store, seed, k) alone."""
 
     store: str = ""
-    """Folder written by `paxlike data prepare`. Empty: the machine's own Python standard library, prepared once
-    with the settings below and cached."""
+    """Folder written by `paxlike data prepare` or `paxlike data materialise`. Empty: the machine's own Python standard library, prepared
+    once with the settings below and cached."""
+    seqio_mixture: str = ""
+    """A registered Task or Mixture of seqio, read directly in place of a store (extra `seqio`)."""
+    module: str = ""
+    """The Python file that registers it."""
     sequence_length: int = 256
     packing: Literal["split", "whole"] = "split"
     """split: documents are concatenated and cut (PaLM). whole: packed whole, attention stays inside a document."""
@@ -211,6 +215,15 @@ class DataConfig:
         _typed(self, "data")
         _positive(self, "data", "sequence_length", "tokenizer_vocab")
         _require(0 <= self.seed < 2**32, f"data.seed is {self.seed}; it must be in 0 … 2**32 - 1.")
+        _require(
+            not (self.store and self.seqio_mixture),
+            f"data.store is {self.store!r} and data.seqio_mixture {self.seqio_mixture!r}; only one can be read.",
+        )
+        _require(
+            bool(self.module) == bool(self.seqio_mixture),
+            f"data.module is {self.module!r} and data.seqio_mixture {self.seqio_mixture!r}; the module is the file that registers "
+            "the Task or Mixture: give both.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
