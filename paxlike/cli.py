@@ -13,7 +13,8 @@ usage: paxlike VERB …
 
   train CONFIG [--run-dir DIR] [--fake-devices N] [--model.layers 4 …]
                         train; the same command on the same run folder goes on where it stopped
-  eval RUN              loss of a run's newest checkpoint on its validation split; with --tasks, the lm-evaluation-harness's tasks
+  eval RUN              loss of a run's newest checkpoint on its validation split; with --tasks, the lm-evaluation-harness's tasks;
+                        with --seqio-mixture, the metrics of seqio's
   generate RUN PROMPT   text from a run's newest checkpoint, or from a packed model
   pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
   convert to-hf RUN OUT     a run as a folder for Hugging Face's AutoModelForCausalLM and AutoTokenizer

@@ -197,10 +197,6 @@ class DataConfig:
     store: str = ""
     """Folder written by `paxlike data prepare` or `paxlike data materialise`. Empty: the machine's own Python standard library, prepared
     once with the settings below and cached."""
-    seqio_mixture: str = ""
-    """A registered Task or Mixture of seqio, read directly in place of a store (extra `seqio`)."""
-    module: str = ""
-    """The Python file that registers it."""
     sequence_length: int = 256
     packing: Literal["split", "whole"] = "split"
     """split: documents are concatenated and cut (PaLM). whole: packed whole, attention stays inside a document."""
@@ -210,6 +206,10 @@ class DataConfig:
     """Pieces of the SentencePiece model of the default corpus."""
     seed: int = 0
     """Seed of the order in which sequences are read."""
+    seqio_mixture: str = ""
+    """A registered Task or Mixture of seqio, read directly in place of a store (extra `seqio`)."""
+    module: str = ""
+    """The Python file that registers it."""
 
     def __post_init__(self):
         _typed(self, "data")
