@@ -139,14 +139,16 @@ class _Loop:
             if self.stop.asked():
                 return self.stopped(state, step)
             profile.before_step(step, lambda state=state: (self.read_pending(), jax.block_until_ready(state)))
-            with self.goodput.book("data stall"):
-                batch = next(batches)
-            train_step = self.compile(state, batch)
-            with self.goodput.book("step"):
-                with jax.transfer_guard("disallow"):
-                    state, numbers = train_step(state, batch)
-                self.clock.watch(numbers)
-                self.read_pending()
+            # The name is what xprof takes for a step of training.
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                with self.goodput.book("data stall"):
+                    batch = next(batches)
+                train_step = self.compile(state, batch)
+                with self.goodput.book("step"):
+                    with jax.transfer_guard("disallow"):
+                        state, numbers = train_step(state, batch)
+                    self.clock.watch(numbers)
+                    self.read_pending()
             self.pending = (step + 1, numbers)
             if (step + 1) % config.checkpoint.every == 0 and step + 1 < config.train.steps:
                 self.save(state, step + 1)

@@ -10,6 +10,7 @@ seals/           what the checkpoints' files must be, see `seal.py`
 skipped.json     batches that are not learnt from, see `guard.py`
 stacks/          where processes stood that a watchdog ended
 profile/         traces of the profiler window
+wandb.id         which run of Weights & Biases it is, with its local files in wandb/
 """
 
 import fcntl
@@ -48,6 +49,14 @@ class Run:
         known = read_config(folder) if folder.exists() and any(folder.iterdir()) else None
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)
+        try:
+            self._enter(known, config, store)
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self, known: Config | None, config: Config, store: Source) -> None:
+        folder = self.folder
         if known is None:
             write(folder / "data.json", json.dumps({"store": store.location, "fingerprint": store.fingerprint}) + "\n")
             store.tokenizer.save(_made(folder / "tokenizer"))
