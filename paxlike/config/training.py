@@ -11,8 +11,8 @@ class DataConfig:
     """What is read. Batch k is a function of (store, seed, k) alone."""
 
     store: str = ""
-    """Folder written by `paxlike data prepare`. Empty: the machine's own Python standard library, prepared once
-    with the settings below and cached."""
+    """Folder written by `paxlike data prepare` or `paxlike data materialise`. Empty: the machine's own Python standard library, prepared
+    once with the settings below and cached."""
     sequence_length: int = 256
     packing: Literal["split", "whole"] = "split"
     """split: documents are concatenated and cut (PaLM). whole: packed whole, attention stays inside a document."""
@@ -22,11 +22,24 @@ class DataConfig:
     """Pieces of the SentencePiece model of the default corpus."""
     seed: int = 0
     """Seed of the order in which sequences are read."""
+    seqio_mixture: str = ""
+    """A registered Task or Mixture of seqio, read directly in place of a store (extra `seqio`)."""
+    module: str = ""
+    """The Python file that registers it."""
 
     def __post_init__(self):
         typed(self, "data")
         positive(self, "data", "sequence_length", "tokenizer_vocab")
         require(0 <= self.seed < 2**32, f"data.seed is {self.seed}; it must be in 0 … 2**32 - 1.")
+        require(
+            not (self.store and self.seqio_mixture),
+            f"data.store is {self.store!r} and data.seqio_mixture {self.seqio_mixture!r}; only one can be read.",
+        )
+        require(
+            bool(self.module) == bool(self.seqio_mixture),
+            f"data.module is {self.module!r} and data.seqio_mixture {self.seqio_mixture!r}; the module is the file that registers "
+            "the Task or Mixture: give both.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

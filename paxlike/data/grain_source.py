@@ -12,9 +12,8 @@ import numpy as np
 
 from paxlike.config import DataConfig, TrainConfig
 from paxlike.data.batch import Batch
-from paxlike.data.default_store import default_store
 from paxlike.data.sequences import Sequences
-from paxlike.data.store import Store, open_store
+from paxlike.data.store import Store
 
 RowsOf = Callable[[int], np.ndarray]
 """From the size of a batch to the rows of it that this host reads."""
@@ -83,11 +82,6 @@ class ValidationBatches:
     def batches(self, count: int, rows_of: RowsOf = np.arange) -> Iterator[Batch]:
         """The first `count` batches (fewer where the split has no more), read ahead by Grain's threads."""
         return _read_ahead(0, min(count, len(self)), lambda k: self.read_batch(k, rows_of(self._size)))
-
-
-def open_data(data: DataConfig) -> Store:
-    """The store that `data.store` names, or the default corpus, prepared if it is not yet. Raises UserError."""
-    return open_store(data.store or default_store(data))
 
 
 def _rows(rows: np.ndarray | None, size: int) -> list[int]:

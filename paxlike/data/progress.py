@@ -40,6 +40,29 @@ def progress(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     show()
 
 
+@contextlib.contextmanager
+def counting(title: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """As `progress`, of what has no known end: yields `show(count)`."""
+    console = Console(stderr=True)
+    begin = shown = time.monotonic()
+    last = 0
+
+    def told() -> str:
+        return f"{title}: {last:,} {unit}, {last / max(time.monotonic() - begin, 1e-9):,.0f} a second"
+
+    with console.status(title) if console.is_terminal else contextlib.nullcontext() as status:
+
+        def show(count: int) -> None:
+            nonlocal last, shown
+            last = count
+            if time.monotonic() - shown >= (0.2 if status else SECONDS_A_LINE):
+                shown = time.monotonic()
+                status.update(told()) if status else say(told())
+
+        yield show
+    say(told())
+
+
 def say(message: str) -> None:
     """A plain line on standard error."""
     Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)

@@ -34,6 +34,7 @@ class Sequences:
             )
         self._tokens = store.tokens(split)
         self._segments = store.segments(split) if manifest.packing == "whole" else None
+        self._loss_mask = store.loss_mask(split)
         self._count = len(self._tokens) if manifest.packing == "whole" else (len(self._tokens) - 1) // self._length
         if self._count <= 0:
             raise _too_small(store, split, self._length)
@@ -47,18 +48,31 @@ class Sequences:
         tokens = np.zeros((len(numbers), length), np.int32)
         targets = np.full((len(numbers), length), -1, np.int32)
         segments = None if self._segments is None else np.zeros((len(numbers), length), np.int32)
+        mask = None if self._loss_mask is None else np.zeros((len(numbers), length), bool)
         for row, number in enumerate(numbers):
             if not 0 <= number < self._count:
                 continue
             if segments is None:
                 stretch = self._tokens[number * length : (number + 1) * length + 1]
                 tokens[row], targets[row] = stretch[:-1], stretch[1:]
+                if mask is not None:
+                    mask_after = self._loss_mask[number * length + 1 : (number + 1) * length + 1]
+                    targets[row] = np.where(mask_after, targets[row], -1)
             else:
                 tokens[row], segments[row] = self._tokens[number], self._segments[number]
-        if segments is not None:
-            inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-            targets[:, :-1] = np.where(inside, tokens[:, 1:], -1)
-        return Batch(tokens, targets, segments)
+                if mask is not None:
+                    mask[row] = self._loss_mask[number]
+        return Batch(tokens, targets if segments is None else targets_within(tokens, segments, mask), segments)
+
+
+def targets_within(tokens: np.ndarray, segments: np.ndarray, loss_mask: np.ndarray | None = None) -> np.ndarray:
+    """int32 [..., T]: the next token where it is of the same segment and to be predicted (None: all are), -1 elsewhere."""
+    inside = (segments[..., 1:] == segments[..., :-1]) & (segments[..., 1:] > 0)
+    if loss_mask is not None:
+        inside = inside & (loss_mask[..., 1:] > 0)
+    targets = np.full(tokens.shape, -1, np.int32)
+    targets[..., :-1] = np.where(inside, tokens[..., 1:], -1)
+    return targets
 
 
 def _too_small(store: Store, split: Split, length: int) -> UserError:

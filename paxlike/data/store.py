@@ -5,6 +5,7 @@
 - train.tokens, validation.tokens: packing split, one stream, each document followed by the end-of-document id;
   packing whole, rows of `sequence_length` tokens
 - train.segments, validation.segments: packing whole only, the segment ids of the rows, 0 where they are padded
+- train.loss_mask, validation.loss_mask: only where not every token is to be predicted, a byte for each token, 1 where it is
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from paxlike.config import ConfigError, ModelConfig, UserError
+from paxlike.config import UserError
 from paxlike.data.location import fetched, in_bucket, located
 from paxlike.data.packing import segment_dtype
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
@@ -72,7 +73,7 @@ class Manifest:
     splits: dict[str, SplitCounts]
     files: dict[str, FileRecord]
     inputs: dict[str, int]
-    """Bytes on disk of each input file."""
+    """Bytes on disk of each input file. Of a seqio Task or Mixture, `seqio:NAME/SPLIT`: its documents."""
 
     @property
     def fingerprint(self) -> str:
@@ -119,6 +120,18 @@ class Store:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
+    @property
+    def name(self) -> str:
+        return f"the store {self.folder}"
+
+    @property
+    def location(self) -> str:
+        return str(self.folder)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest.vocab_size
+
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.folder)
@@ -130,6 +143,11 @@ class Store:
     def segments(self, split: Split) -> np.ndarray:
         """Memory-mapped segment ids [rows, sequence_length]; packing whole only."""
         return self._map(f"{split}.segments", segment_dtype(self.manifest.sequence_length))
+
+    def loss_mask(self, split: Split) -> np.ndarray | None:
+        """Memory-mapped uint8 of the shape of the tokens: 1 where a token is to be predicted. None: all are."""
+        name = f"{split}.loss_mask"
+        return self._map(name, np.dtype(np.uint8)) if name in self.manifest.files else None
 
     def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
         shape = (self.manifest.files[name].bytes // dtype.itemsize,)
@@ -170,21 +188,3 @@ def open_store(folder: str | Path) -> Store:
                 f"{path} {what}; manifest.json says {record.bytes:,} bytes. {PREPARE_AGAIN}, or copy the file again."
             )
     return Store(folder, manifest)
-
-
-def check_vocabulary(store: Store, model: ModelConfig) -> None:
-    """Raises ConfigError where the model cannot predict every id of the store."""
-    if store.manifest.vocab_size > model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size {model.vocab_size} is smaller than the {store.manifest.vocab_size} ids of the tokenizer "
-            f"of the store {store.folder}; set model.vocab_size to {store.manifest.vocab_size} or more."
-        )
-
-
-def check_unchanged(store: Store, fingerprint: str) -> None:
-    """Raises UserError where the store is not the one that a run began with."""
-    if store.fingerprint != fingerprint:
-        raise UserError(
-            f"the store {store.folder} has fingerprint {store.fingerprint}, the run began with {fingerprint}: its "
-            "content or packing changed. Put the old store back, or start a new run folder."
-        )

@@ -82,6 +82,13 @@ class Tokenized:
     """Every document followed by its end-of-document id: [tokens]."""
     documents: np.ndarray
     """Of dtype DOCUMENT."""
+    loss_mask: np.ndarray | None = None
+    """uint8 [tokens]: 1 where a token is to be predicted. None: all are."""
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is written for each split, by the end of the file's name."""
+        return {"tokens": self.tokens} | ({} if self.loss_mask is None else {"loss_mask": self.loss_mask})
 
     def slabs(self, threshold: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(rows of the table, where their tokens start, whether they are for validation) of many documents a time."""
@@ -97,16 +104,18 @@ def write_streams(data: Tokenized, threshold: int, folder: Path) -> tuple[dict, 
     """Packing split: each split's documents one after the other. Returns (splits, files) of the manifest."""
     counts = dict.fromkeys(SPLITS, np.zeros(3, np.int64))
     with contextlib.ExitStack() as stack:
-        outputs = {split: stack.enter_context(HashedFile(folder / f"{split}.tokens")) for split in SPLITS}
+        names = [(split, kind) for split in SPLITS for kind in data.arrays]
+        outputs = {name: stack.enter_context(HashedFile(folder / ".".join(name))) for name in names}
         for rows, starts, validation in data.slabs(threshold):
             # Neighbors of the same split are copied at once.
             firsts = np.flatnonzero(np.r_[True, validation[1:] != validation[:-1]])
             ends = np.r_[starts[firsts[1:]], starts[-1] + int(rows["tokens"][-1])]
             for first, end in zip(firsts.tolist(), ends.tolist(), strict=True):
-                outputs[SPLITS[int(validation[first])]].write(data.tokens[starts[first] : end])
+                for kind, array in data.arrays.items():
+                    outputs[SPLITS[int(validation[first])], kind].write(array[starts[first] : end])
             for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
                 counts[split] = counts[split] + _count(rows[chosen])
-        files = {f"{split}.tokens": output.record for split, output in outputs.items()}
+        files = {".".join(name): output.record for name, output in outputs.items()}
     return {split: SplitCounts(*map(int, counts[split]), rows=0, efficiency=1.0) for split in SPLITS}, files
 
 
@@ -125,6 +134,11 @@ def write_rows(data: Tokenized, threshold: int, folder: Path, row_tokens: int) -
                 tokens.write(slab[0])
                 segments.write(slab[1])
             files |= {names[0]: tokens.record, names[1]: segments.record}
+        if data.loss_mask is not None:
+            with HashedFile(folder / f"{split}.loss_mask") as mask:
+                for slab in packing.fill_rows(data.loss_mask, piece_starts, piece_lengths, rows, row_tokens):
+                    mask.write(slab[0])
+                files[f"{split}.loss_mask"] = mask.record
         count = int(rows.max(initial=-1)) + 1
         efficiency = round(int(lengths.sum()) / max(count * row_tokens, 1), 6)
         splits[split] = SplitCounts(*map(int, _count(documents[chosen])), rows=count, efficiency=efficiency)

@@ -15,7 +15,7 @@ from flax import serialization
 
 from paxlike.accounting.parameters import parameter_count, stored_shapes
 from paxlike.config import Config, UserError
-from paxlike.data.store import Store
+from paxlike.data.source import Source
 from paxlike.files import new_folder
 from paxlike.interop.converted import Converted
 from paxlike.interop.t5x_layout import Leaf, leaves
@@ -90,7 +90,7 @@ def _put(tree: dict, path: tuple[str, ...], value: object) -> None:
 # ---- from T5X -------------------------------------------------------------------------------------------------------
 
 
-def from_t5x(checkpoint: Path, config: Config, store: Store, out: Path) -> Converted:
+def from_t5x(checkpoint: Path, config: Config, store: Source, out: Path) -> Converted:
     """Makes a run folder of a T5X checkpoint (`…/checkpoint_1000`); `config` is the run's, `store` its data and tokenizer.
 
     Where `config.optim` is palm and the checkpoint has m and v, the run goes on training at the checkpoint's step. Otherwise it has

@@ -8,8 +8,6 @@ Query heads that share a key/value head lie beside each other as rows of one mat
 is transposed.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 

@@ -15,13 +15,13 @@ from jax.experimental import multihost_utils
 
 import paxlike
 from paxlike.config import Config, UserError, differences, from_json, to_json
-from paxlike.data.store import Store
+from paxlike.data.source import Source
 from paxlike.parallel import job
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def check_config(config: Config, store: Store, seconds: float) -> None:
+def check_config(config: Config, store: Source, seconds: float) -> None:
     """Compares config, code, packages and data of all processes. Raises UserError naming the process and what differs."""
     same = {
         "code": source_hash(),
@@ -65,7 +65,7 @@ def _version(name: str) -> str:
 def _config_differences(first: dict, other: dict) -> list[str]:
     changes = differences(from_json(first["config"]), from_json(other["config"]))
     # Hosts may keep their copies of the data in different places; what is in them is compared by itself.
-    return [change for change in changes if not change.startswith("data.store:")]
+    return [change for change in changes if not change.startswith(("data.store:", "data.module:"))]
 
 
 def _differences(first: dict[str, str], other: dict[str, str]) -> list[str]:

@@ -18,8 +18,7 @@ from paxlike import __version__
 from paxlike.accounting.history import earlier_booking
 from paxlike.config import Config, UserError
 from paxlike.data.batch import Batch
-from paxlike.data.grain_source import TrainBatches, ValidationBatches, open_data
-from paxlike.data.store import Store, check_vocabulary
+from paxlike.data.source import Source, check_vocabulary, open_data, train_batches, validation_batches
 from paxlike.nn.weight import Numerics
 from paxlike.parallel import job
 from paxlike.parallel.ingest import local_rows, to_devices
@@ -91,7 +90,7 @@ def train(config: Config, folder: Path) -> Result:
 
 
 class _Loop:
-    def __init__(self, config: Config, store: Store, console: Console):
+    def __init__(self, config: Config, store: Source, console: Console):
         """Everything that can be found wrong before a run folder is made."""
         self.config, self.store, self.console = config, store, console
         train = config.train
@@ -100,8 +99,8 @@ class _Loop:
         }
         program = Program.of(config, Numerics.of(config.model, config.precision, jax.default_backend()))
         self.numerics, self.optimizer, self.train_step = program
-        self.train_source = TrainBatches(store, config.data, train)
-        self.validation_source = ValidationBatches(store, config.data, train)
+        self.train_source = train_batches(store, config.data, train)
+        self.validation_source = validation_batches(store, config.data, train)
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
         self.changes: list[str] = []
@@ -140,14 +139,16 @@ class _Loop:
             if self.stop.asked():
                 return self.stopped(state, step)
             profile.before_step(step, lambda state=state: (self.read_pending(), jax.block_until_ready(state)))
-            with self.goodput.book("data stall"):
-                batch = next(batches)
-            train_step = self.compile(state, batch)
-            with self.goodput.book("step"):
-                with jax.transfer_guard("disallow"):
-                    state, numbers = train_step(state, batch)
-                self.clock.watch(numbers)
-                self.read_pending()
+            # The name is what xprof takes for a step of training.
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                with self.goodput.book("data stall"):
+                    batch = next(batches)
+                train_step = self.compile(state, batch)
+                with self.goodput.book("step"):
+                    with jax.transfer_guard("disallow"):
+                        state, numbers = train_step(state, batch)
+                    self.clock.watch(numbers)
+                    self.read_pending()
             self.pending = (step + 1, numbers)
             if (step + 1) % config.checkpoint.every == 0 and step + 1 < config.train.steps:
                 self.save(state, step + 1)

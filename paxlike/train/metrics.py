@@ -1,14 +1,17 @@
 """Where a run's numbers are written: metrics.jsonl, TensorBoard, and Weights & Biases where asked for."""
 
+import dataclasses
 import json
 import math
 import os
 import shutil
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from paxlike.config import Config, UserError
 from paxlike.data.location import in_bucket
@@ -37,7 +40,7 @@ class Metrics:
         if torn:
             self._file.write("\n")
         self._tensorboard = SummaryWriter(str(self._folder / "tensorboard")) if config.log.tensorboard else None
-        self._wandb = _wandb(self._folder, config) if config.log.wandb else None
+        self._wandb = _wandb(folder, self._folder, config) if config.log.wandb else None
         self._every = config.log.every
 
     def step(self, step: int, values: dict[str, float], more: dict[str, object]) -> None:
@@ -48,6 +51,10 @@ class Metrics:
 
     def event(self, name: str, step: int, **values: object) -> None:
         self._line({"event": name, "step": step, **values})
+        if self._tensorboard and name in ("start", "rewind"):
+            # What TensorBoard has of later steps is of an attempt that they were lost from.
+            began = Event(session_log=SessionLog(status=SessionLog.START))
+            self._tensorboard.file_writer.add_event(began, step + 1)
         self._points(step, {f"{name}/{key}": v for key, v in values.items() if isinstance(v, int | float)})
         if self._tensorboard:
             self._tensorboard.flush()
@@ -82,7 +89,7 @@ class Metrics:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
-            self._wandb.log(values, step=step)
+            self._wandb.log({"step": step, **values})
 
 
 class NoMetrics(Metrics):
@@ -102,11 +109,20 @@ class NoMetrics(Metrics):
         pass
 
 
-def _wandb(folder: Path, config: Config):
+def _wandb(run: Path, local: Path, config: Config):
+    """The Weights & Biases run of the run folder, the same one after each restart. Its x axis is `step`, which a rewind may set back."""
     try:
         import wandb
     except ImportError:
         raise UserError(
-            "log.wandb is set, but wandb is not installed: `pip install wandb`, or --log.no-wandb."
+            "log.wandb is set, but wandb is not installed: `pip install 'paxlike[wandb]'`, or --log.no-wandb."
         ) from None
-    return wandb.init(project="paxlike", name=config.name, dir=str(folder), resume="allow")
+    known = run / "wandb.id"
+    if not known.is_file():
+        known.write_text(uuid.uuid4().hex[:16])
+    opened = wandb.init(
+        project="paxlike", name=config.name, dir=str(local), config=dataclasses.asdict(config), id=known.read_text(), resume="allow"
+    )  # fmt: skip
+    opened.define_metric("step")
+    opened.define_metric("*", step_metric="step")
+    return opened

@@ -1,7 +1,7 @@
 """The run folder: what is in it, who may use it, and whether a config may go on in it.
 
 config.json      the resolved config
-data.json        the token store's path and fingerprint
+data.json        the token store's path (or seqio:NAME) and fingerprint
 tokenizer/       a copy of the store's tokenizer, so that a run can be sampled without its data
 metrics.jsonl    a line a step, and a line an event (start, compile, evaluation, checkpoint, stop)
 tensorboard/     event files
@@ -10,6 +10,7 @@ seals/           what the checkpoints' files must be, see `seal.py`
 skipped.json     batches that are not learnt from, see `guard.py`
 stacks/          where processes stood that a watchdog ended
 profile/         traces of the profiler window
+wandb.id         which run of Weights & Biases it is, with its local files in wandb/
 """
 
 import fcntl
@@ -19,13 +20,13 @@ from pathlib import Path
 
 from paxlike.config import Config, UserError, differences, from_json, to_json
 from paxlike.data.location import in_bucket
-from paxlike.data.store import Store, check_unchanged
+from paxlike.data.source import Source, check_unchanged
 from paxlike.files import write_file
 
 MAY_CHANGE = (
     "train.steps:", "train.accumulate:", "model.remat:", "model.attention:", "mesh.", "precision.compute:", "precision.gradients:",
     "checkpoint.", "eval.", "log.", "profile.", "guard.rewinds:", "guard.back:", "guard.skip:", "guard.window:",
-    "guard.deviations:", "guard.patience:", "watchdog.", "data.store:",
+    "guard.deviations:", "guard.patience:", "watchdog.", "data.store:", "data.module:",
 )  # fmt: skip
 """What may differ from the run's config when it goes on: none of it changes what is learnt from which batch, beyond rounding."""
 
@@ -41,7 +42,7 @@ def next_free(root: Path, name: str) -> Path:
 class Run:
     """An open run folder, locked against a second process of the same machine until `close`; a bucket cannot be locked."""
 
-    def __init__(self, folder: Path, config: Config, store: Store):
+    def __init__(self, folder: Path, config: Config, store: Source):
         """Makes the folder, or checks that it belongs to this config and data. Raises UserError otherwise."""
         self.folder = folder
         self.changes: list[str] = []
@@ -51,10 +52,16 @@ class Run:
         known = read_config(folder) if folder.exists() and any(folder.iterdir()) else None
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)
+        try:
+            self._enter(known, config, store)
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self, known: Config | None, config: Config, store: Source) -> None:
+        folder = self.folder
         if known is None:
-            write(
-                folder / "data.json", json.dumps({"store": str(store.folder), "fingerprint": store.fingerprint}) + "\n"
-            )
+            write(folder / "data.json", json.dumps({"store": store.location, "fingerprint": store.fingerprint}) + "\n")
             store.tokenizer.save(_made(folder / "tokenizer"))
         else:
             self.changes = _checked_changes(folder, known, config)

@@ -1,5 +1,6 @@
 """A trained run, opened to be used: its config, parameters and tokenizer, on the devices that are here."""
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 
 from paxlike.accounting.parameters import stored_shapes
 from paxlike.config import Config, ConfigError, MeshConfig, ModelConfig, divisors
-from paxlike.data.grain_source import ValidationBatches
+from paxlike.data.source import open_data, validation_batches
 from paxlike.data.store import open_store
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
 from paxlike.nn.weight import Numerics
@@ -63,9 +64,11 @@ def evaluate_run(folder: Path, mesh: MeshConfig, step: int | None, batches: int)
     trained = open_trained(folder, mesh, step)
     train = trained.config.train
     with jax.set_mesh(trained.mesh):
-        source = ValidationBatches(open_store(read_data(folder)["store"]), trained.config.data, train)
+        data = trained.config.data
+        opened = open_data(data) if data.seqio_mixture else open_store(read_data(folder)["store"])
+        source = validation_batches(opened, data, train)
         rows = local_rows(train.batch_size, train.accumulate)
         eval_step = make_eval_step(trained.config, trained.numerics)
-        read = source.batches(batches or len(source), lambda _: rows)
+        read = source.batches(batches or sys.maxsize, lambda _: rows)
         on_devices = (on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in read)
         return trained.step, evaluate(eval_step, trained.params, on_devices)

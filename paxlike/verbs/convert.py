@@ -72,7 +72,7 @@ def from_t5x(arguments: list[str]) -> None:
     check_new(Path(out))
     runtime = platform()
     runtime.start(fake_devices=1)
-    from paxlike.data.grain_source import open_data
+    from paxlike.data.source import open_data
     from paxlike.interop.t5x import from_t5x
 
     store = open_data(flags.config.data)

@@ -11,6 +11,12 @@ def prepare_data(arguments: list[str]) -> None:
     prepare(flags_of(PrepareConfig, arguments, "paxlike data prepare"))
 
 
+def materialise_data(arguments: list[str]) -> None:
+    from paxlike.data.materialise import MaterialiseConfig, materialise
+
+    materialise(flags_of(MaterialiseConfig, arguments, "paxlike data materialise"))
+
+
 def verify_data(arguments: list[str]) -> None:
     path, rest = take(arguments, "STORE", "data verify")
     if path is None or rest:

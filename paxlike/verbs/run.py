@@ -139,7 +139,8 @@ def pack_verb(arguments: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EvalFlags:
-    """Loss of RUN's newest checkpoint on its validation split, or its scores in tasks of the lm-evaluation-harness (extra `eval`)."""
+    """Loss of RUN's newest checkpoint on its validation split, its scores in tasks of the lm-evaluation-harness (extra `eval`), or the
+    metrics of a Task or Mixture of seqio (extra `seqio`)."""
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     step: int | None = None
@@ -152,6 +153,12 @@ class EvalFlags:
     """Where the tasks' YAML files are; data_files are relative to it."""
     shots: int | None = None
     """Examples shown before each question of a task. Without it, as many as the task says."""
+    seqio_mixture: str = ""
+    """A registered Task or Mixture, in place of the loss."""
+    module: str = ""
+    """The Python file that registers it."""
+    split: str = "validation"
+    """Its split."""
     limit: int | None = None
     """Questions of each task. Without it, all."""
     batch_size: int = 16
@@ -176,6 +183,9 @@ def evaluate_verb(arguments: list[str]) -> None:
     if flags.tasks:
         _eval_tasks(located(path), flags)
         return runtime.finish()
+    if flags.seqio_mixture:
+        _eval_mixture(located(path), flags)
+        return runtime.finish()
     step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
     show = print if jax.process_index() == 0 else lambda _: None
     show(f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over {found['tokens']:,} tokens")
@@ -195,6 +205,19 @@ def _eval_tasks(folder: Path, flags: EvalFlags) -> None:
     )
     if jax.process_index() == 0:
         print(json.dumps(numbers, indent=2) if flags.json else table)
+
+
+def _eval_mixture(folder: Path, flags: EvalFlags) -> None:
+    import jax
+
+    from paxlike.interop.seqio_evaluator import evaluate_mixture
+    from paxlike.train.trained import open_trained
+
+    trained = open_trained(folder, flags.mesh, flags.step)
+    numbers = evaluate_mixture(trained, flags.seqio_mixture, flags.module, flags.split, flags.limit, flags.batch_size)
+    if jax.process_index() == 0:
+        lines = [f"{task}: {name} {value:.4f}" for task, found in numbers.items() for name, value in found.items()]
+        print(json.dumps(numbers, indent=2) if flags.json else "\n".join(lines))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,7 +165,7 @@ def table(running: list[Contestant], first: dict[str, float]) -> str:
     rates = {contestant.name: contestant.rate for contestant in running}
     product = rates.get("a 4096³ product, PyTorch") or rates.get("a 4096³ product, XLA")
     lines = [
-        "| | tokens/s | of a step: median (least – most) s | CPU s | ours / theirs | share of the product's rate | first step s | peak GB |",
+        "| | tokens/s | a step: median (least – most) s | CPU s | ours / theirs | share of the product | first step s | peak GB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in running:

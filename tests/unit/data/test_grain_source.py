@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from paxlike.config import DataConfig, TrainConfig, UserError
-from paxlike.data import grain_source
-from paxlike.data.grain_source import TrainBatches, ValidationBatches, open_data
+from paxlike.data import source
+from paxlike.data.grain_source import TrainBatches, ValidationBatches
+from paxlike.data.source import open_data
 
 RAMP = TrainConfig(batch_size=8, batch_ramp=((2, 3), (4, 5)))
 
@@ -131,7 +132,7 @@ def test_open_data(make_store, monkeypatch):
     folder = make_store().folder
     assert open_data(DataConfig(store=str(folder))).folder == folder
     asked = []
-    monkeypatch.setattr(grain_source, "default_store", lambda data: asked.append(data) or folder)
+    monkeypatch.setattr(source, "default_store", lambda data: asked.append(data) or folder)
     assert open_data(DataConfig()).folder == folder and asked == [DataConfig()]
     with pytest.raises(UserError, match="not a token store"):
         open_data(DataConfig(store="nowhere"))

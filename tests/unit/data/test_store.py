@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from paxlike.config import ConfigError, ModelConfig, UserError
-from paxlike.data.store import check_unchanged, check_vocabulary, open_store
+from paxlike.data.source import check_unchanged, check_vocabulary
+from paxlike.data.store import open_store
 
 
 def test_opening_reads_what_was_written(make_store):
