@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ PROGRAMS = {
     "paxlike, bfloat16": ("", [*OURS, "--compute", "bfloat16"]),
     "torch.compile": ("torch", [TWINS + "torch_palm.py", "compile"]),
     "PyTorch": ("torch", [TWINS + "torch_palm.py"]),
+    "torch.compile, bfloat16": ("torch", [TWINS + "torch_palm.py", "compile", "bfloat16"]),
     "Hugging Face Cohere": ("torch", [TWINS + "hf_cohere.py"]),
     "MaxText": ("maxtext", [TWINS + "maxtext.py"]),
     "paxlike, 2 x 2 fake mesh": ("", [*OURS, "--mesh", "2", "2"]),
@@ -121,7 +123,7 @@ def contest(names: list[str], pythons: dict[str, str], turns: int, steps: int) -
 def first_steps() -> dict[str, float]:
     """Seconds from the command `paxlike train` to the end of its first step, with an empty and with a filled compilation cache."""
     from paxlike.config import DataConfig
-    from paxlike.data.grain_source import open_data
+    from paxlike.data.source import open_data
 
     store = open_data(DataConfig(tokenizer_vocab=4096)).folder
     found = {}
@@ -156,8 +158,6 @@ def first_steps() -> dict[str, float]:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT), "PAXLIKE_CACHE": f"{folder}/cache"}
 
 

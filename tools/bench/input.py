@@ -17,8 +17,9 @@ import sentencepiece
 
 from paxlike.config import Config, DataConfig
 from paxlike.data.corpus import read_blocks, standard_library
-from paxlike.data.grain_source import TrainBatches, open_data
+from paxlike.data.grain_source import TrainBatches
 from paxlike.data.prepare import PrepareConfig, prepare_files
+from paxlike.data.source import open_data
 from paxlike.data.store import Store
 from paxlike.parallel.ingest import local_rows
 from paxlike.train.loop import on_mesh

@@ -21,7 +21,7 @@ def main() -> None:
     import jax
 
     from paxlike.config import MeshConfig, PrecisionConfig
-    from paxlike.data.grain_source import TrainBatches, open_data
+    from paxlike.data.source import open_data, train_batches
     from paxlike.nn.weight import Numerics
     from paxlike.parallel.ingest import local_rows
     from paxlike.parallel.mesh import make_mesh
@@ -35,7 +35,7 @@ def main() -> None:
     with jax.set_mesh(make_mesh(MeshConfig(data=data, model=model))):
         size = config.train.batch_size
         rows = local_rows(size, 1)
-        batches = TrainBatches(open_data(config.data), config.data, config.train).batches(0, lambda _: rows)
+        batches = train_batches(open_data(config.data), config.data, config.train).batches(0, lambda _: rows)
         program = Program.of(config, Numerics.of(config.model, config.precision, jax.default_backend()))
         state = make_state(config, program.numerics, program.optimizer)
 

@@ -1,4 +1,4 @@
-"""A plain PaLM decoder in PyTorch, as its users would write it: `python torch_palm.py [compile]`."""
+"""A plain PaLM decoder in PyTorch, as its users would write it: `python torch_palm.py [compile] [bfloat16]`."""
 
 import os
 import sys
@@ -64,7 +64,8 @@ def main() -> None:
 
     def step() -> float:
         rows = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
-        loss = loss_of(rows[:, :-1], rows[:, 1:])
+        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in sys.argv[1:]):
+            loss = loss_of(rows[:, :-1], rows[:, 1:])
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
