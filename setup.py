@@ -43,6 +43,8 @@ setup(
         "wandb": ["wandb"],
         # Not needed to convert: these load what was converted, and check it.
         "hf": ["transformers>=5", "torch", "tokenizers"],
+        # What the benches stand beside.
+        "bench": ["torch==2.13.0", "transformers>=5"],
         "eval": ["lm-eval>=0.4.13"],
         "serve": ["starlette>=1.0", "uvicorn>=0.50"],
         # Compilers for chips that are not here: libtpu (684 MB), the CUDA plugin without CUDA's own libraries (460 MB).
