@@ -13,6 +13,7 @@ from pathlib import Path
 # From the ground up. A package may import its own floor and those below; "" is paxlike/__init__.py.
 FLOORS = [
     ["", "config"],
+    ["files"],
     ["parallel", "accounting"],
     ["quant", "data", "optim"],
     ["nn"],
@@ -42,7 +43,7 @@ DOORS = {
     "jax.distributed": ("parallel/runtime.py",),
     "pathwaysutils": ("parallel/runtime.py",),
 }
-NO_JAX = ("config.py", "accounting/")
+NO_JAX = ("config/", "accounting/")
 # Flax NNX is used as modules and parameters only; transforms are plain jax.
 NNX_FORBIDDEN = {"jit", "scan", "vmap", "grad", "value_and_grad", "remat", "Optimizer"}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
@@ -158,7 +159,7 @@ def circles(imports: dict[str, set[str]]) -> list[str]:
 
 
 def jax_below(imports: dict[str, set[str]]) -> list[str]:
-    """config.py and accounting/ must start without JAX, so nothing that they import may import it either."""
+    """config/ and accounting/ must start without JAX, so nothing that they import may import it either."""
     # Importing a.b.c runs a/__init__.py and a/b/__init__.py first.
     graph = {
         module: {_known(name, imports) for name in names} - {None} | _parents(module)
@@ -166,7 +167,7 @@ def jax_below(imports: dict[str, set[str]]) -> list[str]:
     }
     found = []
     for module in sorted(graph):
-        if _inside(module).startswith(tuple(place.removesuffix(".py") for place in NO_JAX)):
+        if _inside(module).startswith(NO_JAX):
             for other in sorted({module} | _reached(graph, graph[module])):
                 if any(name.split(".")[0] in ("jax", "flax", "optax", "orbax") for name in imports.get(other, ())):
                     found.append(f"{module}: must not need JAX, but {other} imports it")

@@ -7,12 +7,12 @@ the TPU compiler makes it, needs libtpu and takes about a minute; without libtpu
 """
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from paxlike.accounting.parameters import stored_shapes
 from paxlike.config import load
+from paxlike.files import write_file
 from paxlike.parallel.rules import MESH_AXES
 from paxlike.parallel.table import sharding_rows
 
@@ -82,9 +82,7 @@ def main() -> None:
         made.append((COLLECTIVES, render_collectives(compile_collectives()[1])))
     for file, text in made:
         if not file.exists() or file.read_text() != text:
-            partial = file.with_suffix(".partial")
-            partial.write_text(text)
-            os.replace(partial, file)
+            write_file(file, text)
             print(file.relative_to(ROOT))
 
 

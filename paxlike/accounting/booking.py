@@ -27,11 +27,6 @@ class Booking:
         """Seconds seen to pass since then."""
         self._last: float | None = None
 
-    @property
-    def last_time(self) -> float | None:
-        """Unix seconds of the last line."""
-        return self._last
-
     def add(self, line: Mapping) -> None:
         """A line of metrics.jsonl (`train/metrics.py`), in the order of the file."""
         now = _number(line.get("time"))

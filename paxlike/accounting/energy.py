@@ -55,7 +55,7 @@ def forward_energy(model: ModelConfig, tokens: int, precision: str, node: str) -
     """Joules of one sequence's forward pass: linear layers, attention products, logits.
 
     precision: fp32, fp16 or bitnet (int8 additions in the linear layers, fp16 elsewhere). node: 45nm or 7nm. The paper's table
-    is the sum of the first two parts (`paper_energy`).
+    is the sum of the first two parts.
     """
     if precision not in PRECISIONS or node not in PICOJOULES:
         raise UserError(
@@ -71,9 +71,3 @@ def forward_energy(model: ModelConfig, tokens: int, precision: str, node: str) -
         add, multiply = table["int8" if binary else wide][0], table[wide][1]
         energies.append(Energy(part, additions * add * 1e-12, multiplications * multiply * 1e-12))
     return tuple(energies)
-
-
-def paper_energy(model: ModelConfig, tokens: int, precision: str, node: str) -> Energy:
-    """As table 1 counts: the blocks' linear layers and attention products, without the logits."""
-    counted = forward_energy(model, tokens, precision, node)[:2]
-    return Energy("blocks", sum(e.add for e in counted), sum(e.multiply for e in counted))

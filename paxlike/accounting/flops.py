@@ -18,7 +18,8 @@ matrix (a few millionths); rows that pad the vocabulary are not.
 
 **Hardware FLOPs**: with what rematerialization computes again, what HFU divides by the peak. `hardware_flops` states it as the paper
 does; `executed_flops` lists what this program runs, each term by name, starting from the palm convention: it equals the compiled
-program's own count (`hlo_matmuls`), padding and kernels included.
+program's own count (`hlo_matmuls`), padding and kernels included. S: the keys that a query meets on average where attention runs in
+blocks of queries (`query_blocks`).
 """
 
 import dataclasses
@@ -90,7 +91,9 @@ def flops_by_part(model: ModelConfig, sequence_length: int, kernel: str = "refer
     """Training FLOPs per token by part of the model, and what is computed again, as executed."""
     forward = {term.name: term.flops for term in forward_flops(model, sequence_length).terms}
     parts = {part: 3 * sum(forward[name] for name in names) for part, names in PARTS.items()}
-    parts["attention products"] += sum(term.flops for term in _inside_kernel(model, sequence_length, kernel))
+    parts["attention products"] = 6 * _met(model, sequence_length, kernel) + sum(
+        term.flops for term in _inside_kernel(model, sequence_length, kernel)
+    )
     return {**parts, "computed again": sum(term.flops for term in recomputed(model, sequence_length, kernel))}
 
 
@@ -118,11 +121,6 @@ def model_flops(model: ModelConfig, sequence_length: int, convention: str = "pal
     return Count(convention, (parameters, Term("attention", "12LHQT", 12 * attention)))
 
 
-def training_flops(model: ModelConfig, sequence_length: int, tokens: int, convention: str = "palm") -> int:
-    """Model FLOPs of a whole training of `tokens` tokens."""
-    return model_flops(model, sequence_length, convention).total * tokens
-
-
 def hardware_flops(model: ModelConfig, sequence_length: int, convention: str = "palm") -> Count:
     """Model FLOPs and what `model.remat` computes again, as PaLM counts it (arXiv 2204.02311, appendix B).
 
@@ -139,32 +137,63 @@ def hardware_flops(model: ModelConfig, sequence_length: int, convention: str = "
     return Count(f"{convention} + remat {model.remat}", model_flops(model, sequence_length, convention).terms + again)
 
 
+QUERY_BLOCKS, LEAST_BLOCK = 8, 128
+"""Blocks of queries that `nn/blocked.py` cuts a sequence into, at most, and the least queries of one that is not the last."""
+
+
+def query_blocks(sequence_length: int) -> list[tuple[int, int]]:
+    """(first query, last query + 1) of each block; the keys of a block are those before its end."""
+    size = max(LEAST_BLOCK, -(-sequence_length // QUERY_BLOCKS))
+    return [(begin, min(begin + size, sequence_length)) for begin in range(0, sequence_length, size)]
+
+
 # ---- as executed -------------------------------------------------------------------------------------------------------
 
-KERNELS = ("reference", "xla", "cudnn", "splash")
+KERNELS = ("reference", "blocked", "xla", "cudnn", "splash")
 
 
 def executed_flops(model: ModelConfig, sequence_length: int, kernel: str = "reference") -> Count:
     """What a training step of this program runs per token: the palm convention and every term in which it differs.
 
     kernel: the attention implementation that runs (`model.attention`, settled for the platform). Its products are counted as full
-    squares: splash and cuDNN skip about half of each under a causal mask.
+    squares: splash and cuDNN skip about half of each under a causal mask. What `blocked` skips is known, and is a term.
     """
-    norms = parameters_by_part(model)["norms"]
-    padding = model.d_model * (model.vocab_rows - model.vocab_size)
     terms = (
-        *model_flops(model, sequence_length).terms,
-        Term("norm scales multiply no matrix", "-6 N_norms", -6 * norms),
-        Term("rows that pad the vocabulary", "6D·V_padding", 6 * padding),
+        *needed_flops(model, sequence_length, kernel).terms,
         *_inside_kernel(model, sequence_length, kernel),
         *recomputed(model, sequence_length, kernel),
     )
     return Count(f"executed, {kernel} attention, remat {model.remat}", tuple(term for term in terms if term.flops))
 
 
+def needed_flops(model: ModelConfig, sequence_length: int, kernel: str = "reference") -> Count:
+    """Of what `executed_flops` counts, each product of the forward pass once and the two of its gradient once."""
+    norms = parameters_by_part(model)["norms"]
+    padding = model.d_model * (model.vocab_rows - model.vocab_size)
+    skipped = _met(model, sequence_length, kernel) - _met(model, sequence_length, "reference")
+    terms = (
+        *model_flops(model, sequence_length).terms,
+        Term("norm scales multiply no matrix", "-6 N_norms", -6 * norms),
+        Term("rows that pad the vocabulary", "6D·V_padding", 6 * padding),
+        Term("keys after a block of queries", "12LHQ(S - T)", 6 * skipped),
+    )
+    return Count(f"once, {kernel} attention", tuple(term for term in terms if term.flops))
+
+
+def _met(model: ModelConfig, sequence_length: int, kernel: str) -> int:
+    """FLOPs per token of one attention product: 2LHQ times S, the keys that a query meets on average."""
+    product = 2 * model.layers * model.heads * model.head_dim
+    if kernel != "blocked":
+        return product * sequence_length
+    blocks = query_blocks(sequence_length)
+    return product * sum((end - begin) * end for begin, end in blocks) // sequence_length
+
+
 def _inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tuple[Term, ...]:
     """Products that a flash kernel's backward pass repeats to avoid keeping the scores (Dao et al., arXiv 2205.14135)."""
-    product = 2 * model.layers * model.heads * model.head_dim * sequence_length
+    product = _met(model, sequence_length, kernel)
+    if kernel == "blocked":
+        return (Term("the blocks' backward: scores again", "2LHQS", product),)
     if kernel == "cudnn":
         return (Term("cuDNN's backward: scores again", "2LHQT", product),)
     if kernel == "splash":
@@ -194,11 +223,15 @@ def recomputed(model: ModelConfig, sequence_length: int, kernel: str = "referenc
     names = {
         "none": (),
         # The values' product is kept; a flash kernel keeps what its backward pass needs of the scores as well.
-        "attention": () if kernel in ("cudnn", "splash") else attention[:1],
+        "attention": () if kernel in ("blocked", "cudnn", "splash") else attention[:1],
         "dots": attention + after_attention,
         "full": ("attention q", "attention k", "attention v", *attention, *after_attention, "feed-forward in"),
     }
     names["palm"] = names["full"]
     forward = {term.name: term for term in forward_flops(model, sequence_length).terms}
-    again = (forward[name] for name in names[model.remat])
+    met = _met(model, sequence_length, kernel)
+    forward |= {name: Term(name, "2LHQS" if kernel == "blocked" else "2LHQT", met) for name in attention}
+    # The blocks' backward pass makes the scores again in any case; made again before it, they are the same and made once.
+    once = "attention scores" if kernel == "blocked" else ""
+    again = (forward[name] for name in names[model.remat] if name != once)
     return tuple(Term(f"{term.name} again", term.formula, term.flops) for term in again)

@@ -8,9 +8,9 @@ the NVL are three rows. A kind that has no row is refused; nothing is guessed.
 import dataclasses
 from collections.abc import Mapping
 
+from paxlike.accounting.units import GB, GiB
 from paxlike.config import UserError
 
-GB, GiB = 10**9, 2**30
 TERA = 1e12
 
 
@@ -36,8 +36,6 @@ class Chip:
     """Bytes/s of one link in one direction."""
     network_bandwidth: float = 0.0
     """Bytes/s per chip in one direction to other pods or servers. 0: not published."""
-    pod_chips: int = 0
-    """Largest number of chips that the links join. 0: not stated."""
 
     def peak(self, dtype: str = "bfloat16") -> float:
         """Dense FLOP/s of a chip in a number format. Raises UserError where the vendor states none."""
@@ -95,23 +93,23 @@ CHIPS: tuple[Chip, ...] = (
     _tpu("v3", ("TPU v3",), _peaks(123), 32 * GiB, 900e9, source=BOOK, **_torus(2, 8 * 1e11)),
     _tpu(
         "v4", ("TPU v4",), _peaks(275, int8=275), 32 * GiB, 1200e9,
-        network_bandwidth=2.5e10 / 4, pod_chips=4096, **_torus(3, 12 * 4.5e10),
+        network_bandwidth=2.5e10 / 4, **_torus(3, 12 * 4.5e10),
     ),
     _tpu(
         "v5e", ("TPU v5 lite", "TPU v5e"), _peaks(197, int8=393), 16 * GB, 819e9,
-        network_bandwidth=2 * 100e9 / 8 / 8, pod_chips=256, **_torus(2, 400e9),
+        network_bandwidth=2 * 100e9 / 8 / 8, **_torus(2, 400e9),
     ),
     _tpu(
         "v5p", ("TPU v5", "TPU v5p"), _peaks(459, 459, 918), 95 * GiB, 2765e9,
-        network_bandwidth=50e9 / 8, pod_chips=8960, **_torus(3, 1200e9),
+        network_bandwidth=50e9 / 8, **_torus(3, 1200e9),
     ),
     _tpu(
         "v6e", ("TPU v6 lite", "TPU v6e"), _peaks(918, 918, 1836), 32 * GiB, 1638e9,
-        network_bandwidth=100e9 / 8, pod_chips=256, **_torus(2, 800e9),
+        network_bandwidth=100e9 / 8, **_torus(2, 800e9),
     ),
     _tpu(
         "v7x", ("TPU7x",), _peaks(2307, 4614), 192 * GiB, 7380e9, source="Google Cloud documentation, TPU7x",
-        devices_per_chip=2, network_bandwidth=100e9 / 8, pod_chips=9216, **_torus(3, 1200e9),
+        devices_per_chip=2, network_bandwidth=100e9 / 8, **_torus(3, 1200e9),
     ),
     _nvidia("a100", "A100 80GB SXM", "NVIDIA A100-SXM4-80GB", _peaks(312, int8=624), 80 * GB, 2039e9, 300e9),
     _nvidia(
@@ -160,7 +158,7 @@ def chip_of_device(device_kind: str) -> Chip:
     )
 
 
-def measured_cpu(flops_per_second: float, dtype: str, memory: int = 0, devices: int = 1) -> Chip:
+def measured_cpu(flops_per_second: float, dtype: str, devices: int = 1) -> Chip:
     """The row of this machine's CPU, from a matmul rate that was measured on it.
 
     flops_per_second: of the whole machine. devices: JAX devices that share it (fake devices included), which together are one chip.
@@ -170,5 +168,5 @@ def measured_cpu(flops_per_second: float, dtype: str, memory: int = 0, devices: 
             f"the measured matmul rate is {flops_per_second} FLOP/s; it must be greater than 0: measure it again."
         )
     return Chip(
-        "cpu", "CPU", {dtype: flops_per_second}, memory, 0.0, "measured with one matmul on this machine", ("cpu",), devices
+        "cpu", "CPU", {dtype: flops_per_second}, 0, 0.0, "measured with one matmul on this machine", ("cpu",), devices
     )  # fmt: skip

@@ -100,7 +100,6 @@ class _Reader:
         self.attempts: list[Attempt] = []
         self.values: dict[int, list] = {}
         self.evaluations: dict[int, float] = {}
-        self.repeated = 0
         self.not_finite: list[int] = []
 
     def line(self, line: dict) -> None:
@@ -115,7 +114,6 @@ class _Reader:
         if (joules := number(line.get("joules"))) is not None:
             attempt.joules = joules
         if event is None:
-            self.repeated += step in self.values
             self.values[step] = [len(self.attempts) - 1, *(_or_nan(line.get(name)) for name in SERIES)]
             if isinstance(line.get("loss"), str) or isinstance(line.get("gradient_norm"), str):
                 self.not_finite.append(step)

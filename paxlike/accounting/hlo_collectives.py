@@ -110,17 +110,13 @@ def added(collectives: Iterable[Collective], baseline: Iterable[Collective]) -> 
     return more
 
 
-def list_collectives(
-    text: str | Module, mesh: Mapping[str, int], device_order: Sequence[int] | None = None
-) -> list[Collective]:
+def list_collectives(text: str | Module, mesh: Mapping[str, int]) -> list[Collective]:
     """Every collective of an HLO text, groups of one device left out.
 
-    mesh: axis -> size, major first. device_order: the program's device number at each place of the mesh; JAX numbers devices in
-    the mesh's own order, so that leaving it out is right for programs from `jax.jit`.
+    mesh: axis -> size, major first. A program from `jax.jit` numbers its devices in the mesh's own order.
     """
     module = parse(text) if isinstance(text, str) else text
-    order = device_order or range(math.prod(mesh.values()))
-    places = dict(zip(order, itertools.product(*(range(n) for n in mesh.values())), strict=True))
+    places = dict(enumerate(itertools.product(*(range(n) for n in mesh.values()))))
     found = []
     for instruction, computation, times, loops in walk(module):
         if instruction.opcode in _OPCODES:

@@ -45,9 +45,6 @@ class Matmuls:
         """FLOPs of one execution on one device."""
         return sum(m.flops * m.times for m in self.found)
 
-    def of_kind(self, kind: str) -> int:
-        return sum(m.flops * m.times for m in self.found if m.kind == kind)
-
 
 def count_matmuls(text: str | Module) -> Matmuls:
     """All matrix products of an HLO text (or of a parsed one)."""

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from paxlike.accounting.flops import CONVENTIONS, Count, hardware_flops, model_flops
+from paxlike.accounting.flops import CONVENTIONS, Count, model_flops
 from paxlike.accounting.hardware import TERA, Chip
 from paxlike.config import ModelConfig, UserError
 
@@ -69,22 +69,6 @@ class Utilization:
             else "is hardly possible: large matmuls alone reach 80 to 83 %"
         )
         return f"{self.name} of {self.fraction:.1%} {verdict}. Likely causes: {'; '.join(_CAUSES_OF_EXCESS)}. {self.formula}."
-
-
-def mfu(
-    model: ModelConfig, sequence_length: int, *, tokens_per_second: float, chips: float, chip: Chip,
-    dtype: str = "bfloat16", convention: str = "palm",
-) -> Utilization:  # fmt: skip
-    """Model FLOPs utilization by a named convention. Raises UserError for rates or chips that are not above 0."""
-    return utilization("MFU", model_flops(model, sequence_length, convention), tokens_per_second, chips, chip, dtype)
-
-
-def hfu(
-    model: ModelConfig, sequence_length: int, *, tokens_per_second: float, chips: float, chip: Chip,
-    dtype: str = "bfloat16", convention: str = "palm",
-) -> Utilization:  # fmt: skip
-    """Hardware FLOPs utilization: what `model.remat` computes again counts too, as PaLM counts it."""
-    return utilization("HFU", hardware_flops(model, sequence_length, convention), tokens_per_second, chips, chip, dtype)
 
 
 def reported_counts(model: ModelConfig, sequence_length: int) -> dict[str, Count]:
@@ -168,17 +152,6 @@ class Goodput:
         """Cause -> seconds so far."""
         self._advance()
         return {cause: booked / 1e9 for cause, booked in self._booked.items()}
-
-    @property
-    def wall(self) -> float:
-        """Seconds since the start, and those added."""
-        self._advance()
-        return sum(self._booked.values()) / 1e9
-
-    @property
-    def fraction(self) -> float:
-        """Productive seconds / wall seconds; 0 before any time has passed."""
-        return fraction_productive(self.seconds())
 
     def _advance(self) -> None:
         now = self._clock()

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+GB, GiB = 10**9, 2**30
+
 _PREFIXES = ("", "K", "M", "G", "T", "P", "E")
 
 
@@ -15,7 +17,7 @@ def si(value: float, unit: str, digits: int = 4) -> str:
 
 def gib(size: float) -> str:
     """Bytes as `12.34 GiB`, small ones as MiB or KiB."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+    for unit, scale in (("GiB", GiB), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(size) >= scale:
             return f"{size / scale:.2f} {unit}"
     return f"{size:.0f} bytes"

@@ -16,12 +16,14 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from paxlike.config import ConfigError, UserError
+from paxlike.config import UserError
+from paxlike.config.check import require
 from paxlike.data import tokenizer as tokenizers
 from paxlike.data import writer
 from paxlike.data.corpus import BLOCK_BYTES, Block, Errors, find_files, read_blocks
 from paxlike.data.progress import progress, say
 from paxlike.data.store import FORMAT, Manifest, Store, open_store
+from paxlike.files import new_folder
 
 X, Y = TypeVar("X"), TypeVar("Y")
 
@@ -58,10 +60,6 @@ class PrepareConfig:
     """What bytes that are not UTF-8 are: strict stops with their place, replace puts U+FFFD."""
 
     def __post_init__(self):
-        def require(condition: bool, message: str) -> None:
-            if not condition:
-                raise ConfigError(message)
-
         require(bool(self.input), "input is empty; name text files or patterns with --input.")
         require(bool(self.output), "output is empty; name the folder to write with --output.")
         require(
@@ -91,7 +89,7 @@ def prepare(config: PrepareConfig) -> Store:
 def prepare_files(files: list[Path], config: PrepareConfig) -> Store:
     """`prepare`, of these files, whatever `config.input` says."""
     output, sizes = Path(config.output), [_size(path) for path in files]
-    with writer.new_folder(output) as folder:
+    with new_folder(output) as folder:
         if not sum(sizes):
             raise UserError(f"the corpus is empty: {_inputs(files, config)} without any text.")
         tokenizer = _tokenizer(files, sizes, config)

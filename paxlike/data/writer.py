@@ -1,18 +1,13 @@
-"""Writing a token store: into a temporary folder that takes its name when whole, so that no half store is ever seen."""
+"""Writing the files of a token store."""
 
 import contextlib
-import errno
 import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from paxlike.config import UserError
 from paxlike.data import packing
 from paxlike.data.store import SPLITS, FileRecord, Manifest, SplitCounts
 
@@ -20,45 +15,6 @@ DOCUMENT = np.dtype([("hash", "<u8"), ("tokens", "<u8"), ("bytes", "<u8")])
 """A row of the table of documents: content hash, tokens with the end-of-document id, UTF-8 bytes."""
 _COPY = 1 << 22
 _SLAB = 1 << 20
-
-
-@contextlib.contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `output` that is renamed to it at the end, or removed on any exception.
-
-    Raises UserError where `output` exists already (nothing is overwritten), cannot be made, or the disk is full.
-    """
-    exists = UserError(f"the output folder {output} exists already; remove it, or name another one.")
-    if output.exists():
-        raise exists
-    partial = output.parent / f".{output.name}.{uuid.uuid4().hex[:12]}.partial"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in [*partial.iterdir(), partial]:
-            _fsync(path)
-        if output.exists():  # A rename would replace an empty folder.
-            raise exists
-        partial.rename(output)
-        _fsync(output.parent)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise exists from error
-        free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
-        raise UserError(
-            f"the store {output} cannot be written: {error.strerror or error} ({free / 1e9:.1f} GB are free); nothing "
-            "of it was kept. Free some space, or name another folder."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class HashedFile:

@@ -14,8 +14,9 @@ import numpy as np
 from paxlike.accounting.parameters import parameter_count, stored_shapes
 from paxlike.config import Config, DataConfig, ModelConfig, PrecisionConfig, UserError, to_json
 from paxlike.data.tokenizer import load_tokenizer
+from paxlike.files import new_folder
 from paxlike.interop import hf_layout, hf_tokenizer, safetensors
-from paxlike.interop.folder import Converted, new_folder
+from paxlike.interop.converted import Converted
 from paxlike.interop.hf_forward import logits as their_logits
 from paxlike.interop.reference import logits as our_logits
 from paxlike.train.checkpoint import write_checkpoint

@@ -16,7 +16,8 @@ from flax import serialization
 from paxlike.accounting.parameters import parameter_count, stored_shapes
 from paxlike.config import Config, UserError
 from paxlike.data.source import Source
-from paxlike.interop.folder import Converted, new_folder
+from paxlike.files import new_folder
+from paxlike.interop.converted import Converted
 from paxlike.interop.t5x_layout import Leaf, leaves
 from paxlike.interop.t5x_module import decoder_module
 from paxlike.train.checkpoint import write_checkpoint

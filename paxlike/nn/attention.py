@@ -3,6 +3,7 @@
 | implementation | what runs | where |
 |---|---|---|
 | reference | `attend` below: two einsums and a softmax | anywhere |
+| blocked | `blocked.py`: blocks of queries, scores computed again in the backward pass | anywhere; what CPUs use |
 | xla | `jax.nn.dot_product_attention`, XLA's own fusion | anywhere |
 | cudnn | `jax.nn.dot_product_attention`, cuDNN flash attention | NVIDIA GPUs |
 | splash | splash attention, a Pallas kernel | TPU (elsewhere interpreted, for tests) |
@@ -22,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ConfigError
 from paxlike.nn import remat
+from paxlike.nn.blocked import blocked
 from paxlike.nn.einsum import on_devices
 from paxlike.parallel.mesh import axis_sizes, spec
 
@@ -150,6 +152,7 @@ _flash_arrays.defvjp(_flash_arrays_forward, _flash_arrays_backward)
 _IMPLEMENTATIONS = {
     "stand_in": _stand_in,
     "reference": _reference,
+    "blocked": blocked,
     "xla": functools.partial(_dot_product, implementation="xla"),
     "cudnn": functools.partial(_dot_product, implementation="cudnn"),
     "splash": _splash,

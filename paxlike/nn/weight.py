@@ -34,7 +34,7 @@ class Numerics:
             compute = "float32" if platform == "cpu" else "bfloat16"
         attention = model.attention
         if attention == "auto":
-            attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "reference")
+            attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "blocked")
         integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
         return cls(compute, precision.params, precision.gradients, attention, integer)
 

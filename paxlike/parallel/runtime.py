@@ -3,10 +3,8 @@
 The only file that starts and ends `jax.distributed`.
 """
 
-import importlib.util
 import itertools
 import os
-from pathlib import Path
 
 import jax
 from jax._src import distributed
@@ -14,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from paxlike.config import Hosts, UserError
 from paxlike.parallel.cache import cache_root
+from paxlike.parallel.compilers import only_compilers
 from paxlike.parallel.rendezvous import gather
 
 HEARTBEAT_SECONDS = 20
@@ -37,7 +36,7 @@ def start(fake_devices: int | None = None, hosts: Hosts | None = None, determini
     if fake_devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", fake_devices)
-    elif not jax.config.jax_platforms and _only_compilers():
+    elif not jax.config.jax_platforms and only_compilers():
         jax.config.update("jax_platforms", "cpu")
     # Arrays of different rank that broadcast against each other are nearly always a mistake in a model.
     jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -104,11 +103,3 @@ def _start_pathways() -> None:
     except ImportError:
         raise UserError("JAX_PLATFORMS is proxy: Pathways needs pathwaysutils, `pip install '.[pathways]'`.") from None
     pathwaysutils.initialize()
-
-
-def _only_compilers() -> bool:
-    """Whether libtpu or the CUDA plugin is installed to compile for chips that are not here: JAX would look for some, and complain at
-    length."""
-    here = any(any(Path("/dev").glob(kind)) for kind in ("accel*", "vfio/*", "nvidia*", "dxg", "kfd"))
-    names = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
-    return not here and any(importlib.util.find_spec(name) for name in names)

@@ -9,8 +9,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 
+from paxlike.files import write_file
 from paxlike.parallel.cache import cache_root
 from paxlike.plan.compile import Facts, Lowered, compile_facts
 
@@ -27,9 +27,7 @@ def facts(lowered: Lowered) -> tuple[Facts, bool]:
         pass
     made = compile_facts(lowered)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(dataclasses.asdict(made)))
-    os.replace(partial, path)
+    write_file(path, json.dumps(dataclasses.asdict(made)))
     return made, False
 
 

@@ -1,7 +1,6 @@
 """What the command line does with a plan: prints it, writes it, and says with its exit code whether it fits."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +9,24 @@ import jax
 from rich.console import Console
 
 from paxlike.accounting.memory import memory_estimate
+from paxlike.accounting.report.document import check_page, write_page
 from paxlike.accounting.units import gib
 from paxlike.config import Config, UserError
 from paxlike.parallel import runtime
+from paxlike.parallel.compilers import silent
 from paxlike.plan.html import plan_page, sweep_page
 from paxlike.plan.page import describe, sweep_table
 from paxlike.plan.quantized import against_unquantized
 from paxlike.plan.sweep import check
 from paxlike.plan.sweep import sweep as sweep_plans
-from paxlike.plan.topology import Cluster, MissingCompiler, silent
+from paxlike.plan.topology import Cluster, MissingCompiler
 from paxlike.plan.verb import plan, prepare, with_remedies
 
 
 def run(config: Config, topology: str, pods: int | None, sweep: bool, as_json: bool, html: Path | None) -> int:
     """Exit code: 0 it fits (or there is no limit to compare with), 1 it does not. Raises UserError."""
+    if html:
+        check_page(html, "plan")  # before minutes of compiling
     config, made = prepare(config, topology, pods)
     runtime.start(made.device_count if made.platform == "cpu" else 1)
     with silent():
@@ -38,7 +41,8 @@ def run(config: Config, topology: str, pods: int | None, sweep: bool, as_json: b
     except MissingCompiler as error:
         raise UserError(f"{error}\n\n{_estimate(config, made)}") from error
     if html:
-        _write(html, sweep_page(config.name, _title(made), made.usable, told["sweep"]) if sweep else plan_page(told))
+        shown = sweep_page(config.name, _title(made), made.usable, told["sweep"]) if sweep else plan_page(told)
+        write_page(html, "plan", shown)
     if as_json:
         print(json.dumps(told, indent=2))
     else:
@@ -75,10 +79,3 @@ def _estimate(config: Config, made: Cluster) -> str:
     ]
     lines += [f"  {gib(part.bytes):>12}  {part.name}: {part.what}" for part in estimate.parts]
     return "\n".join(lines)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

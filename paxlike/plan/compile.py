@@ -25,8 +25,6 @@ from paxlike.plan.topology import Cluster
 from paxlike.train.state import abstract_state
 from paxlike.train.step import Program, abstract_batch
 
-GiB = 2**30
-
 
 @dataclasses.dataclass(frozen=True)
 class Facts:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from paxlike.accounting.countings import Counting
-from paxlike.accounting.flops import Count, Term, executed_flops
+from paxlike.accounting.flops import Count, Term, executed_flops, needed_flops
 from paxlike.accounting.hlo_matmuls import count_matmuls
 from paxlike.accounting.jaxpr import count_products
 from paxlike.config import Config, MeshConfig, ModelConfig
@@ -57,12 +57,14 @@ def _forward(config: Config, numerics: Numerics, T: int) -> Counting:
         abstract_params(config, numerics), batch
     )
     products = count_products(jaxpr)
-    return Counting("forward, traced", _forward_formula(config.model, T), products.total / T, products.uncounted)
+    return Counting(
+        "forward, traced", _forward_formula(config.model, T, numerics.attention), products.total / T, products.uncounted
+    )
 
 
-def _forward_formula(model: ModelConfig, T: int) -> Count:
-    """A third of what training without rematerialization runs: the backward pass has two products for each of the forward's."""
-    executed = executed_flops(dataclasses.replace(model, remat="none"), T)
+def _forward_formula(model: ModelConfig, T: int, kernel: str) -> Count:
+    """A third of what training runs once: the backward pass has two products for each of the forward's."""
+    executed = needed_flops(model, T, kernel)
     third = lambda formula: re.sub(r"\d+", lambda number: str(int(number[0]) // 3), formula, count=1)  # noqa: E731
     return Count("forward", tuple(Term(t.name, third(t.formula), t.flops // 3) for t in executed.terms))
 

@@ -1,4 +1,4 @@
-"""A plan, or a sweep, as a page in one file: no script, nothing loaded from elsewhere."""
+"""A plan, or a sweep, as a page in one file, in the style of the report's."""
 
 import io
 from html import escape
@@ -6,37 +6,28 @@ from html import escape
 from rich.console import Console
 from rich.table import Table
 
-from paxlike.accounting.units import gib
-from paxlike.plan import page, svg
-
-GiB = 2**30
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem } .yes { color: #00694c } .no { color: #a33d00 }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-td, th { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #ddd } td.number, th.number { text-align: right }
-svg text { font: 12px system-ui, sans-serif; fill: currentColor }
-@media (prefers-color-scheme: dark) {
-  body { color: #ddd; background: #161616 } td, th { border-color: #444 } .yes { color: #4fc79b } .no { color: #ff9a5c }
-}
-"""
+from paxlike.accounting.report.bars import Bar
+from paxlike.accounting.report.charts import COLORS, bar_chart
+from paxlike.accounting.report.document import document
+from paxlike.accounting.units import GiB, gib
+from paxlike.plan import page
+from paxlike.plan.scatter import scatter
 
 
 def plan_page(told: dict) -> str:
     """The page of `result.plan_of`."""
-    memory = told["memory"]
-    parts = [(name, float(size), gib(size)) for name, size in memory["parts"].items() if size]
-    body = [_heading(told), _verdict(page.verdict(told), told["fits"])]
-    if parts:
-        body.append(svg.bar(parts, memory["usable"]))
-    for table in page.tables(told):
-        body.append(table if isinstance(table, str) else _table(table))
-    return _document(f"{told['config']} on {told['cluster']['name']}", body)
+    title = f"{told['config']} on {told['cluster']['name']}"
+    fits = "no" if told["fits"] is False else "yes"
+    body = [_heading(title, page.summary(told)), f'<p class="figure {fits}">{escape(page.verdict(told))}</p>']
+    table, *others = map(_part, page.tables(told))
+    drawn = _memory(told["memory"])
+    body += [f'<div class="grid">{drawn}{table}</div>' if drawn else table, *others]
+    return document("plan", title, "\n".join(body))
 
 
 def sweep_page(name: str, cluster: str, usable: int | None, rows: list[dict]) -> str:
     """The page of `sweep.sweep`."""
+    title = f"{name} on {cluster}"
     points = [
         (
             row["needed"] / GiB,
@@ -47,23 +38,38 @@ def sweep_page(name: str, cluster: str, usable: int | None, rows: list[dict]) ->
         for row in rows
         if "mfu" in row
     ]
-    body = [f"<h1>{escape(name)} on {escape(cluster)}</h1>"]
+    body = [_heading(title, f"{len(rows)} meshes, remat policies and batch sizes, each compiled")]
     if points:
-        body.append(svg.scatter(points, usable / GiB if usable else None))
-    body.append(_table(page.sweep_table(rows)))
-    return _document(f"{name} on {cluster}", body)
+        body.append(scatter(points, usable / GiB if usable else None))
+    body.append(_part(page.sweep_table(rows)))
+    return document("plan", title, "\n".join(body))
 
 
 def _label(row: dict) -> str:
     return f"model {row['model']}, remat {row['remat']}, batch {row['batch_size']:,}"
 
 
-def _heading(told: dict) -> str:
-    return f"<h1>{escape(told['config'])} on {escape(told['cluster']['name'])}</h1><p>{escape(page.summary(told))}</p>"
+def _heading(title: str, about: str) -> str:
+    return f'<div class="eyebrow">paxlike plan</div><h1>{escape(title)}</h1><div class="quiet">{escape(about)}</div>'
 
 
-def _verdict(text: str, fits: bool | None) -> str:
-    return f'<h2 class="{"no" if fits is False else "yes"}">{escape(text)}</h2>'
+def _memory(memory: dict) -> str:
+    """The parts of a device's memory as a bar, with a line where the memory ends."""
+    parts = [(name, float(size)) for name, size in memory["parts"].items() if size]
+    if not parts:
+        return ""
+    whole, usable = sum(size for _, size in parts), memory["usable"]
+    bar = Bar("a device", tuple((name, size, f"s{k % COLORS}") for k, (name, size) in enumerate(parts)), gib(whole))
+    told = (
+        f"dashed: the {gib(usable)} that a program may take" if usable else "what a program may take is not known here"
+    )
+    return bar_chart("Memory by part", [bar], gib, told, max(whole, usable or 0), usable)
+
+
+def _part(part: Table | str) -> str:
+    """What stands on the terminal, as a card. A string is a sentence."""
+    inside = f"<p>{escape(part.strip())}</p>" if isinstance(part, str) else _table(part)
+    return f'<div class="card scroll part">{inside}</div>'
 
 
 def _table(table: Table) -> str:
@@ -93,12 +99,3 @@ def _plain(cell: object) -> str:
     console = Console(file=io.StringIO(), width=200)
     console.print(cell, end="")
     return console.file.getvalue()
-
-
-def _document(title: str, body: list[str]) -> str:
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n'
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )

@@ -7,23 +7,20 @@
 A program can be traced, lowered and compiled for them, not run.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-import sys
-from collections.abc import Iterator
 
 import jax
 from jax.experimental import topologies
 
 from paxlike.accounting.hardware import CHIPS, Chip, chip_named
+from paxlike.accounting.units import GiB
 from paxlike.config import UserError
+from paxlike.parallel.compilers import silent
 from paxlike.plan.gpu import GPUS, target_config
-
-GiB = 2**30
 
 TPU_USABLE = {
     "v2": 7.48, "v3": 15.48, "v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "v7x": 94.75,
@@ -138,18 +135,3 @@ def _gpu_devices(cluster: Cluster) -> list[jax.Device]:
         raise UserError(
             f"the CUDA plugin does not know {cluster.pods} x {cluster.name}: {str(error).splitlines()[0]}"
         ) from error
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Keeps off the terminal what compilers say while they are loaded: that there is no chip here, at length, past Python."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(nowhere)
-        os.close(terminal)

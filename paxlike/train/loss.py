@@ -123,14 +123,19 @@ def _chunk(head, weight, with_gradients, carry, chunk):
     shard = jax.lax.axis_index("model") if axis_sizes()["model"] > 1 else 0
     vocabulary = shard * rows + jnp.arange(rows, dtype=jnp.int32)
 
-    logits = jax.lax.dot_general(x, weight, (((1,), (D,)), ((), ())), preferred_element_type=jnp.float32) * head.scale
-    logits = jnp.where((vocabulary < head.vocab_size)[None], logits, -jnp.inf)
+    # Unscaled: the scale is above 0, so that the greatest stays the greatest, and no pass over the logits is made for it alone.
+    logits = jax.lax.dot_general(x, weight, (((1,), (D,)), ((), ())), preferred_element_type=jnp.float32)
+    if rows * axis_sizes()["model"] > head.vocab_size:
+        logits = jnp.where((vocabulary < head.vocab_size)[None], logits, -jnp.inf)
     best = _max_over_model(jax.lax.stop_gradient(logits.max(-1)))
-    exps = jnp.exp(logits - best[:, None])
+    exps = jnp.exp((logits - best[:, None]) * head.scale)
     sum_exps = total(exps.sum(-1), "model")
+    best *= head.scale
     log_z = jnp.log(sum_exps) + best
     hit = vocabulary[None] == targets[:, None]
-    target_logit = total(jnp.where(hit, logits, 0).sum(-1), "model")
+    place = targets - shard * rows
+    mine = jnp.take_along_axis(logits, jnp.clip(place, 0, rows - 1)[:, None], 1)[:, 0] * head.scale
+    target_logit = total(jnp.where((place >= 0) & (place < rows), mine, 0), "model")
 
     weights = (targets >= 0).astype(jnp.float32)
     cross_entropy = (log_z - target_logit) * weights

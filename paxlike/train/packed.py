@@ -10,7 +10,6 @@ config as JSON, the step, and the version that wrote it.
 """
 
 import math
-import os
 import tempfile
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from safetensors.numpy import save
 from paxlike import __version__
 from paxlike.config import Config, UserError, from_json, to_json
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
+from paxlike.files import check_free, write_file
 from paxlike.nn.quantized import QuantizedWeight, layout_of, quantize_params, quantized_specs
 from paxlike.nn.weight import Numerics
 from paxlike.parallel.axes import letters_of
@@ -37,7 +37,8 @@ FORMAT = "paxlike packed 1"
 
 
 def save_packed(path: Path, trained: Trained) -> int:
-    """Writes the file and returns its bytes. Raises UserError where the model was not trained quantized."""
+    """Writes the file and returns its bytes. Raises UserError where it exists, or where the model was not trained quantized."""
+    check_free(path)
     quant = trained.config.model.quant
     if not quant.active:
         raise UserError(
@@ -59,10 +60,9 @@ def save_packed(path: Path, trained: Trained) -> int:
     metadata = {
         "format": FORMAT, "config": to_json(trained.config), "step": str(trained.step), "paxlike": __version__,
     }  # fmt: skip
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(save(tensors, metadata))
-    os.replace(temporary, path)
-    return path.stat().st_size
+    content = save(tensors, metadata)
+    write_file(path, content)
+    return len(content)
 
 
 def open_packed(path: Path) -> Trained:

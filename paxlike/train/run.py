@@ -21,6 +21,7 @@ from pathlib import Path
 from paxlike.config import Config, UserError, differences, from_json, to_json
 from paxlike.data.location import in_bucket
 from paxlike.data.source import Source, check_unchanged
+from paxlike.files import write_file
 
 MAY_CHANGE = (
     "train.steps:", "train.accumulate:", "model.remat:", "model.attention:", "mesh.", "precision.compute:", "precision.gradients:",
@@ -46,6 +47,8 @@ class Run:
         self.folder = folder
         self.changes: list[str] = []
         """`field: old -> new` of what this start changes in the run's config."""
+        if folder.is_file():
+            raise UserError(f"{folder} is a file: it is left alone. Give another --run-dir.")
         known = read_config(folder) if folder.exists() and any(folder.iterdir()) else None
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)
@@ -100,16 +103,11 @@ def read_data(folder: Path) -> dict:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a small file through a temporary name, so that it is there whole or not at all."""
+    """Writes a small file that is there whole or not at all, as a bucket's files are anyway."""
     if in_bucket(path):
         path.write_text(text)
-        return
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    else:
+        write_file(path, text)
 
 
 def _checked_changes(folder: Path, known: Config, config: Config) -> list[str]:

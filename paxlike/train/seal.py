@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -22,6 +23,9 @@ VERIFY_SECONDS = 3600
 COMMIT_SECONDS = 60
 """How long a process waits to see a checkpoint that is whole for the first one."""
 
+HASHERS = 8
+"""Files that are hashed at once."""
+
 
 def seal(checkpoints: Path, step: int) -> None:
     """Writes this process's share of the seal of a whole checkpoint. Nothing where the checkpoint is gone again."""
@@ -33,7 +37,7 @@ def seal(checkpoints: Path, step: int) -> None:
             return
         time.sleep(0.05)
     k, n = jax.process_index(), jax.process_count()
-    sums = {name: _sum(folder / name) for name in _share(_names(folder), k, n)}
+    sums = _sums(folder, _share(_names(folder), k, n))
     into = _seal_of(checkpoints, step)
     into.mkdir(parents=True, exist_ok=True)
     write(into / f"{k}-of-{n}.json", json.dumps(sums))
@@ -61,12 +65,14 @@ def _damage_here(checkpoints: Path, step: int) -> str | None:
             sums |= json.loads(path.read_text())
         except ValueError:
             return f"its seal {path.name} is damaged"
-    for name in _share(sorted(sums), jax.process_index(), jax.process_count()):
+    mine = _share(sorted(sums), jax.process_index(), jax.process_count())
+    for name in mine:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             return f"its seal names a file outside of it: {name}"
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sum(folder / name) != sums[name]:
+    for name, found in _sums(folder, mine).items():
+        if found != sums[name]:
             return f"{name} was changed or cut short: its sha256 is another"
     return None
 
@@ -83,6 +89,12 @@ def _share(names: list[str], k: int, n: int) -> list[str]:
     """Process k's part: of the arrays' files (in folders `d`, never changed once written) one in n; the rest is process 0's."""
     arrays = [name for name in names if Path(name).parent.name == "d"]
     return arrays[k::n] + ([name for name in names if Path(name).parent.name != "d"] if k == 0 else [])
+
+
+def _sums(folder: Path, names: list[str]) -> dict[str, str]:
+    """name -> sha256, several files at once: one core hashes more slowly than memory and good disks read."""
+    with ThreadPoolExecutor(HASHERS) as pool:
+        return dict(zip(names, pool.map(lambda name: _sum(folder / name), names), strict=True))
 
 
 def _sum(path: Path) -> str:

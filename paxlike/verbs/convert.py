@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 from paxlike.config import Config, UserError, load
-from paxlike.verbs.flags import flags_of, take
+from paxlike.files import check_new
+from paxlike.verbs.flags import flags_of, platform, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,8 @@ def from_t5x(arguments: list[str]) -> None:
     out, rest = take(rest, "OUT", "convert from-t5x CHECKPOINT CONFIG")
     default = FromT5xFlags(load(path) if path else Config())
     flags = flags_of(FromT5xFlags, rest, "paxlike convert from-t5x CHECKPOINT CONFIG OUT", default)
-    from paxlike.parallel import runtime
-
+    check_new(Path(out))
+    runtime = platform()
     runtime.start(fake_devices=1)
     from paxlike.data.source import open_data
     from paxlike.interop.t5x import from_t5x
@@ -82,8 +83,8 @@ def _source_and_out(arguments: list[str], what: str, verb: str, kind: type) -> t
     source, rest = take(arguments, what, verb)
     out, rest = take(rest, "OUT", f"{verb} {what}")
     flags = flags_of(kind, rest, f"paxlike {verb} {what} OUT")
-    from paxlike.parallel import runtime
-
+    check_new(Path(out))  # before anything is read
+    runtime = platform()
     runtime.start(fake_devices=1)  # a conversion needs no accelerator, and one device is enough
     return Path(source).absolute(), Path(out).absolute(), flags
 

@@ -21,6 +21,16 @@ def take(arguments: list[str], what: str, verb: str) -> tuple[str | None, list[s
     raise UserError(f"`paxlike {verb}` needs {what} first: paxlike {verb} {what} …")
 
 
+def platform():
+    """`parallel.runtime`, and with it JAX: what a verb that needs devices begins with."""
+    from paxlike.parallel.compilers import import_jax
+
+    import_jax()
+    from paxlike.parallel import runtime
+
+    return runtime
+
+
 def need(module: str, extra: str) -> None:
     """Raises UserError where an optional library is not installed."""
     if importlib.util.find_spec(module) is None:

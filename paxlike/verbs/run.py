@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 from paxlike.config import Config, Hosts, MeshConfig, UserError, load
-from paxlike.verbs.flags import flags_of, need, take
+from paxlike.files import check_free
+from paxlike.verbs.flags import flags_of, need, platform, take
 
 
 def train_verb(arguments: list[str]) -> None:
@@ -31,8 +32,7 @@ def train_verb(arguments: list[str]) -> None:
     path, rest = take(arguments, "CONFIG", "train")
     flags = flags_of(TrainFlags, rest, "paxlike train CONFIG", TrainFlags(load(path) if path else Config()))
 
-    from paxlike.parallel import runtime
-
+    runtime = platform()
     runtime.start(flags.fake_devices, flags.hosts, flags.deterministic)
     import jax
 
@@ -79,8 +79,7 @@ def generate_verb(arguments: list[str]) -> None:
     path, rest = take(arguments, "RUN", "generate")
     prompt, rest = take(rest, "PROMPT", "generate RUN")
     flags = flags_of(GenerateFlags, rest, "paxlike generate RUN PROMPT")
-    from paxlike.parallel import runtime
-
+    runtime = platform()
     runtime.start(flags.fake_devices, flags.hosts)
     from paxlike.data.location import located
 
@@ -128,6 +127,8 @@ def pack_verb(arguments: list[str]) -> None:
     path, rest = take(arguments, "RUN", "pack")
     file, rest = take(rest, "FILE", "pack RUN")
     flags = flags_of(PackFlags, rest, "paxlike pack RUN FILE")
+    check_free(Path(file))  # before the model is read
+    platform().start()
     from paxlike.train.packed import save_packed
     from paxlike.train.trained import open_trained
 
@@ -172,8 +173,7 @@ class EvalFlags:
 def evaluate_verb(arguments: list[str]) -> None:
     path, rest = take(arguments, "RUN", "eval")
     flags = flags_of(EvalFlags, rest, "paxlike eval RUN")
-    from paxlike.parallel import runtime
-
+    runtime = platform()
     runtime.start(flags.fake_devices, flags.hosts)
     import jax
 
@@ -248,8 +248,7 @@ def serve_verb(arguments: list[str]) -> None:
     need("uvicorn", "serve")
     if flags.rows < 1 or flags.waiting < 1:
         raise UserError(f"--rows is {flags.rows} and --waiting {flags.waiting}; both must be 1 or more.")
-    from paxlike.parallel import runtime
-
+    runtime = platform()
     runtime.start(flags.fake_devices)
     from paxlike.interop.engine import Engine
     from paxlike.interop.serve import run

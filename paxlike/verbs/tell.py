@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paxlike.config import Config, UserError, load
-from paxlike.verbs.flags import flags_of, take
+from paxlike.verbs.flags import flags_of, platform, take
 
 
 def info_verb(arguments: list[str]) -> None:
@@ -50,8 +50,7 @@ def info_verb(arguments: list[str]) -> None:
 
 
 def _countings(config: Config) -> tuple[str, tuple]:
-    from paxlike.parallel import runtime
-
+    runtime = platform()
     runtime.start()
     from paxlike.plan.countings import count_three_ways
 
@@ -113,9 +112,10 @@ def report_verb(arguments: list[str]) -> None:
     if default and len(flags.runs) == 1:
         default = flags.runs[0] / default
     if path := flags.html or default:
-        from paxlike.accounting.report.page import page, write_page
+        from paxlike.accounting.report.document import write_page
+        from paxlike.accounting.report.page import page
 
-        write_page(path, page(summaries, histories))
+        write_page(path, "report", page(summaries, histories))
         if not flags.json:
             print(f"page: {path}")
 
@@ -164,6 +164,7 @@ def plan_verb(arguments: list[str]) -> None:
     flags = flags_of(PlanFlags, rest, "paxlike plan CONFIG", PlanFlags(load(path) if path else Config()))
     if not flags.topology:
         raise UserError("`paxlike plan` needs a --topology: v4:4x4x4, h100:4x8, cpu:8.")
+    platform()
     from paxlike.plan.command import run
 
     sys.exit(run(flags.config, flags.topology, flags.pods, flags.sweep, flags.json, flags.html))

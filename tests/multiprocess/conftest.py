@@ -32,6 +32,29 @@ def config() -> Config:
         log=LogConfig(every=4, tensorboard=False),
     )
 '''
+# Steps and saves of some tenths of a second: what befalls such a run befalls it before its end, on the fastest machine too.
+PACED = """
+import os
+import time
+
+from paxlike.train.clock import ReadyClock
+
+watch, rename = ReadyClock.watch, os.rename
+
+
+def late_watch(clock, arrays):
+    time.sleep(0.15)
+    watch(clock, arrays)
+
+
+def late_rename(source, target, **places):
+    if "checkpoints" in str(source):
+        time.sleep(0.3)
+    rename(source, target, **places)
+
+
+ReadyClock.watch, os.rename = late_watch, late_rename
+"""
 
 
 class Process:
@@ -87,12 +110,13 @@ def environment(place: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """A folder with a prepared store and a config."""
+    """A folder with a prepared store and two configs of one run, one of them slow enough to be disturbed."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "texts").mkdir()
     for number in range(30):
         (folder / "texts" / f"{number}.txt").write_text(f"The number {number} is followed by {number + 1}.\n" * 20)
     (folder / "small.py").write_text(CONFIG)
+    (folder / "paced.py").write_text(CONFIG + PACED)
     prepare = [
         "data",
         "prepare",

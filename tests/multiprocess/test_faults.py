@@ -22,7 +22,7 @@ def test_a_killed_process_ends_the_job_which_goes_on(launch, place, losses, reac
     """kill -9 during a step, of a worker and of the coordinator. The launcher starts the job again."""
     run = f"killed-{victim}"
     # Saves at 8 and 16. Processes that wait for a dead one to save learn of it by heartbeats only, after the launcher's patience.
-    job = launch(run, "--checkpoint.every", "8", restarts=1)
+    job = launch(run, "--checkpoint.every", "8", restarts=1, config="paced.py")
     job.until(lambda: reached(run, 10) and (place / run / "checkpoints" / "8").is_dir())
     since = time.monotonic()
     os.kill(job.pids[victim], signal.SIGKILL)
@@ -34,7 +34,7 @@ def test_a_killed_process_ends_the_job_which_goes_on(launch, place, losses, reac
 
 
 def test_killed_while_a_checkpoint_is_written(launch, place, losses, reached, whole, recovery):
-    job = launch("half-saved", restarts=1)
+    job = launch("half-saved", restarts=1, config="paced.py")
     checkpoints = place / "half-saved" / "checkpoints"
     job.until(lambda: (checkpoints / "4").is_dir() and any("tmp" in path.name for path in checkpoints.iterdir()))
     since = time.monotonic()
@@ -49,7 +49,7 @@ def test_killed_while_a_checkpoint_is_written(launch, place, losses, reached, wh
 
 
 def test_sigterm_to_all_saves_and_goes_on_at_once(launch, place, losses, reached, whole, recovery):
-    job = launch("preempted", restarts=1)
+    job = launch("preempted", restarts=1, config="paced.py")
     job.until(lambda: reached("preempted", 5))
     since = time.monotonic()
     for pid in job.pids:
@@ -73,7 +73,7 @@ def test_sigterm_to_the_launcher_stops_the_job(launch, place, losses, reached, w
 
 def test_a_stopped_process_is_named_and_the_job_goes_on(launch, place, losses, reached, whole, recovery):
     # Saves at 7, 14 and 21: what is saved is not watched, and a process stopped there is found by its heartbeats, after 20 s.
-    job = launch("stopped", "--watchdog.at-least", "4", "--checkpoint.every", "7", restarts=1)
+    job = launch("stopped", "--watchdog.at-least", "4", "--checkpoint.every", "7", restarts=1, config="paced.py")
     job.until(lambda: reached("stopped", 8))
     since = time.monotonic()
     os.kill(job.pids[1], signal.SIGSTOP)

@@ -351,9 +351,38 @@ def test_plan_prints_writes_and_exits_by_whether_it_fits(run, monkeypatch, tmp_p
     monkeypatch.setattr("paxlike.parallel.runtime.start", lambda devices: None)
     monkeypatch.setattr("paxlike.plan.command.plan", lambda config, made, say: told)
     monkeypatch.setattr("paxlike.plan.command.with_remedies", lambda told, *rest: told)
-    code, out, _ = run("plan", TINY, "--topology", "cpu:8", "--html", str(tmp_path / "new" / "page.html"))
+    code, out, _ = run("plan", TINY, "--topology", "cpu:8", "--html", str(tmp_path / "page.html"))
     assert code == 1 and "DOES NOT FIT: 2.00 GiB of 1.00 GiB usable" in out
-    assert "DOES NOT FIT" in (tmp_path / "new" / "page.html").read_text()
+    assert "DOES NOT FIT" in (tmp_path / "page.html").read_text()
+    assert (
+        run("plan", TINY, "--topology", "cpu:8", "--html", str(tmp_path / "page.html"))[0] == 1
+    )  # over a page of its own
     told["fits"] = True
     code, out, _ = run("plan", TINY, "--topology", "cpu:8", "--json")
     assert code == 0 and json.loads(out) == told
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("plan", TINY, "--topology", "cpu:8", "--html", "mine"),
+        ("report", *PLAIN, "--html", "mine"),
+        ("pack", "runs/any", "mine"),
+        ("convert", "to-hf", "runs/any", "mine"),
+        ("convert", "to-t5x", "runs/any", "mine"),
+        ("convert", "from-hf", "any", "mine"),
+        ("convert", "from-t5x", "any", TINY, "mine"),
+        ("data", "prepare", "--input", "mine", "--output", "mine", "--tokenizer", "bytes"),
+        ("train", TINY, "--run-dir", "mine"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_what_a_user_has_is_not_written_over(run, verb, tmp_path, monkeypatch):
+    """And it is said before anything that takes long: the runs and folders to read are not even there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("paxlike.parallel.runtime.start", lambda *_, **__: None)
+    monkeypatch.setattr("paxlike.plan.command.plan", lambda *_: pytest.fail("it was compiled"))
+    (tmp_path / "mine").write_text("dear diary")
+    code, _, err = run(*verb)
+    assert code == 2 and "mine" in err and "left alone" in err
+    assert (tmp_path / "mine").read_text() == "dear diary" and [p.name for p in tmp_path.iterdir()] == ["mine"]

@@ -1,10 +1,12 @@
 """Configs that cannot work are refused with the field, the values and the remedy; the others survive their JSON."""
 
 import dataclasses
+import inspect
 import json
 
 import pytest
 
+import paxlike.config
 from paxlike.config import (
     CheckpointConfig,
     Config,
@@ -219,9 +221,9 @@ def test_every_field_differs_by_its_dotted_name():
             for name in (names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
         ]
 
-    # The published code has no non-negative inputs, and a mixture is read in place of a store: these cannot differ, too.
-    together = ("model.quant.nonnegative", "data.store")
-    assert found == [name for name in names(dataclasses.asdict(Config())) if name not in together]
+    # The published code has no non-negative inputs, and a mixture is read in place of a store: not all can differ at once.
+    cannot = ("model.quant.nonnegative", "data.store")
+    assert found == [name for name in names(dataclasses.asdict(Config())) if name not in cannot]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())
 
 
@@ -243,6 +245,14 @@ def test_json_that_is_no_config(text):
 
 
 GOOD = "from paxlike.config import Config, ModelConfig\n\n\ndef config():\n    return Config(name='mine')\n"
+
+
+def test_a_star_import_gives_every_section_and_no_library():
+    """A user's config file opens with it, so neither `model` nor `json` may come in beside the sections."""
+    names = {name: getattr(paxlike.config, name) for name in paxlike.config.__all__}
+    sections = {type(value).__name__ for value in (Config(), *vars(Config()).values(), QuantConfig())} - {"str"}
+    assert sections < set(names) and {"Hosts", "load", "to_json", "UserError"} < set(names)
+    assert not [name for name, value in names.items() if inspect.ismodule(value)]
 
 
 def test_load(tmp_path):

@@ -16,7 +16,7 @@ def test_the_house_stands():
 OFFENSES = {
     "upwards": ({"parallel/mesh.py": "from paxlike.nn import norm\n"}, "from a floor above (parallel -> nn)"),
     "upwards, relative": ({"nn/norm.py": "from ..models import palm\n"}, "paxlike.models.palm from a floor above"),
-    "config knows nobody": ({"config.py": "import paxlike.parallel.axes\n"}, "floor above (config -> parallel)"),
+    "config knows nobody": ({"config/check.py": "import paxlike.parallel.axes\n"}, "floor above (config -> parallel)"),
     "no floor": ({"attic/box.py": ""}, "'attic' is on no floor"),
     "late import": ({"train/loop.py": "def f():\n    import json\n"}, "loop.py:2: imports json inside a function"),
     "late import, not cli": ({"train/loop.py": "def f():\n    import jax\n"}, "imports jax inside a function"),
@@ -32,7 +32,7 @@ OFFENSES = {
     "distributed": ({"train/loop.py": "import jax\njax.distributed.initialize()\n"}, "loop.py:2: uses jax.distributed"),
     "distributed, imported": ({"train/loop.py": "from jax import distributed\n"}, "uses jax.distributed"),
     "distributed, launch": ({"../launch/local.py": "import jax\njax.distributed.initialize()\n"}, "launch/local.py:2"),
-    "jax in config": ({"config.py": "import jax\n"}, "paxlike.config: must not need JAX"),
+    "jax in config": ({"config/check.py": "import jax\n"}, "paxlike.config.check: must not need JAX"),
     "jax in accounting": ({"accounting/flops.py": "from jax import numpy\n"}, "accounting.flops: must not need JAX"),
     "jax below accounting": (
         {
@@ -92,9 +92,9 @@ def test_what_is_allowed_is_not_named(tmp_path):
 def house(root: Path, files: dict[str, str]) -> Path:
     """A house of empty packages and the given files, named from paxlike/."""
     for name in ["__init__.py", *(f"{package}/__init__.py" for package in check_layers.FLOOR if package)]:
-        if name.split("/")[0] not in ("config", "cli", "__main__"):
+        if name.split("/")[0] not in ("cli", "__main__"):
             write(root / "paxlike" / name, "")
-    for name, source in {"config.py": "", **files}.items():
+    for name, source in files.items():
         write((root / "paxlike" / name).resolve(), source)
     return root
 

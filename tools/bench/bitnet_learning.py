@@ -11,13 +11,13 @@ Two questions, each run alike in everything but what it asks about:
 import argparse
 import dataclasses
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from paxlike.config import Config, QuantConfig, UserError, load
+from paxlike.files import write_file
 from tools.bench.learning_plot import draw
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,9 +107,7 @@ def once(variant: str, rate: float, seed: int) -> None:
         return
     known.append(run(variant, rate, seed))
     print(f"{variant}, {rate}, seed {seed}: {known[-1]['validation']}", flush=True)
-    partial = RESULTS.with_suffix(".partial")
-    partial.write_text("[\n" + ",\n".join(json.dumps(r) for r in known) + "\n]\n")
-    os.replace(partial, RESULTS)
+    write_file(RESULTS, "[\n" + ",\n".join(json.dumps(r) for r in known) + "\n]\n")
 
 
 def best_rate(variant: str) -> float:

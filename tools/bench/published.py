@@ -9,7 +9,6 @@ prediction; of the 70B rows on v6e the batch, optimizer and number format are wh
 
 import dataclasses
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from paxlike.config import (
     UserError,
     load,
 )
+from paxlike.files import write_file
 from paxlike.parallel import runtime
 
 HERE = Path(__file__).resolve().parent
@@ -173,9 +173,7 @@ def main() -> None:
             row["refused"] or f"{row['predicted']:.3f} for {row['published']:.3f}: {off:+.1%} {row['seconds']}",
             flush=True,
         )
-        partial = FILE.with_suffix(".partial")
-        partial.write_text(json.dumps([rows[r.name] for r in RUNS if r.name in rows], indent=1) + "\n")
-        os.replace(partial, FILE)
+        write_file(FILE, json.dumps([rows[r.name] for r in RUNS if r.name in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

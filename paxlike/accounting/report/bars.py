@@ -15,8 +15,11 @@ class Bar:
     """Beside the bar: its sum, say."""
 
 
-def bars(rows: list[Bar], show, *, scale: float | None = None) -> str:
-    """Bars beneath each other. scale: the value of a full width; None makes every bar as long as that, for shares of its own sum."""
+def bars(rows: list[Bar], show, *, scale: float | None = None, limit: float | None = None) -> str:
+    """Bars beneath each other. scale: the value of a full width; None makes every bar as long as that, for shares of its own sum.
+
+    limit: a value of the scale where a line stands.
+    """
     height = ROW * len(rows) + 6
     width = WIDTH - LEFT - RIGHT
     parts = []
@@ -34,6 +37,9 @@ def bars(rows: list[Bar], show, *, scale: float | None = None) -> str:
                 parts.append(f'<rect class="segment {color}" {place}><title>{told}</title></rect>')
             at += length
         parts.append(f'<text class="strong" x="{at + 8:.1f}" y="{y + 15}">{escape(bar.end)}</text>')
+    if scale and limit:
+        at = LEFT + limit / scale * width
+        parts.append(f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{height}"/>')
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
 
 

@@ -106,9 +106,9 @@ def bar_charts(runs: list[dict], names: list[str]) -> str:
     limit = f"; a device has {' or '.join(limits)}" if limits else ""
     told = "a bar is a run's whole wall time; only steps that count are productive"
     return (
-        _bar_chart("Where the wall time went", times, duration, told)
-        + _bar_chart("FLOPs by part of the model, per token", parts, _flops, "matrix products as they run, forward and backward")
-        + _bar_chart(
+        bar_chart("Where the wall time went", times, duration, told)
+        + bar_chart("FLOPs by part of the model, per token", parts, _flops, "matrix products as they run, forward and backward")
+        + bar_chart(
             "Memory of a device: plan against use", memory, gib,
             f"plan: estimated before anything ran; program: laid out by the compiler for a step{limit}", most,
         )
@@ -143,7 +143,10 @@ def _memory(run: dict, name: str) -> list[Bar]:
     return found
 
 
-def _bar_chart(title: str, drawn: list[Bar], show: Callable, caption: str, scale: float | None = None) -> str:
+def bar_chart(
+    title: str, drawn: list[Bar], show: Callable, caption: str, scale: float | None = None, limit: float | None = None
+) -> str:
+    """A card with bars (see `bars`) and what their colors mean; nothing where there are no bars."""
     if not drawn:
         return ""
     colors = {(name, color): [] for bar in drawn for name, value, color in bar.segments if value > 0}
@@ -158,6 +161,6 @@ def _bar_chart(title: str, drawn: list[Bar], show: Callable, caption: str, scale
         for (name, color), told in colors.items()
     )
     return (
-        f'<figure class="card"><h2>{title}</h2>{bars(drawn, show, scale=scale)}'
+        f'<figure class="card"><h2>{title}</h2>{bars(drawn, show, scale=scale, limit=limit)}'
         f'<ul class="legend after{" listed" if alone else ""}">{items}</ul><figcaption>{escape(caption)}</figcaption></figure>'
     )

@@ -1,17 +1,11 @@
-"""The report as one HTML page that needs nothing else: no script, no font, no address. Every text in it is escaped."""
+"""The report as one HTML page. Every text in it is escaped."""
 
-import os
-import tempfile
 from html import escape
-from pathlib import Path
 
 from paxlike.accounting.history import History
 from paxlike.accounting.report.charts import COLORS, bar_charts, plots, short
-from paxlike.accounting.report.style import CSS
+from paxlike.accounting.report.document import document
 from paxlike.accounting.report.table import duration, kind, labels, rows
-from paxlike.config import UserError
-
-GENERATOR = '<meta name="generator" content="paxlike report">'
 
 
 def page(runs: list[dict], histories: list[History]) -> str:
@@ -29,31 +23,7 @@ def page(runs: list[dict], histories: list[History]) -> str:
         "<footer>Written by <b>paxlike report</b>. MFU counts the model's FLOPs by the named convention, HFU those that ran, with what is "
         "computed again; both divide by the chips' dense peak. Goodput is the share of the wall time in steps that count.</footer>"
     )
-    title = escape(", ".join(names))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} – report</title>'
-        f"<style>{CSS}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
-    )
-
-
-def write_page(path: Path, html: str) -> None:
-    """Writes through a temporary name. Raises UserError where the name is taken by something else than a report."""
-    if path.is_dir() or (path.exists() and GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:2000]):
-        raise UserError(f"{path} exists and is no page of `paxlike report`: it is left alone. Give another --html.")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} to. Make it, or give another --html.")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(html)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    return document("report", f"{', '.join(names)} – report", "".join(parts))
 
 
 # ---- above the plots -----------------------------------------------------------------------------------------------------

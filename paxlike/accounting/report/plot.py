@@ -88,11 +88,11 @@ def plot(
     return svg, told
 
 
-def thin(steps: np.ndarray, values: np.ndarray, buckets: int = BUCKETS) -> tuple[np.ndarray, np.ndarray]:
-    """At most two points of each of `buckets` runs of neighbors, the lowest and the highest, in order; first and last stay."""
-    if steps.size <= 2 * buckets:
+def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most two points of each of BUCKETS runs of neighbors, the lowest and the highest, in order; first and last stay."""
+    if steps.size <= 2 * BUCKETS:
         return steps, values
-    edges = np.linspace(0, steps.size, buckets + 1).astype(int)
+    edges = np.linspace(0, steps.size, BUCKETS + 1).astype(int)
     chosen = {0, steps.size - 1}
     for begin, end in zip(edges[:-1], edges[1:], strict=True):
         chosen |= {begin + int(values[begin:end].argmin()), begin + int(values[begin:end].argmax())}

@@ -31,6 +31,7 @@ line.grid { stroke: var(--grid); } line.axis { stroke: var(--rule); }
 line.event { stroke: var(--quiet); stroke-dasharray: 3 3; stroke-width: 1.2; }
 polyline { fill: none; stroke: currentColor; stroke-linejoin: round; } polyline.raw { opacity: .35; stroke-width: .9; }
 polyline.line { stroke-width: 2; } polyline.dash { stroke-width: 2; stroke-dasharray: 6 4; }
+circle.point { fill: currentColor; } circle.point:hover { opacity: .7; }
 circle.mark { fill: var(--card); stroke: currentColor; stroke-width: 2; }
 rect.band { fill: var(--ink); fill-opacity: 0; } rect.band:hover { fill-opacity: .07; }
 rect.segment { fill: currentColor; stroke: var(--card); stroke-width: 1; } rect.segment:hover { opacity: .8; }
@@ -54,6 +55,8 @@ th, td { text-align: left; padding: 6px 18px 6px 0; vertical-align: top; } th { 
   overflow-wrap: anywhere; }
 tbody tr + tr td { border-top: 1px solid var(--grid); } tr.section td { padding-top: 20px; font-weight: 650; }
 td:first-child { color: var(--quiet); white-space: pre; } tr.section td:first-child { color: var(--ink); }
+td.number, th.number { text-align: right; } .yes { color: var(--c-step); } .no { color: var(--warn); }
+main > .part, main > figure { margin-top: 16px; } .part p { margin: 0; }
 .notes { margin-top: 18px; } .notes ul { margin: 0; padding-left: 18px; } .notes li + li { margin-top: 3px; }
 .warning { background: var(--warn-paper); color: var(--warn); border-color: transparent; }
 footer { margin-top: 30px; font-size: 12px; color: var(--quiet); }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from paxlike.accounting.energy import PICOJOULES, PRECISIONS, forward_energy, paper_energy, products
+from paxlike.accounting.energy import PICOJOULES, PRECISIONS, Energy, forward_energy, products
 from paxlike.config import ModelConfig, UserError
 
 SIZES = {"6.7B": (4096, 32), "13B": (5120, 40), "30B": (7168, 48)}
@@ -22,6 +22,12 @@ def model(size: str) -> ModelConfig:
         layers=layers, d_model=width, heads=width // 128, kv_heads=width // 128, head_dim=128, d_ff=4 * width,
         vocab_size=32_000, block="serial", feed_forward="gelu",
     )  # fmt: skip
+
+
+def paper_energy(model: ModelConfig, tokens: int, precision: str, node: str) -> Energy:
+    """As table 1 counts: the blocks' linear layers and attention products, without the logits."""
+    linear, attention, _ = forward_energy(model, tokens, precision, node)
+    return Energy("blocks", linear.add + attention.add, linear.multiply + attention.multiply)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -15,7 +15,7 @@ from paxlike.nn.weight import Numerics
 from paxlike.parallel.mesh import make_mesh
 from paxlike.train.step import DeviceBatch, losses_of
 
-B, T = 8, 16
+B = 8
 SHAPE = {"layers": 3, "d_model": 64, "heads": 4, "head_dim": 8, "d_ff": 96, "vocab_size": 500, "vocab_multiple": 128}
 
 
@@ -27,10 +27,13 @@ SHAPE = {"layers": 3, "d_model": 64, "heads": 4, "head_dim": 8, "d_ff": 96, "voc
         ((1, 1, 1), {"remat": "attention", "block": "serial", "feed_forward": "relu2"}),
         ((1, 1, 1), {"remat": "dots", "kv_heads": 2, "feed_forward": "gelu", "attention": "xla"}),
         ((2, 2, 2), {"remat": "palm"}),
+        ((1, 1, 1), {"remat": "attention", "attention": "blocked"}),
+        ((1, 2, 2), {"remat": "dots", "attention": "blocked", "kv_heads": 2}),
     ],
     ids=lambda value: "-".join(map(str, value.values() if isinstance(value, dict) else value)),
 )
 def test_formula_equals_compiled_program(mesh, changes):
+    T = 256 if changes.get("attention") == "blocked" else 16  # two blocks of queries
     model = ModelConfig(**SHAPE, **{"kv_heads": 1, "attention": "reference", **changes})
     config = Config(model=model, data=DataConfig(sequence_length=T))
     pod, data, shards = mesh

@@ -15,11 +15,10 @@ from paxlike.accounting.flops import (
     hardware_flops,
     model_flops,
     recomputed,
-    training_flops,
 )
 from paxlike.accounting.hardware import chip_named
 from paxlike.accounting.parameters import parameter_count, parameters_by_part, stored_parameter_count, weights
-from paxlike.accounting.throughput import hfu, mfu
+from paxlike.accounting.throughput import utilization
 from paxlike.config import ModelConfig, UserError
 
 T = 2048
@@ -76,12 +75,13 @@ def test_palm_tables_to_the_printed_digits(name, model, with_remat, training, to
 
     assert printed(model_flops(PALM[name], T).total) == model
     assert printed(hardware_flops(PALM[name], T).total) == with_remat
-    assert f"{training_flops(PALM[name], T, int(tokens)):.2e}" == training
+    assert f"{model_flops(PALM[name], T).total * tokens:.2e}" == training
 
 
 def test_palm_540b_utilization_as_printed():
     given = {"tokens_per_second": 238.3e3, "chips": 6144, "chip": chip_named("v4")}
-    full, hardware = mfu(PALM["540B"], T, **given), hfu(PALM["540B"], T, **given)
+    full = utilization("MFU", model_flops(PALM["540B"], T), **given)
+    hardware = utilization("HFU", hardware_flops(PALM["540B"], T), **given)
     assert (percent(full.fraction), percent(hardware.fraction)) == ("46.2", "57.8")
     without_attention = full.flops.terms[0].flops * 238.3e3 / (6144 * 275e12)
     assert percent(without_attention) == "45.7"
@@ -89,7 +89,7 @@ def test_palm_540b_utilization_as_printed():
 
 def test_mt_nlg_utilization_as_printed():
     rate = 1920 * 2048 / 60.1
-    full = mfu(MT_NLG, T, tokens_per_second=rate, chips=2240, chip=chip_named("a100"))
+    full = utilization("MFU", model_flops(MT_NLG, T), rate, 2240, chip_named("a100"))
     assert percent(full.fraction) == "30.2"
     assert percent(full.flops.terms[0].flops * rate / (2240 * 312e12)) == "29.7"
 

@@ -1,6 +1,7 @@
 import pytest
 
-from paxlike.accounting.hardware import CHIPS, GB, GiB, chip_named, chip_of_device, measured_cpu
+from paxlike.accounting.hardware import CHIPS, chip_named, chip_of_device, measured_cpu
+from paxlike.accounting.units import GB, GiB
 from paxlike.config import UserError
 
 

@@ -17,8 +17,8 @@ def program(*instructions: str) -> str:
     )
 
 
-def one(instruction: str, mesh=MESH, order=None):
-    (found,) = list_collectives(program(f"ROOT %c = {instruction}"), mesh, order)
+def one(instruction: str, mesh=MESH):
+    (found,) = list_collectives(program(f"ROOT %c = {instruction}"), mesh)
     return found
 
 
@@ -97,11 +97,6 @@ def test_replica_groups_in_every_notation(groups, axis, size):
     )
     assert (told.axis, told.group_size, told.kind) == (axis, size, "all-reduce")
     assert told.op_name == "jit(step)/psum"
-
-
-def test_a_mesh_with_its_own_device_order():
-    text = "bf16[16,64]{1,0} all-reduce(%x), replica_groups={{0,7},{1,6},{2,5},{3,4}}, to_apply=%add"
-    assert one(text, order=[0, 7, 1, 6, 2, 5, 3, 4]).axis == "model"
 
 
 def test_groups_of_one_device_are_no_communication():

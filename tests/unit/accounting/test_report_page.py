@@ -11,7 +11,8 @@ from made_runs import lifelike, start, step, write
 
 from paxlike.accounting.history import read_history
 from paxlike.accounting.report.bars import Bar, bars
-from paxlike.accounting.report.page import page, write_page
+from paxlike.accounting.report.document import document, write_page
+from paxlike.accounting.report.page import page
 from paxlike.accounting.report.plot import BUCKETS, Curve, Mark, plot, smooth, thin, ticks
 from paxlike.accounting.report.summary import summarize
 from paxlike.config import UserError
@@ -210,16 +211,17 @@ def test_bars_are_as_long_as_their_values():
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_page_is_written_over_a_page_and_over_nothing_else(folders, tmp_path):
+def test_a_page_is_written_over_a_page_of_its_kind_and_over_nothing_else(folders, tmp_path):
     text, path = made(folders[0]), tmp_path / "report.html"
-    write_page(path, text)
-    write_page(path, text)
+    write_page(path, "report", text)
+    write_page(path, "report", text)
     assert path.read_text() == text and [p.name for p in tmp_path.iterdir()] == ["report.html"]
-    letter = tmp_path / "letter.html"
+    letter, plan = tmp_path / "letter.html", tmp_path / "plan.html"
     letter.write_text("<p>dear diary")
-    for taken in (letter, tmp_path):
-        with pytest.raises(UserError, match="left alone. Give another --html"):
-            write_page(taken, text)
-    assert letter.read_text() == "<p>dear diary"
+    write_page(plan, "plan", document("plan", "a plan", ""))
+    for taken in (letter, plan, tmp_path):
+        with pytest.raises(UserError, match="left alone"):
+            write_page(taken, "report", text)
+    assert letter.read_text() == "<p>dear diary" and "a plan" in plan.read_text()
     with pytest.raises(UserError, match="there is no folder"):
-        write_page(tmp_path / "none" / "x.html", text)
+        write_page(tmp_path / "none" / "x.html", "report", text)

@@ -149,7 +149,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, make_store, monkeypatch
 def test_an_existing_output_is_a_user_error(make_store):
     store = make_store()
     before = store.fingerprint
-    with pytest.raises(UserError, match="store exists already; remove it, or name another one"):
+    with pytest.raises(UserError, match="store exists already: it is left alone. Remove it, or name another"):
         make_store(tokenizer="sentencepiece")
     assert make_store("again").fingerprint == before
 

@@ -1,54 +1,8 @@
-import errno
-
 import numpy as np
 import pytest
 
-from paxlike.config import UserError
 from paxlike.data import writer
-from paxlike.data.writer import DOCUMENT, HashedFile, Tokenized, file_record, new_folder, validation_threshold
-
-
-def test_the_folder_appears_when_it_is_whole(tmp_path):
-    output = tmp_path / "deep" / "out"
-    with new_folder(output) as folder:
-        (folder / "a").write_text("x")
-        assert not output.exists() and folder.parent == output.parent
-    assert (output / "a").read_text() == "x"
-    assert [path.name for path in output.parent.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("exception", [KeyboardInterrupt, UserError, ValueError])
-def test_nothing_is_left_after_an_exception(tmp_path, exception):
-    with pytest.raises(exception), new_folder(tmp_path / "out") as folder:
-        (folder / "a").write_text("x")
-        raise exception
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_existing_folder_is_never_touched(tmp_path):
-    output = tmp_path / "out"
-    output.mkdir()
-    with pytest.raises(UserError, match="out exists already; remove it"), new_folder(output):
-        raise AssertionError
-    assert not list(output.iterdir())
-
-
-@pytest.mark.parametrize("content", [True, False])
-def test_a_folder_that_appears_meanwhile_is_never_touched(tmp_path, content):
-    output = tmp_path / "out"
-    with pytest.raises(UserError, match="exists already"), new_folder(output) as folder:
-        (folder / "a").write_text("mine")
-        output.mkdir()
-        if content:
-            (output / "a").write_text("theirs")
-    assert [path.read_text() for path in output.iterdir()] == ["theirs"] * content
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_full_disk_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="No space left on device .*GB are free"), new_folder(tmp_path / "out"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert not list(tmp_path.iterdir())
+from paxlike.data.writer import DOCUMENT, HashedFile, Tokenized, file_record, validation_threshold
 
 
 def test_hashed_file_writes_in_pieces(tmp_path, monkeypatch):

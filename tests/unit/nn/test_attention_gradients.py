@@ -80,7 +80,7 @@ def assert_close(found, wanted, tolerance):
         assert error < tolerance, f"{name}: {error:.2e}"
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", ["reference", "blocked", "xla"])
 @KV_HEADS
 @SEGMENTS
 def test_the_formula(implementation, kv_heads, segmented):
@@ -88,11 +88,20 @@ def test_the_formula(implementation, kv_heads, segmented):
     assert_close(computed(implementation, *given), exact(*given), 2e-6)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", ["reference", "blocked", "xla"])
 def test_the_formula_in_bfloat16(implementation):
     """bfloat16 keeps 8 bits: 2^-8 = 0.4 % for each rounding of the probabilities and the results."""
     given = arrays(2, True, dtype="bfloat16")
     assert_close(computed(implementation, *given), exact(*given), 2e-2)
+
+
+@KV_HEADS
+@SEGMENTS
+@pytest.mark.parametrize("length", [256, 300])
+def test_several_blocks_of_queries(length, kv_heads, segmented):
+    """Two blocks of 128, and two with one of 44 after them."""
+    given = arrays(kv_heads, segmented, length=length)
+    assert_close(computed("blocked", *given), exact(*given), 2e-6)
 
 
 # Splash attention, interpreted. It multiplies q by the scale in the compute dtype and takes its matmuls' inputs in it.
@@ -111,10 +120,11 @@ def test_splash_is_the_formula(kv_heads, segmented, length, head_dim, dtype, tol
 
 @pytest.mark.parametrize("sizes", [(1, 2, 4), (2, 2, 2)])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4, 8])
-def test_on_a_mesh(sizes, kv_heads):
+@pytest.mark.parametrize("implementation", ["reference", "blocked"])
+def test_on_a_mesh(implementation, sizes, kv_heads):
     """Heads cut over `model`, with fewer key/value heads than shards, as many, and more."""
     given = arrays(kv_heads, True, batch=4, heads=8)
-    assert_close(computed("reference", *given, sizes), exact(*given), 2e-6)
+    assert_close(computed(implementation, *given, sizes), exact(*given), 2e-6)
 
 
 def test_splash_on_a_mesh():

@@ -20,7 +20,7 @@ def test_fan_in_is_what_one_output_sums(dims, inputs):
 
 @pytest.mark.parametrize(
     ("platform", "compute", "attention"),
-    [("cpu", "float32", "reference"), ("gpu", "bfloat16", "cudnn"), ("tpu", "bfloat16", "splash")],
+    [("cpu", "float32", "blocked"), ("gpu", "bfloat16", "cudnn"), ("tpu", "bfloat16", "splash")],
 )
 def test_auto_is_settled_by_the_platform(platform, compute, attention):
     assert Numerics.of(ModelConfig(), PrecisionConfig(), platform) == Numerics(compute, "float32", "float32", attention)

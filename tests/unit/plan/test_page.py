@@ -7,9 +7,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from rich.console import Console
 
-from paxlike.plan import page, svg
+from paxlike.plan import page
 from paxlike.plan.html import plan_page, sweep_page
+from paxlike.plan.scatter import scatter
 
+SVG = "{http://www.w3.org/2000/svg}"
 TOLD = {
     "config": "a<b", "cluster": {"name": "v4:2x2x2", "pods": 2, "chips": 16, "chip": "TPU v4"},
     "mesh": {"pod": 2, "data": 4, "model": 2}, "remat": "full",
@@ -83,20 +85,32 @@ def test_the_page_is_whole_and_loads_nothing(made):
 
     Tags().feed(made)
     assert open_tags == [] and {"svg", "table", "style"} <= seen and "script" not in seen
-    assert "http" not in made and "url(" not in made and "@import" not in made
+    addresses = set(re.findall(r"https?://[^\"'\s<]*", made))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name in XML, not an address
+    assert "url(" not in made and "@import" not in made
     assert "a&lt;b" in made and "a<b" not in made
 
 
-def test_plots_are_xml_with_every_point_and_part_inside():
-    bar = ElementTree.fromstring(svg.bar([("one", 1.0, "1 GiB"), ("two & more", 3.0, "3 GiB")], 8.0, width=820))
-    widths = [float(r.get("width")) for r in bar.iter("rect") if r.get("height") == "34"]
-    assert widths == [100, 300] and bar.find("line").get("x1") == "810.0"
-    plot = ElementTree.fromstring(svg.scatter([(1, 50, "a", "first"), (4, 25, "b", "second")], 5.0))
-    dots = {
-        c.find("title").text: (float(c.get("cx")), float(c.get("cy")))
-        for c in plot.iter("circle")
-        if c.find("title") is not None
-    }
-    assert dots["first"][0] < dots["second"][0] < float(plot.findall("line")[2].get("x1"))
-    assert dots["first"][1] < dots["second"][1]  # higher up
-    assert re.fullmatch(r"0 0 860 360", plot.get("viewBox"))
+def test_the_memorys_parts_and_its_end_are_drawn_to_scale():
+    """Parts of 1 and 3 GiB of 8 usable: the line stands at the full width, twice as far as the parts reach."""
+    bar = ElementTree.fromstring(re.search(r"<svg.*?</svg>", plan_page(TOLD), re.DOTALL)[0])
+    parts = [(float(r.get("x")), float(r.get("width"))) for r in bar.iter(f"{SVG}rect")]
+    (first, one), (second, three) = parts
+    assert three == pytest.approx(3 * one, abs=0.02) and second == pytest.approx(first + one, abs=0.02)
+    assert float(bar.find(f"{SVG}line").get("x1")) == pytest.approx(first + 2 * (one + three), abs=0.1)
+    unlimited = plan_page(TOLD | {"fits": None, "memory": TOLD["memory"] | {"usable": None}})
+    assert 'class="event"' in plan_page(TOLD) and 'class="event"' not in unlimited
+
+
+def test_a_sweeps_points_stand_where_the_axes_say():
+    card = scatter([(1, 40, "a", "first"), (4, 20, "b & c", "second")], 5.0)
+    plot = ElementTree.fromstring(re.search(r"<svg.*</svg>", card)[0])
+    dots = {c.find(f"{SVG}title").text: (float(c.get("cx")), float(c.get("cy"))) for c in plot.iter(f"{SVG}circle")}
+    texts = [(e.text, float(e.get("x")), float(e.get("y")), e.get("text-anchor")) for e in plot.iter(f"{SVG}text")]
+    below = {text: x for text, x, _, anchor in texts if anchor == "middle"}
+    beside = {text: y - 4 for text, _, y, anchor in texts if anchor == "end"}
+    assert dots["first"] == pytest.approx((below["1"], beside["40 %"]), abs=0.2)
+    assert dots["second"][0] == pytest.approx(below["4"], abs=0.2) and dots["second"][1] > dots["first"][1]
+    line = next(e for e in plot.iter(f"{SVG}line") if e.get("class") == "event")
+    assert float(line.get("x1")) == pytest.approx(below["5"], abs=0.2)
+    assert "b &amp; c" in card and card.count("<li ") == 2

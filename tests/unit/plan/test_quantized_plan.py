@@ -2,9 +2,6 @@
 
 import dataclasses
 
-import jax
-import pytest
-
 from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, QuantConfig, TrainConfig
 from paxlike.plan import verb
 from paxlike.plan.page import tables
@@ -19,14 +16,6 @@ CONFIG = Config(
     mesh=MeshConfig(model=4),
 )
 CPU = cluster("cpu:8")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAXLIKE_CACHE", str(tmp_path))
-    enabled = jax.config.jax_enable_compilation_cache
-    yield
-    jax.config.update("jax_enable_compilation_cache", enabled)
 
 
 def plan(**quant) -> dict:

@@ -27,10 +27,10 @@ def test_the_inputs_of_every_formula_and_the_programs_memory_are_written(config,
     told, model, T = start["flops_per_token"], config.model, 32
     for name in ("palm", "palm_no_embedding", "causal"):
         assert told["model"][name]["total"] == model_flops(model, T, name).total
-    assert told["executed"]["total"] == executed_flops(model, T, "reference").total
+    assert told["executed"]["total"] == executed_flops(model, T, "blocked").total
     assert told["hardware"]["total"] == hardware_flops(model, T).total
     assert sum(told["by_part"].values()) == pytest.approx(told["executed"]["total"])
-    plan = memory_estimate(config, 8, compute="float32", kernel="reference")
+    plan = memory_estimate(config, 8, compute="float32", kernel="flash")
     assert start["memory_plan"] == {part.name: part.bytes for part in plan.parts}
     assert start["chips"] == 1 and start["peak"] > 0 and start["chip"]["dtype"] == "float32"
 

@@ -142,3 +142,10 @@ def test_quantizing_twice_changes_nothing():
         twice = quantize_params(model.config.model, model.numerics, once)
     jax.tree.map(np.testing.assert_array_equal, once, twice)
     assert all(isinstance(w, QuantizedWeight) for w in twice["blocks"].values())
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path):
+    (tmp_path / "mine").write_text("dear diary")
+    with pytest.raises(UserError, match="mine exists already: it is left alone"):
+        save_packed(tmp_path / "mine", trained(QuantConfig(weights="bitnet")))
+    assert (tmp_path / "mine").read_text() == "dear diary"

@@ -1,0 +1,71 @@
+"""The models that `tools/bench/gpu.py` runs, and what is fixed about each. Imports no JAX."""
+
+import dataclasses
+from pathlib import Path
+
+from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, PrecisionConfig, TrainConfig, load
+
+PALM_8B = Path(__file__).resolve().parents[2] / "configs" / "palm_8b.py"
+VOCABULARY = 32_768
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    model: ModelConfig
+    length: int
+    batches: tuple[int, ...]
+    """Sequences of a step: the first that fits, from left to right."""
+    params: str = "float32"
+    """Dtype of stored parameters and of gradients. Moments are float32 always."""
+    goal: float | None = None
+    """MFU by the palm convention."""
+    why: str = ""
+
+    def config(self, batch: int, **model: object) -> Config:
+        """The training run of a step of `batch` sequences. `model`: fields of ModelConfig to change."""
+        return Config(
+            model=dataclasses.replace(self.model, **model),
+            data=DataConfig(sequence_length=self.length),
+            optim=OptimConfig(name="adamw", learning_rate=1e-4, schedule="constant", warmup_steps=1, weight_decay=0.1),
+            train=TrainConfig(steps=1000, batch_size=batch),
+            mesh=MeshConfig(data=1),
+            precision=PrecisionConfig(params=self.params, gradients=self.params),
+        )
+
+
+def _palm(layers: int, d_model: int, heads: int, head_dim: int, **more) -> ModelConfig:
+    """PaLM's block: parallel, SwiGLU with d_ff = 4 d_model, one key/value head, tied embedding."""
+    return ModelConfig(
+        layers=layers, d_model=d_model, heads=heads, kv_heads=1, head_dim=head_dim, d_ff=4 * d_model, vocab_size=VOCABULARY,
+        **more,
+    )  # fmt: skip
+
+
+_1B = _palm(16, 2048, 16, 128)
+SIZES = {
+    "125m": Size(_palm(12, 768, 12, 64), 2048, (32, 16, 8), goal=0.40),
+    "1b": Size(_1B, 2048, (16, 8, 4), goal=0.52),
+    "1b-8192": Size(_1B, 8192, (4, 2, 1)),
+    "3b": Size(_palm(22, 3072, 24, 128), 2048, (8, 4, 2), goal=0.58),
+    "8b": Size(
+        dataclasses.replace(load(PALM_8B).model, remat="attention"), 2048, (8, 4, 2), "bfloat16", 0.58,
+        "parameters and gradients in bfloat16: float32 ones with two moments take 129 GiB before the first activation. "
+        "remat attention keeps every result of a matmul and computes only norms and elementwise work again",
+    ),
+    "test": Size(
+        ModelConfig(layers=2, d_model=64, heads=4, kv_heads=1, head_dim=16, d_ff=256, vocab_size=512), 64, (2,),
+        why="to see that it runs, on any machine",
+    ),
+}  # fmt: skip
+"""The four models of the goals in float32 parameters where they fit, bfloat16 matmuls, no rematerialization where memory allows."""
+
+REAL = tuple(name for name in SIZES if name != "test")
+
+OPTIONS = {
+    "xla_gpu_enable_triton_gemm": (False, "cuBLAS for every matmul: no time spent on tuning Triton's, none of its fusions either"),
+    "xla_gpu_triton_gemm_any": (True, "Triton for every matmul that it can do: fuses what stands before and after"),
+    "xla_gpu_enable_command_buffer": ("", "no CUDA graphs: they save launches, which only small steps notice, and cost memory"),
+    "xla_gpu_enable_latency_hiding_scheduler": (True, "moves independent work between instructions; meant for collectives"),
+}  # fmt: skip
+"""XLA options to be tried one at a time -> (value, what may be gained). None is set in training: an option is chosen by a measurement, and
+none has been made yet."""
