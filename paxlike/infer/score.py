@@ -27,15 +27,21 @@ class Score(NamedTuple):
     """float32: natural logarithms of the probabilities of the scored tokens, each after all before it."""
     greedy: np.ndarray
     """bool: whether the token is the most likely one."""
+    best: np.ndarray
+    """int32 [n, alternatives]: the most likely tokens in its place."""
+    best_logprobs: np.ndarray
 
 
 class Scorer:
     """Scores sequences of up to `max_length` + 1 tokens, `batch_size` at a time. Use it with the mesh of `params` in force."""
 
-    def __init__(self, config: ModelConfig, numerics: Numerics, params: dict, max_length: int, batch_size: int = 16):
+    def __init__(
+        self, config: ModelConfig, numerics: Numerics, params: dict, max_length: int, batch_size: int = 16, alternatives: int = 1
+    ):  # fmt: skip
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be 1 or more.")
         self.config, self.numerics, self.max_length, self.batch_size = config, numerics, max_length, batch_size
+        self.alternatives = alternatives
         self.params = for_inference(config, numerics, params)
 
     def score(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Score]:
@@ -50,10 +56,10 @@ class Scorer:
         order = sorted(range(len(arrays)), key=lambda number: -arrays[number].size)
         for first in range(0, len(order), self.batch_size):
             numbers = order[first : first + self.batch_size]
-            logprobs, greedy = self._batch([arrays[number] for number in numbers])
+            found = self._batch([arrays[number] for number in numbers])
             for row, number in enumerate(numbers):
                 scored = slice(starts[number] - 1, arrays[number].size - 1)
-                scores[number] = Score(logprobs[row, scored], greedy[row, scored])
+                scores[number] = Score(*(array[row, scored] for array in found))
         return scores
 
     def _check(self, number: int, tokens: np.ndarray, start: int) -> None:
@@ -69,8 +75,9 @@ class Scorer:
                 f"{self.config.vocab_size - 1}; use the tokenizer that the model was trained with."
             )
 
-    def _batch(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """[rows, T] of the tokens after the first. Few shapes, so that few programs are compiled: T is a power of two."""
+    def _batch(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """A score's arrays, [rows, T] and [rows, T, alternatives], of the tokens after the first. Few shapes, so that few programs are
+        compiled: T is a power of two."""
         shortest = LENGTH_MULTIPLE if self.numerics.attention == "splash" else 16
         longest = max(array.size for array in arrays) - 1
         T = max(shortest, 2 ** max(longest - 1, 0).bit_length())
@@ -80,12 +87,13 @@ class Scorer:
             tokens_BT[row, : array.size] = array
         place = NamedSharding(jax.sharding.get_mesh(), spec("BT", (B, T)))
         inputs, targets = (jax.device_put(part, place) for part in (tokens_BT[:, :-1], tokens_BT[:, 1:]))
-        found = _score(self.params, inputs, targets, config=self.config, numerics=self.numerics)
+        static = {"config": self.config, "numerics": self.numerics, "alternatives": self.alternatives}
+        found = _score(self.params, inputs, targets, **static)
         return tuple(np.asarray(array) for array in found)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "numerics"))
-def _score(params, tokens_BT, targets_BT, *, config, numerics):
+@functools.partial(jax.jit, static_argnames=("config", "numerics", "alternatives"))
+def _score(params, tokens_BT, targets_BT, *, config, numerics, alternatives):
     model = inference_decoder(config, numerics, params)
     x_BTD = model(tokens_BT)
     letters, weight, scale = model.head()
@@ -104,10 +112,12 @@ def _score(params, tokens_BT, targets_BT, *, config, numerics):
             logits_BV = jax.lax.dot_general(x_BD, used, contracted, preferred_element_type=jnp.float32)
             logits_BV = gather(logits_BV, "model", 1)[:, : config.vocab_size] * scale
             picked_B = jnp.take_along_axis(logits_BV, target_B[:, None], axis=1)[:, 0]
-            return picked_B - jax.nn.logsumexp(logits_BV, axis=1), logits_BV.argmax(1) == target_B
+            total_B = jax.nn.logsumexp(logits_BV, axis=1)
+            highest, best = jax.lax.top_k(logits_BV, alternatives)
+            return picked_B - total_B, best[:, 0] == target_B, best, highest - total_B[:, None]
 
         positions = gather(x, "model", 2).swapaxes(0, 1), targets.swapaxes(0, 1)
         found = jax.lax.map(at, positions, batch_size=POSITIONS_AT_ONCE)
         return tuple(gather(gather(array.swapaxes(0, 1), "data", 0), "pod", 0) for array in found)
 
-    return on_devices(device, (x_spec, targets_spec, stored), (P(), P()))(x_BTD, targets_BT, weight)
+    return on_devices(device, (x_spec, targets_spec, stored), (P(),) * len(Score._fields))(x_BTD, targets_BT, weight)

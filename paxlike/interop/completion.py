@@ -39,13 +39,14 @@ class Asked:
     logprobs: int | None
     stop: tuple[str, ...]
     seed: int
+    echo: bool = False
 
     def settings(self, choice: int) -> Settings:
         return Settings(self.temperature, self.top_p, (self.seed + choice) % 2**32)
 
 
 _NEUTRAL = {
-    "echo": False, "suffix": None, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": None, "best_of": None,
+    "suffix": None, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": None, "best_of": None,
 }  # fmt: skip
 """Fields that are not supported -> the value with which they ask for nothing."""
 
@@ -70,9 +71,11 @@ def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Ask
     options = given.get("stream_options") or {}
     if not isinstance(options, dict):
         raise ProtocolError(400, "stream_options must be an object.", "stream_options")
+    echo = _flag(given, "echo")
     asked = Asked(
+        echo=echo,
         prompts=_prompts(given.get("prompt"), tokenizer),
-        max_tokens=_number(given, "max_tokens", 16, 1, max_length, int),
+        max_tokens=_number(given, "max_tokens", 16, 0 if echo else 1, max_length, int),
         temperature=_number(given, "temperature", 1.0, 0, 2, float),
         top_p=_number(given, "top_p", 1.0, 1e-6, 1, float),
         n=_number(given, "n", 1, 1, MOST_TEXTS, int),
@@ -143,26 +146,47 @@ class Piece(dict):
 class Text:
     """One choice while it grows. `add` is called for each token; `tell(piece)` gets what can be shown.
 
-    A character of several tokens is shown when it is whole, and what may become a stop string when it did not.
+    A character of several tokens is shown when it is whole, and what may become a stop string when it did not. Where the prompt is
+    echoed, the text begins with it.
     """
 
-    def __init__(self, index: int, asked: Asked, tokenizer: Tokenizer, tell: Callable[[Piece], None]):
+    def __init__(
+        self, index: int, asked: Asked, tokenizer: Tokenizer, tell: Callable[[Piece], None], prompt: list[int] | None = None
+    ):  # fmt: skip
         self.index, self.asked, self.tokenizer, self.tell = index, asked, tokenizer, tell
-        self.tokens: list[int] = []
+        self.tokens: list[int] = list(prompt or []) if asked.echo else []
+        self._echoed, self._begin = len(self.tokens), len(tokenizer.decode(self.tokens))
         self._shown = 0
         self._logprobs: list[tuple] = []
 
+    @property
+    def new_tokens(self) -> int:
+        """Tokens without those of the prompt."""
+        return len(self.tokens) - self._echoed
+
+    @property
+    def asks_prompt_logprobs(self) -> bool:
+        return self._echoed > 0 and self.asked.logprobs is not None
+
+    def prompt_logprobs(self, logprobs: list, best: list, best_logprobs: list) -> None:
+        """Of the prompt's tokens but the first, which has none; to be called before `add`."""
+        first = (self.tokens[0], None, [], [])
+        self._logprobs = [first, *zip(self.tokens[1:], logprobs, best, best_logprobs, strict=True)]
+
     def add(self, token: int, logprob: float, best: list[int], best_logprobs: list[float]) -> bool:
         """Takes a token in; True where the text has ended."""
+        if self.asked.max_tokens == 0:
+            self._tell(self.tokenizer.decode(self.tokens), "length")
+            return True
         ended = token == self.tokenizer.eod
         if not ended:
             self.tokens.append(token)
             self._logprobs.append((token, logprob, best, best_logprobs))
         text = self.tokenizer.decode(self.tokens)
-        found = [at for at in (text.find(stop) for stop in self.asked.stop) if at >= 0]
+        found = [at for at in (text.find(stop, self._begin) for stop in self.asked.stop) if at >= 0]
         if found:
             self._tell(text[: min(found)], "stop")
-        elif ended or len(self.tokens) == self.asked.max_tokens:
+        elif ended or self.new_tokens == self.asked.max_tokens:
             self._tell(text, "stop" if ended else "length")
         else:
             self._tell(text[: self._safe(text)], None)
@@ -173,7 +197,7 @@ class Text:
         """Characters that stay whatever comes: no half character, no beginning of a stop string."""
         safe = len(text.rstrip("\ufffd"))
         for stop in self.asked.stop:
-            for size in range(min(len(stop) - 1, len(text)), 0, -1):
+            for size in range(min(len(stop) - 1, len(text) - self._begin), 0, -1):
                 if text.endswith(stop[:size]):
                     safe = min(safe, len(text) - size)
                     break
@@ -191,15 +215,31 @@ class Text:
         if self.asked.logprobs is None:
             return None
         told: dict = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        before = len(self.tokens) - len(self._logprobs)
-        for number, (token, logprob, best, best_logprobs) in enumerate(self._logprobs):
+        offsets = self._offsets(len(self.tokens) - len(self._logprobs))
+        for offset, (token, logprob, best, best_logprobs) in zip(offsets, self._logprobs, strict=True):
             told["tokens"].append(self._name(token))
             told["token_logprobs"].append(logprob)
             pairs = list(zip(best, best_logprobs, strict=True))[: self.asked.logprobs]
-            told["top_logprobs"].append({self._name(other): value for other, value in pairs})
-            told["text_offset"].append(len(self.tokenizer.decode(self.tokens[: before + number])))
+            told["top_logprobs"].append(
+                None if logprob is None else {self._name(other): value for other, value in pairs}
+            )
+            told["text_offset"].append(offset)
         self._logprobs = []
         return told
+
+    def _offsets(self, first: int) -> list[int]:
+        """Where each token from the `first` on begins in the text."""
+        decode = self.tokenizer.decode
+        if first > 0 or not self.tokenizer.lossless:
+            return [len(decode(self.tokens[:end])) for end in range(first, len(self.tokens))]
+        # A long prompt is not decoded again for each of its tokens.
+        begin, settled, offsets = 0, 0, []
+        for end in range(len(self.tokens)):
+            part = decode(self.tokens[begin:end])
+            offsets.append(settled + len(part))
+            if part and not part.endswith("\ufffd"):
+                begin, settled = end, settled + len(part)
+        return offsets
 
     def _name(self, token: int) -> str:
         """The token's text; its id, where it is a part of a character or no text at all."""

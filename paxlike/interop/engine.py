@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import jax
 
-from paxlike.infer.slots import Settings, Slots
+from paxlike.infer.score import Scorer
+from paxlike.infer.slots import ALTERNATIVES, Settings, Slots
 from paxlike.interop.completion import Text
 from paxlike.train.trained import Trained
 
@@ -40,7 +41,9 @@ class Engine:
         self._closed = False
         self._busy: dict[int, Job] = {}
         with jax.set_mesh(trained.mesh):
-            self._slots = Slots(trained.config.model, trained.numerics, trained.params, rows, self.max_length)
+            model, numerics = trained.config.model, trained.numerics
+            self._slots = Slots(model, numerics, trained.params, rows, self.max_length)
+            self._scorer = Scorer(model, numerics, self._slots.params, self.max_length, 1, ALTERNATIVES)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -74,6 +77,7 @@ class Engine:
                 while self._wait():
                     self._sweep()
                     if new := self._take():
+                        self._score([self._busy[row] for row in new])
                         self._give(self._slots.admit(*self._prompts(new)), new)
                     elif self._busy:
                         self._give(self._slots.step(), list(self._busy))
@@ -109,6 +113,13 @@ class Engine:
                     new.append(free[len(new)])
                     self._busy[new[-1]] = job
         return new
+
+    def _score(self, jobs: list[Job]) -> None:
+        """Log-probabilities of the prompts for the texts that are to tell them."""
+        for job in jobs:
+            if job.text.asks_prompt_logprobs:
+                (score,) = self._scorer.score([job.prompt], [1])
+                job.text.prompt_logprobs(score.logprobs.tolist(), score.best.tolist(), score.best_logprobs.tolist())
 
     def _prompts(self, rows: list[int]) -> tuple[dict, dict]:
         return {row: self._busy[row].prompt for row in rows}, {row: self._busy[row].settings for row in rows}

@@ -83,7 +83,8 @@ class _Growing:
                 loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
         prompts = [prompt for prompt in asked.prompts for _ in range(asked.n)]
-        self.texts = [Text(index, asked, engine.trained.tokenizer, put) for index in range(len(prompts))]
+        tokenizer = engine.trained.tokenizer
+        self.texts = [Text(index, asked, tokenizer, put, prompt) for index, prompt in enumerate(prompts)]
         jobs = [
             Job(prompt, asked.settings(index % asked.n), text, self.gone, lambda: put(None))
             for index, (prompt, text) in enumerate(zip(prompts, self.texts, strict=True))
@@ -104,7 +105,7 @@ class _Growing:
             self.gone.set()
 
     def _usage(self) -> dict:
-        prompt, new = sum(map(len, self.asked.prompts)), sum(len(text.tokens) for text in self.texts)
+        prompt, new = sum(map(len, self.asked.prompts)), sum(text.new_tokens for text in self.texts)
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
     async def events(self, head: dict) -> AsyncIterator[str]:

@@ -57,7 +57,9 @@ def test_prompts(prompt, expected):
         ({"stream_options": 3}, 400, "stream_options", "an object"),
         ({"stop": [""]}, 400, "stop", "up to 4"),
         ({"stop": ["a"] * 5}, 400, "stop", "up to 4"),
-        ({"echo": True}, 400, "echo", "not supported"),
+        ({"echo": 1}, 400, "echo", "true or false"),
+        ({"echo": True, "max_tokens": -1}, 400, "max_tokens", "from 0 to 64"),
+        ({"suffix": "x"}, 400, "suffix", "not supported"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty", "not supported"),
         ({"model": "other"}, 404, "model", "there is no model 'other'; there is 'mine'"),
     ],
@@ -75,10 +77,13 @@ def test_bodies_that_are_no_objects(body):
         parse(body, "mine", TOKENIZER, 64)
 
 
-def grown(text: str | bytes, stop=(), max_tokens=100, logprobs=None) -> list[dict]:
+def grown(text: str | bytes, stop=(), max_tokens=100, logprobs=None, prompt="") -> list[dict]:
     pieces: list[dict] = []
-    asked = Asked([[1]], max_tokens, 0, 1, 1, False, False, logprobs, tuple(stop), 0)
-    one = Text(0, asked, TOKENIZER, pieces.append)
+    asked = Asked([[1]], max_tokens, 0, 1, 1, False, False, logprobs, tuple(stop), 0, bool(prompt))
+    one = Text(0, asked, TOKENIZER, pieces.append, TOKENIZER.encode(prompt).tolist())
+    if one.asks_prompt_logprobs:
+        known = [-2.0] * (len(one.tokens) - 1)
+        one.prompt_logprobs(known, [[4]] * len(known), [[-1.0]] * len(known))
     for token in [byte + 3 for byte in (text.encode() if isinstance(text, str) else text)] + [1]:
         if one.add(token, -0.5, [token, 4], [-0.5, -2.0]):
             break
@@ -119,3 +124,24 @@ def test_log_probabilities_of_every_token():
     assert sum((one["token_logprobs"] for one in told), []) == [-0.5] * 4
     assert told[0]["top_logprobs"] == [{"a": -0.5, "\x01": -2.0}]
     assert [offset for one in told for offset in one["text_offset"]][:3] == [0, 1, 2]
+
+
+def joined(pieces: list[dict], name: str) -> list:
+    return sum((piece["logprobs"][name] for piece in pieces), [])
+
+
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_an_echoed_prompt_begins_the_text(max_tokens):
+    assert parsed(echo=True, max_tokens=max_tokens).echo and not parsed().echo
+    pieces = grown("xyz", max_tokens=max_tokens, logprobs=1, prompt="é\n")
+    assert "".join(piece["text"] for piece in pieces) == "é\n" + "xyz"[:max_tokens]
+    assert pieces[-1]["finish_reason"] == "length"
+    assert joined(pieces, "tokens") == ["token:198", "token:172", "\n", "x", "y"][: 3 + max_tokens]
+    assert joined(pieces, "token_logprobs") == [None, -2.0, -2.0, -0.5, -0.5][: 3 + max_tokens]
+    assert joined(pieces, "top_logprobs")[:3] == [None, {"\x01": -1.0}, {"\x01": -1.0}]
+    assert joined(pieces, "text_offset") == [0, 1, 1, 2, 3][: 3 + max_tokens]
+
+
+def test_a_stop_in_the_prompt_ends_nothing():
+    pieces = grown("c\n\nd", ("\n\n",), prompt="a\n\nb\n")
+    assert "".join(piece["text"] for piece in pieces) == "a\n\nb\nc" and pieces[-1]["finish_reason"] == "stop"

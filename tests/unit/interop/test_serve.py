@@ -9,9 +9,10 @@ import threading
 import time
 
 import jax
+import numpy as np
 import pytest
 from helpers import host_params, mesh_of, numerics_of, place
-from interop_cases import case
+from interop_cases import case, expected_logits
 
 from paxlike.data.tokenizer import BytesTokenizer
 from paxlike.infer.generate import Generator
@@ -91,6 +92,29 @@ def test_a_completion_is_the_models(server, trained):
     assert choice["finish_reason"] in ("length", "stop")
     usage = told["usage"]
     assert usage["prompt_tokens"] == 3 and usage["total_tokens"] == 3 + usage["completion_tokens"]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_an_echoed_prompt_has_the_models_logprobs(server, max_tokens):
+    """As tools ask for the likelihood of a text."""
+    tokens = BytesTokenizer().encode("the prompt").tolist()
+    logits = expected_logits(CONFIG, tokens=np.array(tokens))
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    body = {"prompt": tokens, "echo": True, "logprobs": 2, "max_tokens": max_tokens, "temperature": 0}
+    status, told = ask(server, body)
+    (choice,) = told["choices"]
+    assert status == 200 and choice["text"].startswith("the prompt")
+    assert told["usage"]["prompt_tokens"] == 10 and told["usage"]["completion_tokens"] == max_tokens
+    found = choice["logprobs"]
+    assert len(found["token_logprobs"]) == len(found["tokens"]) == len(found["text_offset"]) == 10 + max_tokens
+    assert found["token_logprobs"][0] is None and found["top_logprobs"][0] is None
+    expected = logprobs[np.arange(9), tokens[1:]]
+    assert found["token_logprobs"][1:10] == pytest.approx(expected.tolist(), abs=1e-3)
+    for number, top in enumerate(found["top_logprobs"][1:10]):
+        assert sorted(top.values()) == pytest.approx(np.sort(logprobs[number])[-2:].tolist(), abs=1e-3)
+    assert found["text_offset"][:10] == list(range(10))
+    _, streamed = ask(server, {**body, "stream": True})
+    assert "".join(one["choices"][0]["text"] for one in events(streamed)) == choice["text"]
 
 
 def test_prompts_and_choices_of_one_request(server):
