@@ -18,6 +18,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q --durations=10
 
 bench: $(VENV)/.installed-bench
+	$(BIN)/python -m tools.bench.cpu
 	$(BIN)/python -m tools.bench.around
 
 lint: $(VENV)/.installed-test
