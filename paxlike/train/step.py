@@ -53,6 +53,7 @@ def make_train_step(
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict]:
         predicted, print_ = sums((batch.targets_ABT >= 0).astype(jnp.uint32), hashes(batch))
+        batch = _after(predicted, batch)
         tokens = jnp.maximum(predicted.astype(jnp.float32), 1)
 
         def part_loss(params: dict, part: DeviceBatch) -> tuple[Array, Losses]:
@@ -102,11 +103,7 @@ def hashes(batch: DeviceBatch) -> Array:
 
 
 def sums(*arrays_ABT: Array) -> Array:
-    """uint32 [len(arrays)]: the sum of each array over all of the mesh, modulo 2^32, in one all-reduce.
-
-    Spelled out as the model's collectives are. What the compiler adds by itself it may order otherwise on each device of a CPU, which then
-    wait for each other without end.
-    """
+    """uint32 [len(arrays)]: the sum of each array over all of the mesh, modulo 2^32, in one all-reduce."""
 
     def device(*arrays):
         local = jnp.stack([array.sum(dtype=jnp.uint32) for array in arrays])
@@ -114,6 +111,18 @@ def sums(*arrays_ABT: Array) -> Array:
 
     places = spec("ABT", arrays_ABT[0].shape)
     return on_devices(device, (places,) * len(arrays_ABT), PartitionSpec())(*arrays_ABT)
+
+
+def _after(count: Array, batch: DeviceBatch) -> DeviceBatch:
+    """The batch, on a CPU not before the count is there.
+
+    Devices of a CPU that share few cores may begin collectives that do not depend on each other in different orders, and then wait for
+    each other without end: the count's and the embedding's did, on a busy machine.
+    """
+    if jax.sharding.get_abstract_mesh().abstract_device.platform != "cpu":
+        return batch
+    nothing = jnp.minimum(count.astype(jnp.int32), 0)
+    return batch._replace(tokens_ABT=batch.tokens_ABT + nothing)
 
 
 def _accumulated(part_loss: Callable, params: dict, batch: DeviceBatch) -> tuple[dict, Losses]:

@@ -21,9 +21,9 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 
-from paxlike.accounting.flops import executed_flops  # noqa: E402
+from paxlike.accounting.flops import executed_flops, model_flops  # noqa: E402
 from paxlike.accounting.hardware import chip_of_device  # noqa: E402
-from paxlike.accounting.throughput import mfu, utilization  # noqa: E402
+from paxlike.accounting.throughput import utilization  # noqa: E402
 from paxlike.config import Config, QuantConfig, UserError  # noqa: E402
 from paxlike.models.palm import bind, init_params  # noqa: E402
 from paxlike.nn.quantized import quantize_params  # noqa: E402
@@ -81,8 +81,8 @@ def _told(config: Config, numerics: Numerics, rounds: list[float]) -> dict:
     of = {"tokens_per_second": rate, "chips": 1, "chip": chip}
     T = config.data.sequence_length
     shares = {
-        "mfu palm": mfu(config.model, T, **of),
-        "mfu causal": mfu(config.model, T, convention="causal", **of),
+        "mfu palm": utilization("MFU", model_flops(config.model, T), **of),
+        "mfu causal": utilization("MFU, causal", model_flops(config.model, T, "causal"), **of),
         "hfu": utilization("HFU", executed_flops(config.model, T, numerics.attention), **of),
     }
     warnings = [share.warning for share in shares.values() if share.warning]
