@@ -1,6 +1,9 @@
 """The plan's line about what quantization sends."""
 
 import dataclasses
+import importlib.util
+
+import pytest
 
 from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, QuantConfig, TrainConfig
 from paxlike.plan import verb
@@ -18,9 +21,9 @@ CONFIG = Config(
 CPU = cluster("cpu:8")
 
 
-def plan(**quant) -> dict:
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, quant=QuantConfig(**quant)))
-    return against_unquantized(verb.plan(config, CPU), config, CPU, lambda text: None)
+def plan(made=CPU, config=CONFIG, **quant) -> dict:
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, quant=QuantConfig(**quant)))
+    return against_unquantized(verb.plan(config, made), config, made, lambda text: None)
 
 
 def test_groups_send_nothing_and_a_whole_weights_statistics_do():
@@ -29,6 +32,23 @@ def test_groups_send_nothing_and_a_whole_weights_statistics_do():
     assert any("send nothing that the unquantized ones do not" in str(part) for part in tables(grouped))
     assert [(row["kind"], row["axis"]) for row in whole["quantization"]["added"]] == [("all-reduce", "model")]
     assert any("by all-reduce over model" in str(part) for part in tables(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu (684 MB, extra tpu) is not installed")
+def test_the_whole_block_on_tpus():
+    """The train step with its layers' loops, forward and backward, for eight v5p chips, 2 x 4.
+
+    A quarter as wide, libtpu makes an all-reduce of one of the reduce-scatters, in a step without quantization as well.
+    """
+    model = dataclasses.replace(CONFIG.model, d_model=1024, head_dim=128, d_ff=2048, attention="auto")
+    config = dataclasses.replace(CONFIG, model=model, data=DataConfig(sequence_length=512))
+    grouped, whole = (
+        plan(cluster("v5p:2x2x2"), config, **quant)["quantization"]
+        for quant in ({"weights": "bitnet", "groups": 4}, {"weights": "bitnet", "statistics": "token"})
+    )
+    assert grouped["added"] == []
+    assert ("all-reduce", "model") in {(row["kind"], row["axis"]) for row in whole["added"]}
 
 
 def test_an_unquantized_plan_has_no_such_line():
