@@ -1,12 +1,13 @@
 # make train   a virtual environment, the package, and a small model trained on this machine's own Python sources
 # make test    what the tests need, and the tests
+# make bench   what the benches need, and the benches: speed beside others, tables, JSON and plots in runs/bench
 # make clean   removes the virtual environment and build leftovers; runs are left alone
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint clean
+.PHONY: train test bench lint clean
 
 train: $(VENV)/.installed
 	$(BIN)/paxlike train configs/tiny.py
@@ -15,6 +16,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q --durations=10
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m tools.bench.cpu
+	$(BIN)/python -m tools.bench.around
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
@@ -33,4 +38,8 @@ $(VENV)/.installed: setup.py | $(BIN)/python
 
 $(VENV)/.installed-test: setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-bench: setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@

@@ -44,6 +44,8 @@ setup(
         "xprof": ["xprof"],
         # Not needed to convert: these load what was converted, and check it.
         "hf": ["transformers>=5", "torch", "tokenizers"],
+        # What the benches stand beside.
+        "bench": ["torch==2.13.0", "transformers>=5"],
         "eval": ["lm-eval>=0.4.13"],
         # Brings TensorFlow and tensorflow-text.
         "seqio": ["seqio>=0.0.20"],

@@ -21,6 +21,7 @@ _CAUSES_OF_EXCESS = (
     "tokens counted twice (the batch is that of all devices already)",
     "a wrong number of chips (a TPU v7x shows two devices per chip)",
     "another chip's peak, or that of another number format",
+    "a CPU's peak that was measured while other programs ran",
 )
 
 

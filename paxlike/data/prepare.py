@@ -30,7 +30,7 @@ X, Y = TypeVar("X"), TypeVar("Y")
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What `paxlike data prepare` does."""
+    """Make a token store to train on out of text files: tokenizer, training and validation split, manifest."""
 
     input: tuple[str, ...]
     """Text files: names or patterns ('texts/**/*.txt'). A plain text file is one document; .jsonl, .ndjson and .json

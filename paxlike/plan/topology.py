@@ -28,8 +28,8 @@ TPU_USABLE = {
 """GiB that a program may take on one device, as the TPU compiler (libtpu 0.0.42) says when it refuses one that is larger."""
 
 GPU_USABLE = 0.92
-"""Share of a GPU's memory that a program may take with XLA_PYTHON_CLIENT_MEM_FRACTION=.92; JAX takes 75 % where it is not set. The
-CUDA context, NCCL's buffers and the libraries' workspaces lie in the rest."""
+"""Share of a GPU's memory that a program may take: what `parallel/runtime.py` asks JAX to take. The CUDA context, NCCL's buffers and the
+libraries' workspaces lie in the rest."""
 
 
 class MissingCompiler(UserError):

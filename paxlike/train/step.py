@@ -6,10 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from paxlike.config import Config
 from paxlike.models.palm import bind
+from paxlike.nn.einsum import on_devices, total
 from paxlike.nn.weight import Numerics
 from paxlike.optim.optimizer import Optimizer, apply_updates, global_norm, make_optimizer
 from paxlike.optim.schedules import make_schedule
@@ -51,7 +52,8 @@ def make_train_step(
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict]:
-        tokens = jnp.maximum((batch.targets_ABT >= 0).sum().astype(jnp.float32), 1)
+        predicted, print_ = sums((batch.targets_ABT >= 0).astype(jnp.uint32), hashes(batch))
+        tokens = jnp.maximum(predicted.astype(jnp.float32), 1)
 
         def part_loss(params: dict, part: DeviceBatch) -> tuple[Array, Losses]:
             losses = losses_of(config, numerics, params, part)
@@ -66,7 +68,7 @@ def make_train_step(
             "gradient_norm": global_norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "tokens": tokens,
-            "batch": fingerprint(batch),
+            "batch": print_,
         }
         params = apply_updates(state.params, updates)
         if config.guard.skip_nonfinite:
@@ -84,6 +86,11 @@ def fingerprint(batch: DeviceBatch) -> Array:
 
     A sum of integers modulo 2^32, so it has no rounding and no order.
     """
+    return sums(hashes(batch))[0]
+
+
+def hashes(batch: DeviceBatch) -> Array:
+    """uint32 [A, B, T], the terms of `fingerprint`."""
     A, B, T = batch.tokens_ABT.shape
     place_ABT = jnp.arange(A * B * T, dtype=jnp.uint32).reshape(A, B, T)
     # Odd multipliers, then the finalizer of a 32-bit hash (xor-shift and multiply), spread each bit over all.
@@ -91,7 +98,22 @@ def fingerprint(batch: DeviceBatch) -> Array:
     x_ABT = x_ABT + batch.targets_ABT.astype(jnp.uint32) * np.uint32(0xC2B2AE3D)
     x_ABT = (x_ABT ^ (x_ABT >> 16)) * np.uint32(0x7FEB352D)
     x_ABT = (x_ABT ^ (x_ABT >> 15)) * np.uint32(0x846CA68B)
-    return (x_ABT ^ (x_ABT >> 16)).sum(dtype=jnp.uint32)
+    return x_ABT ^ (x_ABT >> 16)
+
+
+def sums(*arrays_ABT: Array) -> Array:
+    """uint32 [len(arrays)]: the sum of each array over all of the mesh, modulo 2^32, in one all-reduce.
+
+    Spelled out as the model's collectives are. What the compiler adds by itself it may order otherwise on each device of a CPU, which then
+    wait for each other without end.
+    """
+
+    def device(*arrays):
+        local = jnp.stack([array.sum(dtype=jnp.uint32) for array in arrays])
+        return total(total(local, "data"), "pod")
+
+    places = spec("ABT", arrays_ABT[0].shape)
+    return on_devices(device, (places,) * len(arrays_ABT), PartitionSpec())(*arrays_ABT)
 
 
 def _accumulated(part_loss: Callable, params: dict, batch: DeviceBatch) -> tuple[dict, Losses]:
@@ -137,6 +159,6 @@ def make_eval_step(config: Config, numerics: Numerics) -> Callable[[dict, Device
             return jax.tree.map(jnp.add, sums, losses_of(config, numerics, params, part)), None
 
         losses, _ = jax.lax.scan(add, NO_LOSSES, batch)
-        return losses, (batch.targets_ABT >= 0).sum()
+        return losses, sums((batch.targets_ABT >= 0).astype(jnp.uint32))[0]
 
     return jax.jit(eval_step)

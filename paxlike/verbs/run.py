@@ -61,6 +61,7 @@ class GenerateFlags:
     """Continue PROMPT with RUN's newest checkpoint, or with the packed model RUN (see `paxlike pack`)."""
 
     max_new_tokens: int = 200
+    """Fewer where the model ends the text."""
     temperature: float = 0.8
     """0: always the most likely token."""
     top_k: int = 40
@@ -68,6 +69,7 @@ class GenerateFlags:
     top_p: float = 1.0
     """Only the fewest most likely tokens whose probabilities sum to p."""
     seed: int = 0
+    """Of the draws: the same seed gives the same text."""
     step: int | None = None
     """A checkpoint other than the newest."""
     fake_devices: int | None = None
@@ -117,7 +119,7 @@ def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PackFlags:
-    """Pack RUN's newest checkpoint, which was trained with `model.quant`, into FILE."""
+    """Pack RUN's newest checkpoint, which was trained with `model.quant`, into a new FILE."""
 
     step: int | None = None
     """A checkpoint other than the newest."""

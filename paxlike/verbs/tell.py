@@ -158,7 +158,7 @@ def plan_verb(arguments: list[str]) -> None:
         json: bool = False
         """Numbers for machines."""
         html: Path | None = None
-        """Also write a page, in one file."""
+        """Also write a page, in one file, over an older one of `plan` if there is one."""
 
     path, rest = take(arguments, "CONFIG", "plan")
     flags = flags_of(PlanFlags, rest, "paxlike plan CONFIG", PlanFlags(load(path) if path else Config()))

@@ -29,6 +29,29 @@ def config() -> Config:
 '''
 
 
+# A run that stops at a step until it is killed: saving goes on beside it.
+HELD = """
+import os
+import threading
+from pathlib import Path
+
+from paxlike.train.clock import ReadyClock
+
+watch, seen = ReadyClock.watch, []
+
+
+def held(clock, arrays):
+    watch(clock, arrays)
+    seen.append(1)
+    if len(seen) == int(os.environ["HOLD_AFTER"]):
+        Path("held").touch()
+        threading.Event().wait()
+
+
+ReadyClock.watch = held
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with texts, a prepared store and a config, as a user would have it."""
@@ -37,6 +60,7 @@ def place(tmp_path_factory):
     for number in range(30):
         (folder / "texts" / f"{number}.txt").write_text(f"The number {number} is followed by {number + 1}.\n" * 20)
     (folder / "small.py").write_text(CONFIG)
+    (folder / "held.py").write_text(CONFIG + HELD)
     done = paxlike(folder, "data", "prepare", "--input", "texts/*.txt", "--output", "store", "--tokenizer", "bytes",
                    "--validation-fraction", "0.2")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -89,36 +113,37 @@ def test_train_shows_progress_a_sample_and_the_run_folder(whole):
 
 
 def test_killed_and_resumed_equals_the_undisturbed_run(place, whole):
-    """kill -9 after the first checkpoint is whole, twice; then to the end."""
+    """kill -9 some steps after a checkpoint is whole, twice; then to the end."""
     run = place / "killed"
-    for least in (5, 15):
+    for hold_after, newest in ((8, 5), (12, 15)):
         process = subprocess.Popen(
-            [sys.executable, "-m", "paxlike", "train", "small.py", "--run-dir", "killed", "--train.steps", "40"],
-            cwd=place, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "paxlike", "train", "held.py", "--run-dir", "killed"],
+            cwd=place, env=environment() | {"HOLD_AFTER": str(hold_after)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 200
-        while not any((run / "checkpoints" / str(step)).is_dir() for step in range(least, 40, 5)):
+        deadline = time.monotonic() + 300
+        while not ((place / "held").exists() and (run / "checkpoints" / str(newest)).is_dir()):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        (place / "held").unlink()
     done = paxlike(place, "train", "small.py", "--run-dir", "killed")
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stdout
+    assert "going on from step 15" in done.stdout
     assert losses(run) == losses(whole[0])
 
 
 def test_sigterm_saves_and_exits_cleanly(place, whole):
     process = subprocess.Popen(
-        [sys.executable, "-m", "paxlike", "train", "small.py", "--run-dir", "stopped", "--train.steps", "4000"],
+        [sys.executable, "-m", "paxlike", "train", "small.py", "--run-dir", "stopped", "--train.steps", "1000000"],
         cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for line in process.stdout:
         if line.startswith("step"):
             break
     process.send_signal(signal.SIGTERM)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in error, error
     assert "go on with --run-dir" in out
     step = max(losses(place / "stopped"))
@@ -186,6 +211,6 @@ def test_info_needs_no_jax(place):
     env["PYTHONPATH"] = f"{place / 'blocked'}:{env['PYTHONPATH']}"
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "paxlike", "info", str(root / "configs" / "palm_540b.py"), "--json"]
-    done = subprocess.run(command, cwd=place, env=env, text=True, capture_output=True, timeout=60)
+    done = subprocess.run(command, cwd=place, env=env, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parameters"]["total"] == 540_356_474_880

@@ -40,6 +40,6 @@ def test_the_guides_commands_run(guide, tmp_path):
     }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
-        cwd=tmp_path / "work", env=env, text=True, capture_output=True, timeout=600,
+        cwd=tmp_path / "work", env=env, text=True, capture_output=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ class Process:
         return [int(pid) for pid in re.findall(r"\[launch\] processes ([\d ]+) meet", self.output)[-1].split()]
 
     def until(self, condition) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not condition():
             assert self.process.poll() is None and time.monotonic() < deadline, self.output
             time.sleep(0.002)
@@ -87,7 +87,7 @@ class Process:
     def end(self) -> int:
         """The exit code."""
         try:
-            code = self.process.wait(180)
+            code = self.process.wait(600)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGTERM)
             raise AssertionError(self.output) from None

@@ -281,7 +281,7 @@ def test_verify_takes_one_store(run, good_store):
 def imported(*arguments: str) -> set[str]:
     """Top-level modules that `python -m paxlike arguments` imports, as `-X importtime` tells."""
     command = [sys.executable, "-X", "importtime", "-m", "paxlike", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = (line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:"))
     return {line.split(".")[0] for line in lines}

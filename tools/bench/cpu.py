@@ -82,16 +82,27 @@ class Contestant:
 
 
 def start(name: str, pythons: dict[str, str]) -> Contestant | None:
-    """Starts a program and waits for its first step; None, with a line that says so, where it cannot run."""
+    """Starts a program and waits for its first step, nothing of which has been compiled before; None, with a line that says so, where it
+    cannot run."""
     python, words = PROGRAMS[name]
-    process = subprocess.Popen(
-        [pythons[python], *words], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr
-    )
-    contestant = Contestant(name, process)
+    with tempfile.TemporaryDirectory() as caches:
+        empty = {"JAX_COMPILATION_CACHE_DIR": caches, "TORCHINDUCTOR_CACHE_DIR": caches}
+        process = subprocess.Popen(
+            [pythons[python], *words],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | empty,
+        )
+        return _begun(Contestant(name, process))
+
+
+def _begun(contestant: Contestant) -> Contestant | None:
     try:
         told = contestant.read()
     except (EOFError, json.JSONDecodeError) as error:
-        process.kill()
+        contestant.process.kill()
         print(f"left out: {error}", flush=True)
         return None
     contestant.first_step, contestant.parameters = told["first_step"], told["parameters"]

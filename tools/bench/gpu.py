@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT_OF_MEMORY = 3
 GiB = 2**30
 TRIED_AT = "1b"
-"""The size at which XLA options are tried and int8 is measured."""
+"""The size at which XLA options and keeping everything are tried, and int8 is measured."""
 
 
 def run(module: str, *arguments: object, batches: Sequence[int] = ()) -> dict:
@@ -68,9 +68,8 @@ def measure(names: Sequence[str]) -> dict:
     at = TRIED_AT if TRIED_AT in names else names[0]
     found["int8"] = {"size": at} | run("gpu_step", at, "--int8", batches=SIZES[at].batches[1:] or SIZES[at].batches)
     if TRIED_AT in names and "failed" not in (base := found["sizes"][at]["paxlike"]):
-        found["options"] = {
-            name: run("gpu_step", at, "--option", name, batches=[base["batch"]]) | {"value": OPTIONS[name][0]} for name in OPTIONS
-        }  # fmt: skip
+        tried = {"remat none": ("--remat", "none")} | {name: ("--option", name) for name in OPTIONS}
+        found["tried"] = {name: run("gpu_step", at, *words, batches=[base["batch"]]) for name, words in tried.items()}
     return found
 
 
@@ -96,10 +95,12 @@ def describe(found: dict) -> str:
         f"int8 forward ({int8['size']}): not measured, {int8['failed']}" if int8.get("failed")
         else f"Ternary weights, forward pass ({int8['size']}, batch {int8['batch']}): {int8['speedup']:.2f} × bfloat16's speed."
     )  # fmt: skip
-    for name, told in found.get("options", {}).items():
+    for name, told in found.get("tried", {}).items():
         base = found["sizes"][TRIED_AT]["paxlike"]["tokens_per_second"]
+        what = f"{name}={OPTIONS[name][0]!r} ({OPTIONS[name][1]})" if name in OPTIONS else name
         worth = told["failed"] if told.get("failed") else f"{told['tokens_per_second'] / base:.3f} × the speed without"
-        lines.append(f"{name}={told['value']!r} ({OPTIONS[name][1]}): {worth}.")
+        lines.append(f"{TRIED_AT}, {what}: {worth}.")
+    lines += [f"{name}: {row['why']}." for name, row in found["sizes"].items() if row["why"]]
     return "\n".join(lines) + "\n"
 
 
@@ -108,7 +109,7 @@ def _cells(name: str, row: dict) -> list[str]:
     other = (
         "not measured: " + theirs["failed"].splitlines()[-1]
         if theirs.get("failed")
-        else number(theirs["tokens_per_second"])
+        else f"{number(theirs['tokens_per_second'])} (batch {theirs['batch']})"
     )
     if ours.get("failed"):
         return [name, str(size.length), "", "failed: " + ours["failed"].splitlines()[-1], *[""] * 5, other, "", ""]

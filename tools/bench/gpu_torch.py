@@ -92,7 +92,7 @@ def measured_step(config: Config, device: str) -> dict:
         parameter.data = parameter.data.to(dtype)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.optim.learning_rate, betas=(config.optim.beta1, config.optim.beta2), eps=config.optim.epsilon,
-        weight_decay=config.optim.weight_decay, fused=device == "cuda",
+        weight_decay=0.0, fused=device == "cuda",
     )  # fmt: skip
     compiled = torch.compile(model, dynamic=False)
     shape = (config.train.batch_size, config.data.sequence_length + 1)

@@ -65,7 +65,7 @@ def test_checkpoint():
     found = checkpoint.rows("test")
     assert whats(found)[:4] == ["save returns after", "save", "restore", "sha256 alone"]
     returns = found[0]
-    assert returns.value < returns.other, "save returned only when all was written"
+    assert returns.value < 0.8 * returns.other, "save returned only when all was written"
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def test_a_batch_that_does_not_fit_is_followed_by_the_next(monkeypatch):
 
 def measured(rate: float) -> dict:
     return {
-        "tokens_per_second": rate, "batch": 8, "peak_bytes": 2**36, "first_step": 20.0,
+        "tokens_per_second": rate, "batch": 8,  "peak_bytes": 2**36, "first_step": 20.0,
         "utilization": {"mfu palm": 0.55, "mfu causal": 0.5, "hfu": 0.57},
     }  # fmt: skip
 
@@ -111,22 +111,23 @@ def measured(rate: float) -> dict:
 def test_the_table_tells_ratios_goals_and_what_is_missing():
     found = {
         "sizes": {
-            "1b": {"paxlike": measured(60e3), "torch": measured(50e3)},
-            "3b": {"paxlike": measured(20e3), "torch": {"failed": "PyTorch is not installed"}},
-            "8b": {"paxlike": {"failed": "RESOURCE_EXHAUSTED"}, "torch": measured(5e3)},
+            "1b": {"paxlike": measured(60e3), "torch": measured(50e3), "why": ""},
+            "3b": {"paxlike": measured(20e3), "torch": {"failed": "PyTorch is not installed"}, "why": ""},
+            "8b": {"paxlike": {"failed": "RESOURCE_EXHAUSTED"}, "torch": measured(5e3), "why": "it is large"},
         },
         "matmul": {"size": 8192, "flops_per_second": 790e12}, "int8": {"failed": "no kernel", "size": "1b"},
+        "tried": {"remat none": measured(54e3), "xla_gpu_triton_gemm_any": {"failed": "No such compile option"}},
     }  # fmt: skip
     rows = gpu.describe(found).splitlines()
     assert rows[2] == (
-        "| 1b | 2048 | 8 | 60,000 | 55.0% | 50.0% | 57.0% | 64.0 | 20.0 | 50,000 | 1.20 × | 52%: reached |"
+        "| 1b | 2048 | 8 | 60,000 | 55.0% | 50.0% | 57.0% | 64.0 | 20.0 | 50,000 (batch 8) | 1.20 × | 52%: reached |"
     )
     assert "not measured: PyTorch is not installed |  | 58%: MISSED |" in rows[3]
     assert "failed: RESOURCE_EXHAUSTED" in rows[4]
-    assert (
-        rows[6] == "A bare 8192³ bfloat16 matmul: 790 TFLOP/s."
-        and "int8 forward (1b): not measured, no kernel" in rows[7]
-    )
+    assert rows[6] == "A bare 8192³ bfloat16 matmul: 790 TFLOP/s."
+    assert "int8 forward (1b): not measured, no kernel" in rows[7]
+    assert rows[8] == "1b, remat none: 0.900 × the speed without." and rows[9].endswith("No such compile option.")
+    assert rows[10] == "8b: it is large."
 
 
 @pytest.mark.slow

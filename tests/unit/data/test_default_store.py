@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from paxlike.config import DataConfig
@@ -59,10 +57,8 @@ def test_another_process_may_be_first(cache, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_standard_library_takes_seconds(cache):
-    begin = time.monotonic()
+def test_the_standard_library_is_enough_to_learn_from(cache):
     store = open_store(default_store(DataConfig()))
-    assert time.monotonic() - begin < 60  # About 7 s on two free cores.
     counts = store.manifest.splits
     assert counts["train"].tokens > 2_000_000 and counts["validation"].tokens > 30_000
     assert 3 < counts["train"].text_bytes / counts["train"].tokens < 4

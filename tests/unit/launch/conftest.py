@@ -47,7 +47,7 @@ class Desk:
 
     def _run(self, argv: list[str], stdin: str, env: dict[str, str]) -> subprocess.CompletedProcess:
         return subprocess.run(
-            argv, cwd=self.folder, env=self.env | env, input=stdin, text=True, capture_output=True, timeout=60
+            argv, cwd=self.folder, env=self.env | env, input=stdin, text=True, capture_output=True, timeout=300
         )
 
     def calls(self) -> list[dict]:

@@ -245,7 +245,7 @@ def test_the_program_starts_through_pathways(tmp_path):
         "from jax._src.xla_bridge import _backend_factories as known; print('proxy' in known)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], text=True, capture_output=True, timeout=120,
+        [sys.executable, "-c", program], text=True, capture_output=True, timeout=300,
         env={"JAX_PLATFORMS": "proxy", "JAX_BACKEND_TARGET": "grpc://localhost:29000", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.stdout.strip() == "True", done.stderr
@@ -254,7 +254,7 @@ def test_the_program_starts_through_pathways(tmp_path):
 def test_without_pathwaysutils_the_remedy_is_told(tmp_path):
     (tmp_path / "pathwaysutils.py").write_text("raise ImportError('not installed')")
     done = subprocess.run(
-        [sys.executable, "-m", "paxlike", "train", str(ROOT / "configs" / "tiny.py")], text=True, capture_output=True, timeout=120,
+        [sys.executable, "-m", "paxlike", "train", str(ROOT / "configs" / "tiny.py")], text=True, capture_output=True, timeout=300,
         env={"JAX_PLATFORMS": "proxy", "PYTHONPATH": f"{tmp_path}:{ROOT}", "HOME": str(tmp_path)}, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2 and "pip install '.[pathways]'" in done.stderr and "Traceback" not in done.stderr

@@ -183,12 +183,12 @@ def test_a_worker_starts_again_after_a_crash(desk, worker, codes, restarts, atte
 def test_stop_waits_for_what_is_saved_and_starts_nothing_again(desk, worker):
     there = worker("wait")
     desk.run("tpu_vm.py", "start", "me", *WHERE, "--", "c.py")
-    assert desk.bash(f"until [ -e {there}/ready ]; do :; done").returncode == 0
+    assert desk.bash(f"until [ -e {there}/ready ]; do sleep .02; done").returncode == 0
     again = desk.run("tpu_vm.py", "start", "me", *WHERE, "--", "c.py")
     assert again.returncode == 1 and "training already" in again.stderr
     with concurrent.futures.ThreadPoolExecutor() as pool:
         stopping = pool.submit(desk.run, "tpu_vm.py", "stop", "me", *WHERE)
-        desk.bash(f"until [ -e {there}/saving ]; do :; done")
+        desk.bash(f"until [ -e {there}/saving ]; do sleep .02; done")
         (there / "may-end").touch()
         done = stopping.result()
     assert done.returncode == 0 and "stopped" in done.stdout, done.stderr

@@ -2,10 +2,13 @@
 
 import socket
 import threading
+import time
+import types
 
 import pytest
 
 from paxlike.config import ConfigError, Hosts, JobError, UserError
+from paxlike.parallel import rendezvous
 from paxlike.parallel.rendezvous import gather
 
 
@@ -16,7 +19,29 @@ def address():
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def run(address: str, ids: list[int], count: int, seconds: float) -> dict[int, Exception | None]:
+@pytest.fixture
+def over(monkeypatch):
+    """over(condition): the time is over as soon as it holds for the numbers that process 0 has read (None: a stranger's).
+
+    No time passes before, so that nobody comes too late on a slow machine.
+    """
+
+    def start(condition) -> None:
+        read, seen = rendezvous._read, []
+
+        def counted(connection, hosts):
+            k, name = read(connection, hosts)
+            seen.append(k)
+            return k, name
+
+        monkeypatch.setattr(rendezvous, "_read", counted)
+        clock = types.SimpleNamespace(monotonic=lambda: 1e6 * condition(seen), sleep=time.sleep)
+        monkeypatch.setattr(rendezvous, "time", clock)
+
+    return start
+
+
+def run(address: str, ids: list[int], count: int, seconds: float = 60) -> dict[int, Exception | None]:
     """What each of the processes, threads here, gets; those with the same number share an entry."""
     results: dict[int, Exception | None] = {}
 
@@ -36,13 +61,14 @@ def run(address: str, ids: list[int], count: int, seconds: float) -> dict[int, E
 
 
 def test_all_come_in_any_order(address):
-    assert run(address, [3, 1, 0, 2], 4, 20) == dict.fromkeys(range(4))
+    assert run(address, [3, 1, 0, 2], 4) == dict.fromkeys(range(4))
 
 
-def test_those_that_do_not_come_are_named(address):
-    results = run(address, [0, 2], 4, 1.5)
+def test_those_that_do_not_come_are_named(address, over):
+    over(lambda seen: 2 in seen)
+    results = run(address, [0, 2], 4)
     assert isinstance(results[0], JobError)
-    assert f"processes [1, 3] of 4 have not come to {address} within 2 s" in str(results[0])
+    assert f"processes [1, 3] of 4 have not come to {address} within 60 s" in str(results[0])
     assert f"2 on {socket.gethostname()}" in str(results[0])
     assert isinstance(results[1], JobError)
 
@@ -52,12 +78,13 @@ def test_the_first_one_missing(address):
     assert isinstance(error, JobError) and f"has not been let in by process 0 at {address}" in str(error)
 
 
-def test_a_number_given_twice(address):
-    results = run(address, [0, 1, 1], 3, 2)
+def test_a_number_given_twice(address, over):
+    over(lambda seen: seen.count(1) > 1)
+    results = run(address, [0, 1, 1], 3)
     assert isinstance(results[0], UserError) and "two processes say that they are process 1" in str(results[0])
 
 
-def test_strangers_are_not_counted(address):
+def test_strangers_are_not_counted(address, over):
     """Other programs that call at the port, and processes of a job of another size."""
     host, port = address.split(":")
 
@@ -74,10 +101,11 @@ def test_strangers_are_not_counted(address):
                 return
 
     lines = [b"GET / HTTP/1.1\r\n\r\n", b"paxlike process 1 3 other\n", b"paxlike process -1 2 other\n", b"\xff" * 500]
+    over(lambda seen: len(seen) == len(lines))
     strangers = [threading.Thread(target=strange, args=(line,)) for line in lines]
     for thread in strangers:
         thread.start()
-    error = run(address, [0], 2, 3)[0]
+    error = run(address, [0], 2)[0]
     for thread in strangers:
         thread.join()
     assert "processes [1] of 2 have not come" in str(error) and "besides process 0: none" in str(error)

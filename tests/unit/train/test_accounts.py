@@ -93,7 +93,7 @@ def test_goodput_goes_on_over_attempts_and_adds_up_to_the_wall_time(config, chan
     gaps = sum(told[k]["time"] - told[k - 1]["time"] for k in starts[1:])
     assert final["restart"] == pytest.approx(gaps, abs=0.05)
     begun = told[0]["time"] - sum(told[0]["goodput"].values())
-    assert sum(final.values()) == pytest.approx(told[-1]["time"] - begun, abs=0.1)
+    assert sum(final.values()) == pytest.approx(told[-1]["time"] - begun, abs=1.0)
     for before, after in zip(told, told[1:], strict=False):
         if "goodput" in before and "goodput" in after and after.get("event") != "start":
             assert all(after["goodput"][cause] >= seconds for cause, seconds in before["goodput"].items())
