@@ -16,6 +16,7 @@ from paxlike.data import writer
 from paxlike.data.progress import counting, say
 from paxlike.data.seqio_mixture import Document, SeqioMixture, named
 from paxlike.data.store import FORMAT, Manifest, Store, open_store
+from paxlike.files import new_folder
 
 _FLUSH = 4096
 
@@ -64,7 +65,7 @@ class MaterialiseConfig:
 def materialise(config: MaterialiseConfig) -> Store:
     """Writes the store and opens it. Raises UserError; leaves no folder behind then, nor when interrupted."""
     output = Path(config.output)
-    with writer.new_folder(output) as folder:
+    with new_folder(output) as folder:
         mixture = named(config.seqio_mixture, config.module, config.sequence_length or None)
         described = mixture.tokenizer.save(folder)
         dtype = np.dtype("<u2" if mixture.vocab_size <= 1 << 16 else "<u4")
