@@ -57,19 +57,12 @@ VERBS = {
 }
 """Verb -> the module in `verbs/` and its function, which takes the arguments after the verb."""
 
-COMPUTES = ("train", "eval", "generate", "serve")
-"""Those that may compute for long on this machine."""
-
 
 def console() -> None:
     """`main` as a program of its own: what it wrote is flushed, and the process ends at once.
 
     Python's own end stops threads of libraries (reading ahead, for example) inside of C++, which may abort a program that has done all.
     """
-    if sys.argv[1:2] and sys.argv[1] in COMPUTES:
-        from paxlike.parallel.huge_pages import ask_for_huge_pages
-
-        ask_for_huge_pages()
     try:
         main()
         code = 0

@@ -16,15 +16,11 @@ PLUGINS = {"jax_cuda12_plugin": "jax_plugins.xla_cuda12", "jax_cuda13_plugin": "
 """Package with the CUDA plugin's extension -> package with the compiler."""
 
 
-def accelerators_here() -> bool:
-    """Whether this machine shows a device that a TPU's or a GPU's driver makes."""
-    return any(any(Path("/dev").glob(kind)) for kind in ("accel*", "vfio/*", "nvidia*", "dxg", "kfd"))
-
-
 def only_compilers() -> bool:
     """Whether libtpu or the CUDA plugin is installed to compile for chips that are not here: JAX would look for some, and complain at
     length."""
-    return not accelerators_here() and any(importlib.util.find_spec(name) for name in ("libtpu", *PLUGINS))
+    here = any(any(Path("/dev").glob(kind)) for kind in ("accel*", "vfio/*", "nvidia*", "dxg", "kfd"))
+    return not here and any(importlib.util.find_spec(name) for name in ("libtpu", *PLUGINS))
 
 
 def import_jax() -> None:

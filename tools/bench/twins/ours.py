@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 
 from paxlike.parallel import runtime
-from paxlike.parallel.huge_pages import ask_for_huge_pages
 from tools.bench.twins.contest import contend
 
 
@@ -17,7 +16,6 @@ def main() -> None:
     parser.add_argument("--compute", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--kv-heads", type=int, default=1)
     flags = parser.parse_args()
-    ask_for_huge_pages()  # as the program does
     data, model = flags.mesh
     runtime.start(data * model)
     import jax
