@@ -36,7 +36,11 @@ class Row:
         return self.value / self.other if self.other else None
 
     def as_dict(self) -> dict:
-        return dataclasses.asdict(self) | {"ratio": self.ratio}
+        """For JSON, which does not know NumPy's numbers."""
+        plain = {
+            key: value.item() if hasattr(value, "item") else value for key, value in dataclasses.asdict(self).items()
+        }
+        return plain | {"ratio": None if self.ratio is None else float(self.ratio)}
 
 
 class Taken:

@@ -4,6 +4,7 @@ import json
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from tools.bench import around, checkpoint, generation, growth, input, plot, startup
@@ -41,6 +42,11 @@ def test_a_row_tells_ratio_and_verdict():
 @pytest.mark.parametrize(("value", "told"), [(1234.5, "1,234"), (0.012345, "0.0123"), (999.4, "999")])
 def test_numbers_have_three_digits_that_mean_something(value, told):
     assert number(value) == told
+
+
+def test_a_row_of_numpy_numbers_is_json():
+    row = Row("a", np.float32(1), "s", "b", np.float64(4), reached=np.bool_(True)).as_dict()
+    assert json.loads(json.dumps(row)) == row and row["reached"] is True and row["ratio"] == 0.25
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
