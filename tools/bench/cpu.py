@@ -221,7 +221,7 @@ def main() -> None:
         },
     }  # fmt: skip
     measure.write(flags.out / "cpu.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
-    bars = [(f"{one.name}: {one.rate:.0f} tokens/s", one.rate) for one in running if "product" not in one.name]
+    bars = [(f"tokens/s, {one.name}", one.rate) for one in running if "product" not in one.name]
     measure.write(flags.out / "cpu.svg", bar_plot("The reference work on this CPU", [("tokens per second", bars)]))
 
 
