@@ -52,7 +52,7 @@ def make_train_step(
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict]:
-        predicted, print_ = sums((batch.targets_ABT >= 0).astype(jnp.uint32), hashes(batch))
+        predicted, fingerprint = _sums((batch.targets_ABT >= 0).astype(jnp.uint32), _hashes(batch))
         batch = _after(predicted, batch)
         tokens = jnp.maximum(predicted.astype(jnp.float32), 1)
 
@@ -69,7 +69,7 @@ def make_train_step(
             "gradient_norm": global_norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "tokens": tokens,
-            "batch": print_,
+            "batch": fingerprint,
         }
         params = apply_updates(state.params, updates)
         if config.guard.skip_nonfinite:
@@ -82,16 +82,11 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def fingerprint(batch: DeviceBatch) -> Array:
-    """A uint32 that tells batches apart: of every token, its target and its place in the global batch, on whatever mesh.
+def _hashes(batch: DeviceBatch) -> Array:
+    """uint32 [A, B, T]: of every token, its target and its place in the global batch, on whatever mesh.
 
-    A sum of integers modulo 2^32, so it has no rounding and no order.
+    Their sum, the fingerprint, tells batches apart. It is one of integers modulo 2^32, so it has no rounding and no order.
     """
-    return sums(hashes(batch))[0]
-
-
-def hashes(batch: DeviceBatch) -> Array:
-    """uint32 [A, B, T], the terms of `fingerprint`."""
     A, B, T = batch.tokens_ABT.shape
     place_ABT = jnp.arange(A * B * T, dtype=jnp.uint32).reshape(A, B, T)
     # Odd multipliers, then the finalizer of a 32-bit hash (xor-shift and multiply), spread each bit over all.
@@ -102,7 +97,7 @@ def hashes(batch: DeviceBatch) -> Array:
     return x_ABT ^ (x_ABT >> 16)
 
 
-def sums(*arrays_ABT: Array) -> Array:
+def _sums(*arrays_ABT: Array) -> Array:
     """uint32 [len(arrays)]: the sum of each array over all of the mesh, modulo 2^32, in one all-reduce."""
 
     def device(*arrays):
@@ -168,6 +163,6 @@ def make_eval_step(config: Config, numerics: Numerics) -> Callable[[dict, Device
             return jax.tree.map(jnp.add, sums, losses_of(config, numerics, params, part)), None
 
         losses, _ = jax.lax.scan(add, NO_LOSSES, batch)
-        return losses, sums((batch.targets_ABT >= 0).astype(jnp.uint32))[0]
+        return losses, _sums((batch.targets_ABT >= 0).astype(jnp.uint32))[0]
 
     return jax.jit(eval_step)
