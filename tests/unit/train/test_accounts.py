@@ -8,6 +8,7 @@ from paxlike.accounting.flops import executed_flops, hardware_flops, model_flops
 from paxlike.accounting.history import read_history
 from paxlike.accounting.memory import memory_estimate
 from paxlike.accounting.report.summary import summarize
+from paxlike.accounting.throughput import CAUSES, Goodput
 from paxlike.config import UserError
 from paxlike.train import accounts, loop
 from paxlike.train.loop import train
@@ -66,6 +67,12 @@ def test_memory_in_use_is_of_the_fullest_device(monkeypatch):
     assert accounts.device_memory() == {}
 
 
+def earlier(folder, seconds):
+    """Makes everything that a run has written as much older."""
+    told = [{**line, "time": line["time"] - seconds} for line in lines(folder)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+
+
 def test_goodput_goes_on_over_attempts_and_adds_up_to_the_wall_time(config, change, tmp_path, monkeypatch):
     """Three attempts: one dies in step 6 after the checkpoint of step 4, the next two end well."""
     folder = tmp_path / "run"
@@ -81,7 +88,9 @@ def test_goodput_goes_on_over_attempts_and_adds_up_to_the_wall_time(config, chan
     with pytest.raises(MemoryError):
         train(long, folder)
     monkeypatch.undo()
+    earlier(folder, 1000.0)
     train(change(long, "train.steps", 8), folder)
+    earlier(folder, 3000.0)
     train(long, folder)
 
     told = lines(folder)
@@ -91,9 +100,10 @@ def test_goodput_goes_on_over_attempts_and_adds_up_to_the_wall_time(config, chan
     final = told[-1]["goodput"]
     assert lost > 0 and final["repeated steps"] == pytest.approx(lost, abs=0.01)
     gaps = sum(told[k]["time"] - told[k - 1]["time"] for k in starts[1:])
-    assert final["restart"] == pytest.approx(gaps, abs=0.05)
+    # The gaps are long, so that the little that passes between a look at the clock and a line's being written is nothing beside them.
+    assert gaps > 4000 and final["restart"] == pytest.approx(gaps, abs=50)
     begun = told[0]["time"] - sum(told[0]["goodput"].values())
-    assert sum(final.values()) == pytest.approx(told[-1]["time"] - begun, abs=1.0)
+    assert sum(final.values()) == pytest.approx(told[-1]["time"] - begun, abs=50)
     for before, after in zip(told, told[1:], strict=False):
         if "goodput" in before and "goodput" in after and after.get("event") != "start":
             assert all(after["goodput"][cause] >= seconds for cause, seconds in before["goodput"].items())
@@ -104,14 +114,23 @@ def test_goodput_goes_on_over_attempts_and_adds_up_to_the_wall_time(config, chan
     assert summary["steps"]["done"] == 9 and summary["tokens"] == 9 * 8 * 32
 
 
-def test_waiting_for_a_step_is_the_steps_time_also_before_a_checkpoint(config, change, tmp_path):
-    """With a checkpoint after every step, every step is read when it is saved: none of that is `other`."""
+def test_waiting_for_a_step_is_the_steps_time_also_before_a_checkpoint(config, change, tmp_path, monkeypatch):
+    """With a checkpoint after every step, every step is read when it is saved: none of that is `other`.
+
+    On a clock of its own, which goes on by 10 s whenever the numbers of a step are waited for and never else.
+    """
+    now, get = [0], loop.jax.device_get
+
+    def waiting(numbers):
+        now[0] += 10_000_000_000
+        return get(numbers)
+
+    monkeypatch.setattr(accounts, "Goodput", lambda: Goodput(lambda: now[0]))
+    monkeypatch.setattr(loop.jax, "device_get", waiting)
+    monkeypatch.setattr(loop._Loop, "evaluate", lambda self, state, step: {})
     train(change(config, "checkpoint.every", 1), tmp_path / "run")
-    told = lines(tmp_path / "run")
-    steps = sum(line["step_seconds"] for line in told if "event" not in line)
-    compiled = next(line for line in told if line.get("event") == "compile")["goodput"]
-    assert told[-1]["goodput"]["step"] >= 0.8 * steps
-    assert told[-1]["goodput"]["other"] - compiled["other"] < 0.5 * steps + 0.5
+    told = lines(tmp_path / "run")[-1]["goodput"]
+    assert told == {**dict.fromkeys(CAUSES, 0.0), "step": 10.0 * config.train.steps}
 
 
 def test_joules_are_written_where_the_machine_tells(config, change, tmp_path, monkeypatch):
