@@ -6,6 +6,7 @@
 the TPU compiler makes it, needs libtpu and takes about a minute; without libtpu it is left as it is.
 """
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,20 @@ def render_collectives(facts) -> str:
     lines += [(*map(str, key), str(times)) for key, times in sorted(rows.items(), key=lambda row: (row[0][2], row[0]))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     cells = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-    return "\n".join(["palm_8b on v4:2x2x4, pod 1, data 4, model 4, remat attention, 4 x 2048 tokens", "", *cells, ""])
+    heading = f"palm_8b on v4:2x2x4, pod 1, data 4, model 4, remat attention, 4 x 2048 tokens, libtpu {compiler()}"
+    return "\n".join([heading, "", *cells, ""])
+
+
+def compiler() -> str:
+    return importlib.metadata.version("libtpu")
+
+
+def sent(table: str) -> dict[str, int]:
+    """Axis -> the sum of a table's bytes times times; those of an all-reduce twice, as it is a reduce-scatter and an all-gather."""
+    found: dict[str, int] = {}
+    for kind, axis, *_, size, times in map(str.split, table.splitlines()[3:]):
+        found[axis] = found.get(axis, 0) + int(size) * int(times) * (2 if kind == "all-reduce" else 1)
+    return found
 
 
 def _product(shape: Sequence[int]) -> str:

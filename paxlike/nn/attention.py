@@ -17,8 +17,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ConfigError
@@ -94,6 +92,10 @@ SPLASH_BLOCK = 512
 
 
 def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
+    # Here, because importing Pallas takes as long as importing the rest of the model.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+
     T, N, H = q_BTNH.shape[1:]
     if T % 128:
         raise ConfigError(

@@ -16,11 +16,15 @@ PLUGINS = {"jax_cuda12_plugin": "jax_plugins.xla_cuda12", "jax_cuda13_plugin": "
 """Package with the CUDA plugin's extension -> package with the compiler."""
 
 
+def chip_here() -> bool:
+    """Whether this machine has an accelerator, as its device files tell; nobody has to be asked who would take it."""
+    return any(any(Path("/dev").glob(kind)) for kind in ("accel*", "vfio/*", "nvidia*", "dxg", "kfd"))
+
+
 def only_compilers() -> bool:
     """Whether libtpu or the CUDA plugin is installed to compile for chips that are not here: JAX would look for some, and complain at
     length."""
-    here = any(any(Path("/dev").glob(kind)) for kind in ("accel*", "vfio/*", "nvidia*", "dxg", "kfd"))
-    return not here and any(importlib.util.find_spec(name) for name in ("libtpu", *PLUGINS))
+    return not chip_here() and any(importlib.util.find_spec(name) for name in ("libtpu", *PLUGINS))
 
 
 def import_jax() -> None:

@@ -5,6 +5,7 @@ The only file that starts and ends `jax.distributed`.
 
 import itertools
 import os
+from collections.abc import Mapping
 
 import jax
 from jax._src import distributed
@@ -12,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from paxlike.config import Hosts, UserError
 from paxlike.parallel.cache import cache_root
-from paxlike.parallel.compilers import only_compilers
+from paxlike.parallel.compilers import chip_here, only_compilers
 from paxlike.parallel.rendezvous import gather
 
 HEARTBEAT_SECONDS = 20
@@ -23,6 +24,9 @@ SHUTDOWN_SECONDS = 20
 GPU_MEMORY = ".92"
 """Share of a GPU's memory that JAX takes at once, unless the environment says another: by itself it takes 0.75. The CUDA context, NCCL's
 buffers and the libraries' workspaces lie in the rest. The planner counts on it."""
+CPU_CODE = "--xla_backend_optimization_level=1"
+"""How much LLVM optimizes what XLA writes for a CPU, unless XLA_FLAGS says another level. XLA's own is 3: it takes longer to compile, and steps
+and tokens are no faster, because nearly all of their time goes into a library's matmuls (docs/performance.md)."""
 GATHER_SECONDS = 300
 """How long processes wait for each other to start."""
 
@@ -41,17 +45,28 @@ def start(fake_devices: int | None = None, hosts: Hosts | None = None, determini
         jax.config.update("jax_num_cpu_devices", fake_devices)
     elif not jax.config.jax_platforms and only_compilers():
         jax.config.update("jax_platforms", "cpu")
-    if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
-        os.environ["XLA_CLIENT_MEM_FRACTION"] = GPU_MEMORY
+    os.environ |= _settings(jax.config.jax_platforms == "cpu" or not chip_here(), deterministic, os.environ)
     # Arrays of different rank that broadcast against each other are nearly always a mistake in a model.
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    if deterministic:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if hosts is not None:
         _join(hosts)
+
+
+def _settings(cpu: bool, deterministic: bool, given: Mapping[str, str]) -> dict[str, str]:
+    """What is set in the environment, where XLA reads it when the first device is asked for; what is given there already stays."""
+    made = {}
+    if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & given.keys():
+        made["XLA_CLIENT_MEM_FRACTION"] = GPU_MEMORY
+    flags = given.get("XLA_FLAGS", "").split()
+    level = CPU_CODE.partition("=")[0]
+    if cpu and not any(flag.startswith(level) for flag in flags):
+        flags.append(CPU_CODE)
+    if deterministic:
+        flags.append("--xla_gpu_deterministic_ops=true")
+    return made | ({"XLA_FLAGS": " ".join(flags)} if flags else {})
 
 
 def finish() -> None:

@@ -25,8 +25,14 @@ def compiled():
 
 
 def test_collectives(compiled):
-    found, golden = goldens.render_collectives(compiled[1]).splitlines(), goldens.COLLECTIVES.read_text().splitlines()
-    assert found == golden, "if that is meant (or libtpu is another): python -m tools.update_goldens, and read the diff"
+    """Line for line by the compiler that made the golden table; another one may cut them otherwise, but sends no more."""
+    found, golden = goldens.render_collectives(compiled[1]), goldens.COLLECTIVES.read_text()
+    if golden.splitlines()[0].endswith(f"libtpu {goldens.compiler()}"):
+        assert found.splitlines() == golden.splitlines(), (
+            "if that is meant: python -m tools.update_goldens, and read the diff"
+        )
+    now, then = goldens.sent(found), goldens.sent(golden)
+    assert now.keys() == then.keys() and all(now[axis] <= then[axis] for axis in then), (now, then)
 
 
 def test_flops_are_the_formulas_to_the_last_one(compiled):

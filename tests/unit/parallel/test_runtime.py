@@ -1,0 +1,39 @@
+"""What the program sets in its environment before XLA reads it."""
+
+import os
+
+import jax
+import pytest
+
+from paxlike.parallel import runtime
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    for name in ("XLA_FLAGS", "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_a_cpu_gets_code_that_is_compiled_quickly_and_a_gpu_most_of_its_memory(bare):
+    runtime.start()
+    assert os.environ["XLA_FLAGS"] == "--xla_backend_optimization_level=1"
+    assert os.environ["XLA_CLIENT_MEM_FRACTION"] == ".92"
+    assert runtime._settings(False, False, {}) == {"XLA_CLIENT_MEM_FRACTION": ".92"}
+    assert jax.config.jax_numpy_rank_promotion == "raise"
+
+
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_what_the_user_has_set_stays(name):
+    flags = "--xla_dump_to=here --xla_backend_optimization_level=3"
+    assert runtime._settings(True, False, {name: ".5", "XLA_FLAGS": flags}) == {"XLA_FLAGS": flags}
+    told = runtime._settings(True, True, {name: ".5", "XLA_FLAGS": "--xla_dump_to=here"})
+    assert told == {
+        "XLA_FLAGS": "--xla_dump_to=here --xla_backend_optimization_level=1 --xla_gpu_deterministic_ops=true"
+    }
+
+
+def test_starting_twice_sets_it_once(bare):
+    runtime.start()
+    runtime.start()
+    assert os.environ["XLA_FLAGS"].count("optimization_level") == 1
