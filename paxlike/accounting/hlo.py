@@ -111,6 +111,7 @@ class Visit(NamedTuple):
 _COMMENT = re.compile(r"/\*.*?\*/")
 _INSTRUCTION = re.compile(r"\s+(ROOT\s+)?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"(ENTRY\s+)?%?([\w.\-]+)\s*(\(.*)?\{\s*$")
+_END = re.compile(r'\}(, execution_thread="[^"]*")?')
 _OPCODE = re.compile(r"\s*([a-z][\w\-]*)\(")
 
 
@@ -134,7 +135,7 @@ def parse(text: str) -> Module:
         elif _INSTRUCTION.match(line):
             finish()
             pending.append(line)
-        elif line.strip() == "}" and not _open_braces(pending):
+        elif _END.fullmatch(line.strip()) and not _open_braces(pending):
             finish()
             current = None
         elif pending:  # an attribute with line breaks in it, as in the configs of TPU kernels

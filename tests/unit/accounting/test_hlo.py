@@ -93,6 +93,14 @@ def test_a_tpu_program_with_line_breaks_inside_its_attributes():
     assert called(module.entry.instructions["slice"]) == ["fused"]
 
 
+def test_a_computation_of_another_unit_ends_where_its_brace_is():
+    """As libtpu writes what a sparse core runs beside the rest."""
+    beside = TPU.replace("dynamic_slice_sizes={1,8}\n}", 'dynamic_slice_sizes={1,8}\n}, execution_thread="sparsecore"')
+    beside = beside.replace("fusion(%arg, %zero), kind=kLoop, calls=%fused", "call-start(%arg, %zero), to_apply=%fused")
+    assert beside.count("sparsecore") == 1 and list(parse(beside).computations) == list(parse(TPU).computations)
+    assert [v.instruction.name for v in walk(parse(beside))] == [v.instruction.name for v in walk(parse(TPU))]
+
+
 def test_the_trip_count_of_a_loop_that_says_nothing_comes_from_its_condition_and_state():
     assert trips(TPU) == 118
     assert {v.instruction.name: v.times for v in walk(parse(TPU))}["kernel.3"] == 118
