@@ -122,14 +122,15 @@ def _quantize_blocks(config: ModelConfig, numerics: Numerics, blocks: dict) -> d
     def one(name: str, stack: Array | QuantizedWeight) -> Array | QuantizedWeight:
         if isinstance(stack, QuantizedWeight):
             return stack
-        layout = layout_of(letters_of(name), stack.shape[1:], config.quant)
+        letters = letters_of(name)
+        layout = layout_of(letters, stack.shape[1:], config.quant)
         out = jax.tree.map(lambda place: P(None, *place), quantized_specs(layout), is_leaf=lambda x: isinstance(x, P))
 
         def device(stack):
             def layer(w):
                 signs, beta = quantized(w, layout, config.quant, numerics.compute)
                 shape = [*w.shape]
-                shape[0 if layout.inner == 1 else -1] = -1
+                shape[letters.index("D")] = -1  # what was gathered over `data`
                 return QuantizedWeight(signs.reshape(shape), beta)
 
             return jax.lax.map(layer, stack)

@@ -70,6 +70,24 @@ def test_what_is_packed_comes_back_to_the_bit_and_says_the_same(model, tmp_path)
     np.testing.assert_array_equal(continued(back), continued(model))
 
 
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (1, 2, 4), (2, 2, 2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_same_model_on_every_mesh(kind, sizes, tmp_path):
+    """Quantized once, packed and continued where weights are cut over `data` as well: as on one device."""
+    one, many = trained(KINDS[kind], (1, 1, 1)), trained(KINDS[kind], sizes)
+    made = []
+    for number, model in enumerate((one, many)):
+        with jax.set_mesh(model.mesh):
+            made.append(leaves(quantize_params(model.config.model, model.numerics, model.params)))
+        save_packed(tmp_path / str(number), model)
+    for name, array in made[0].items():
+        # A scale is a mean, which has another order where it is summed over the mesh.
+        np.testing.assert_allclose(made[1][name], array, rtol=0 if array.dtype == np.int8 else 2e-6, err_msg=name)
+    packed = [load_file(tmp_path / name) for name in "01"]
+    assert all((packed[0][name] == packed[1][name]).all() for name in packed[0] if name.endswith(".bits"))
+    np.testing.assert_array_equal(continued(many), continued(one))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_file_weighs_its_bits(kind, tmp_path):
     """Of configs/bitnet_tiny.py: bits x parameters, scales included, to 3 %; the rest is the embedding, names and the config."""
