@@ -51,7 +51,8 @@ class PrecisionConfig:
     """Number formats."""
 
     compute: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Matmuls and activations. auto: bfloat16 on accelerators, float32 on the CPU."""
+    """Matmuls and activations. auto: bfloat16 where it is the faster one: on accelerators, and on CPUs with instructions for it (AMX,
+    AVX512-BF16) from JAX 0.12 on; float32 on others."""
     params: DType = "float32"
     """Stored parameters. The optimizer's moments are float32 always."""
     gradients: DType = "float32"

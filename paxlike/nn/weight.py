@@ -31,7 +31,7 @@ class Numerics:
         """`platform` is `cpu`, `gpu` or `tpu`."""
         compute = precision.compute
         if compute == "auto":
-            compute = "float32" if platform == "cpu" else "bfloat16"
+            compute = "bfloat16" if platform != "cpu" or _cpu_multiplies_bfloat16() else "float32"
         attention = model.attention
         if attention == "auto":
             attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "blocked")
@@ -39,14 +39,22 @@ class Numerics:
         return cls(compute, precision.params, precision.gradients, attention, integer)
 
 
-@functools.cache
 def _cpu_multiplies_int8() -> bool:
     """Whether this processor has AMX or VNNI instructions, as Linux tells."""
+    return not {"amx_int8", "avx512_vnni", "avx_vnni"}.isdisjoint(_cpu_flags())
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it, and this jaxlib's matmuls use them well: by docs/performance.md since 0.12."""
+    return jax.__version_info__ >= (0, 12) and not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
     try:
-        flags = Path("/proc/cpuinfo").read_text().split()
+        return frozenset(Path("/proc/cpuinfo").read_text().split())
     except OSError:
-        return False
-    return not {"amx_int8", "avx512_vnni", "avx_vnni"}.isdisjoint(flags)
+        return frozenset()
 
 
 def fan_in(dims: str, size: dict[str, int]) -> int:

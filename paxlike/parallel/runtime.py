@@ -25,8 +25,8 @@ GPU_MEMORY = ".92"
 """Share of a GPU's memory that JAX takes at once, unless the environment says another: by itself it takes 0.75. The CUDA context, NCCL's
 buffers and the libraries' workspaces lie in the rest. The planner counts on it."""
 CPU_CODE = "--xla_backend_optimization_level=1"
-"""How much LLVM optimizes what XLA writes for a CPU, unless XLA_FLAGS says another level. XLA's own is 3: it takes longer to compile, and steps
-and tokens are no faster, because nearly all of their time goes into a library's matmuls (docs/performance.md)."""
+"""How much LLVM optimizes what XLA writes for a CPU, unless XLA_FLAGS says another level. XLA's own is 3: it takes longer to compile, and
+steps and tokens are no faster, because nearly all of their time goes into a library's matmuls (docs/performance.md)."""
 GATHER_SECONDS = 300
 """How long processes wait for each other to start."""
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, PrecisionConfig, TrainConfig
 from paxlike.nn.weight import Numerics
 from paxlike.parallel.mesh import make_mesh
 
@@ -20,6 +20,7 @@ def config(size: str, **model: object) -> Config:
         data=DataConfig(sequence_length=tokens, tokenizer_vocab=4096 if size == "full" else 384),
         optim=OptimConfig(name="adamw", learning_rate=1e-4, schedule="constant", warmup_steps=1, weight_decay=0.1),
         train=TrainConfig(steps=1000, batch_size=4),
+        precision=PrecisionConfig(compute="float32"),
     )
 
 

@@ -1,14 +1,13 @@
 """Fan-in by letters, and the number formats of each platform. (What is drawn: test_palm.)"""
 
-from pathlib import Path
-
 import jax
 import pytest
 from flax import nnx
 from helpers import mesh_of, model_config
 
 from paxlike.config import ConfigError, ModelConfig, PrecisionConfig, QuantConfig
-from paxlike.nn.weight import Numerics, _cpu_multiplies_int8, fan_in, weight
+from paxlike.nn import weight as module
+from paxlike.nn.weight import Numerics, fan_in, weight
 
 SIZES = {"D": 2, "N": 3, "H": 5, "K": 7, "F": 11, "V": 13}
 
@@ -45,12 +44,31 @@ def test_what_is_said_stays(platform):
 )
 def test_int8_products_where_there_is_a_unit_for_them(platform, flags, integer, monkeypatch):
     """Of quantized models alone, and only the speed depends on it."""
-    _cpu_multiplies_int8.cache_clear()
-    monkeypatch.setattr(Path, "read_text", lambda path: flags)
+    cpu(monkeypatch, flags)
     quantized = ModelConfig(quant=QuantConfig(weights="bitnet"))
     assert Numerics.of(quantized, PrecisionConfig(), platform).integer is integer
     assert not Numerics.of(ModelConfig(), PrecisionConfig(), platform).integer
-    _cpu_multiplies_int8.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "compute"),
+    [
+        ((0, 12, 0), "flags : fpu avx512f avx512_bf16", "bfloat16"),
+        ((0, 13, 1), "flags : fpu amx_bf16", "bfloat16"),
+        ((0, 12, 0), "flags : fpu avx512f avx512_vnni", "float32"),
+        ((0, 11, 9), "flags : fpu amx_bf16 avx512_bf16", "float32"),
+    ],
+)
+def test_a_cpu_computes_in_what_is_fastest_there(version, flags, compute, monkeypatch):
+    cpu(monkeypatch, flags)
+    monkeypatch.setattr(jax, "__version_info__", version)
+    assert Numerics.of(ModelConfig(), PrecisionConfig(), "cpu").compute == compute
+    assert Numerics.of(ModelConfig(), PrecisionConfig("float32"), "cpu").compute == "float32"
+
+
+def cpu(monkeypatch, flags):
+    """A machine of another processor."""
+    monkeypatch.setattr(module, "_cpu_flags", lambda: frozenset(flags.split()))
 
 
 @pytest.mark.parametrize(
