@@ -18,7 +18,7 @@ from paxlike.accounting.flops import (
     model_flops,
 )
 from paxlike.accounting.memory import memory_estimate
-from paxlike.accounting.parameters import parameter_count, parameters_by_part, stored_parameter_count
+from paxlike.accounting.parameters import packed_bytes, parameter_count, parameters_by_part, stored_parameter_count
 from paxlike.accounting.units import gib, si
 from paxlike.config import Config
 
@@ -39,6 +39,7 @@ def as_dict(config: Config, devices: int | None = None, energy: bool = False) ->
             "total": parameter_count(model),
             "by_part": parameters_by_part(model),
             "stored": stored_parameter_count(model),
+            **({"packed_bytes": packed_bytes(model)} if model.quant.active else {}),
         },
         "flops_per_token": {
             "sequence_length": T,
@@ -119,6 +120,8 @@ def _parameters(told: dict):
     table.add_row("total", f"{parameters['total']:,}", "")
     if padding:
         table.add_row("stored beyond them: rows that pad the vocabulary", f"{padding:,}", "")
+    if "packed_bytes" in parameters:
+        table.add_row("packed, as `paxlike pack` writes them", gib(parameters["packed_bytes"]), "")
     return table
 
 

@@ -70,3 +70,19 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
 def stored_parameter_count(model: ModelConfig) -> int:
     """Parameters that take memory: with the rows that pad the vocabulary."""
     return sum(weight.stored_count for weight in weights(model))
+
+
+def packed_bytes(model: ModelConfig) -> int:
+    """Bytes of a quantized model's weights in a packed file (`train/packed.py`): bits in the blocks, float32 elsewhere.
+
+    Each column of a quantized matrix ends with a whole byte. Without the scales, 4 bytes a tile, and the tokenizer.
+    """
+    total = 0
+    for weight in weights(model):
+        letters = weight.name.rpartition("_")[2]
+        if weight.name.startswith("blocks/") and len(letters) > 1:
+            inputs = weight.shape[0] if letters[0] == "D" else math.prod(weight.shape[:-1])
+            total += weight.count // inputs * -(-inputs * model.quant.bits // 8)
+        else:
+            total += 4 * weight.stored_count
+    return total

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from paxlike.accounting.info import as_dict, describe
 from paxlike.accounting.units import gib, si
-from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, TrainConfig
+from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, QuantConfig, TrainConfig
 
 PALM_540B = Config(
     name="palm_540b",
@@ -50,6 +50,16 @@ def test_the_numbers_for_machines_are_the_same_and_are_json():
     assert told["training_flops"]["palm"] == told["tokens"]["total"] * flops["model"]["palm"]["total"]
     assert told["memory"]["total"] == sum(told["memory"]["bytes"].values()) and told["memory"]["devices"] == 6144
     assert set(told["energy"]["7nm"]) == {"fp32", "fp16", "bitnet"}
+
+
+def test_a_quantized_model_says_what_it_weighs_packed():
+    """7 of 8 bits of a byte are lost where a column has one row more than whole bytes hold."""
+    small = ModelConfig(layers=2, d_model=9, heads=2, head_dim=4, d_ff=9, vocab_size=128, quant=QuantConfig("bitnet"))
+    kernels = 2 * (9 // 8 + 1) * (2 * 4 + 2 * 4 + 2 * 9) + 2 * (8 // 8) * 9 + 2 * (9 // 8 + 1) * 9
+    config = dataclasses.replace(PALM_540B, model=small, mesh=MeshConfig())
+    assert as_dict(config)["parameters"]["packed_bytes"] == kernels + 4 * (128 * 9 + 9)
+    assert "packed, as `paxlike pack` writes them" in shown(config)
+    assert "packed" not in shown(PALM_540B) and "packed_bytes" not in as_dict(PALM_540B)["parameters"]
 
 
 def test_memory_needs_a_number_of_devices():

@@ -11,6 +11,7 @@ import pytest
 from helpers import flat, mesh_of, model_config, put
 from safetensors.numpy import load_file, save_file
 
+from paxlike.accounting.parameters import packed_bytes
 from paxlike.config import ModelConfig, QuantConfig, UserError, load
 from paxlike.data.tokenizer import BytesTokenizer
 from paxlike.infer.cache import prefill
@@ -102,6 +103,8 @@ def test_the_file_weighs_its_bits(kind, tmp_path):
     assert sum(array.nbytes for array in quantized.values()) == pytest.approx(parameters * bits / 8, rel=0.03)
     assert {array.dtype for name, array in quantized.items() if name.endswith(".bits")} == {np.dtype("uint8")}
     assert size - sum(array.nbytes for array in tensors.values()) < 8000
+    of_weights = sum(a.nbytes for name, a in tensors.items() if not name.startswith("tokenizer/") and name[-5:] != ".beta")
+    assert of_weights == packed_bytes(model.config.model)
 
 
 def test_a_model_that_was_not_trained_quantized_is_refused(tmp_path):
