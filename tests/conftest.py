@@ -9,10 +9,14 @@ import tempfile
 import jax
 
 from paxlike.nn import weight
+from paxlike.parallel.runtime import CPU_THREADS
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# As `parallel/runtime.py` has it, so that devices do not stand still on a busy machine.
+os.environ.setdefault("PJRT_NPROC", str(CPU_THREADS * 8))
 
 _cache = tempfile.mkdtemp(prefix="paxlike-tests-xla-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)

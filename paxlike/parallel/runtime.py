@@ -27,6 +27,9 @@ buffers and the libraries' workspaces lie in the rest. The planner counts on it.
 CPU_CODE = "--xla_backend_optimization_level=1"
 """How much LLVM optimizes what XLA writes for a CPU, unless XLA_FLAGS says another level. XLA's own is 3: it takes longer to compile, and
 steps and tokens are no faster, because nearly all of their time goes into a library's matmuls (docs/performance.md)."""
+CPU_THREADS = 2
+"""Threads in XLA's pool for each of several devices that share a CPU. It has one by itself; devices that wait in a collective can then hold all
+of them while another, which they wait for, finds none: on a busy machine such programs stood still, and XLA ended them."""
 GATHER_SECONDS = 300
 """How long processes wait for each other to start."""
 
@@ -45,7 +48,8 @@ def start(fake_devices: int | None = None, hosts: Hosts | None = None, determini
         jax.config.update("jax_num_cpu_devices", fake_devices)
     elif not jax.config.jax_platforms and only_compilers():
         jax.config.update("jax_platforms", "cpu")
-    os.environ |= _settings(jax.config.jax_platforms == "cpu" or not chip_here(), deterministic, os.environ)
+    cpus = jax.config.jax_num_cpu_devices if jax.config.jax_platforms == "cpu" or not chip_here() else 0
+    os.environ |= _settings(cpus, deterministic, os.environ)
     # Arrays of different rank that broadcast against each other are nearly always a mistake in a model.
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if jax.config.jax_compilation_cache_dir is None:
@@ -55,15 +59,20 @@ def start(fake_devices: int | None = None, hosts: Hosts | None = None, determini
         _join(hosts)
 
 
-def _settings(cpu: bool, deterministic: bool, given: Mapping[str, str]) -> dict[str, str]:
-    """What is set in the environment, where XLA reads it when the first device is asked for; what is given there already stays."""
+def _settings(cpus: int, deterministic: bool, given: Mapping[str, str]) -> dict[str, str]:
+    """What is set in the environment, where XLA reads it when the first device is asked for; what is given there already stays.
+
+    cpus: CPU devices that the program will run on; 0 where it is accelerators.
+    """
     made = {}
     if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & given.keys():
         made["XLA_CLIENT_MEM_FRACTION"] = GPU_MEMORY
     flags = given.get("XLA_FLAGS", "").split()
     level = CPU_CODE.partition("=")[0]
-    if cpu and not any(flag.startswith(level) for flag in flags):
+    if cpus and not any(flag.startswith(level) for flag in flags):
         flags.append(CPU_CODE)
+    if cpus > 1 and "PJRT_NPROC" not in given:
+        made["PJRT_NPROC"] = str(max(os.cpu_count() or 1, CPU_THREADS * cpus))
     if deterministic:
         flags.append("--xla_gpu_deterministic_ops=true")
     return made | ({"XLA_FLAGS": " ".join(flags)} if flags else {})
