@@ -28,8 +28,8 @@ CPU_CODE = "--xla_backend_optimization_level=1"
 """How much LLVM optimizes what XLA writes for a CPU, unless XLA_FLAGS says another level. XLA's own is 3: it takes longer to compile, and
 steps and tokens are no faster, because nearly all of their time goes into a library's matmuls (docs/performance.md)."""
 CPU_THREADS = 2
-"""Threads in XLA's pool for each of several devices that share a CPU. It has one by itself; devices that wait in a collective can then hold all
-of them while another, which they wait for, finds none: on a busy machine such programs stood still, and XLA ended them."""
+"""Threads in XLA's pool for each of several devices that share a CPU. It has one by itself; devices that wait in a collective can then
+hold all of them while another, which they wait for, finds none: on a busy machine such programs stood still, and XLA ended them."""
 GATHER_SECONDS = 300
 """How long processes wait for each other to start."""
 
