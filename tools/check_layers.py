@@ -59,6 +59,7 @@ LATE = {
     "tensorboardX",
     "pathwaysutils",
     "tokenizers",
+    "jax.experimental.pallas",
 }
 LATE_IN_VERBS = LATE | {"jax", "rich", "tyro", "paxlike"}
 
@@ -108,7 +109,8 @@ def floors(tree: ast.Module, name: Path) -> Iterator[tuple[int, str]]:
         top = dotted.split(".")[0]
         if top == "paxlike" and FLOOR.get(_package(dotted), 0) > FLOOR[own]:
             yield line, f"imports {dotted} from a floor above ({own} -> {_package(dotted)})"
-        if late and top not in (LATE_IN_VERBS if own in ("cli", "verbs") else LATE):
+        allowed = LATE_IN_VERBS if own in ("cli", "verbs") else LATE
+        if late and not any(f"{dotted}.".startswith(f"{library}.") for library in allowed):
             yield line, f"imports {dotted} inside a function; move it to the head of the file"
 
 

@@ -30,6 +30,7 @@ def config() -> Config:
         checkpoint=CheckpointConfig(every=4, keep=50),
         eval=EvalConfig(batches=2),
         log=LogConfig(every=4, tensorboard=False),
+        precision=PrecisionConfig(compute="float32"),
     )
 '''
 # Steps and saves of some tenths of a second: what befalls such a run befalls it before its end, on the fastest machine too.
