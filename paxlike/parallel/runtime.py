@@ -48,8 +48,9 @@ def start(fake_devices: int | None = None, hosts: Hosts | None = None, determini
         jax.config.update("jax_num_cpu_devices", fake_devices)
     elif not jax.config.jax_platforms and only_compilers():
         jax.config.update("jax_platforms", "cpu")
-    cpus = jax.config.jax_num_cpu_devices if jax.config.jax_platforms == "cpu" or not chip_here() else 0
-    os.environ |= _settings(cpus, deterministic, os.environ)
+    platforms = jax.config.jax_platforms
+    on_cpu = platforms == "cpu" if platforms else not chip_here()
+    os.environ |= _settings(jax.config.jax_num_cpu_devices if on_cpu else 0, deterministic, os.environ)
     # Arrays of different rank that broadcast against each other are nearly always a mistake in a model.
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if jax.config.jax_compilation_cache_dir is None:
