@@ -103,7 +103,9 @@ def test_the_file_weighs_its_bits(kind, tmp_path):
     assert sum(array.nbytes for array in quantized.values()) == pytest.approx(parameters * bits / 8, rel=0.03)
     assert {array.dtype for name, array in quantized.items() if name.endswith(".bits")} == {np.dtype("uint8")}
     assert size - sum(array.nbytes for array in tensors.values()) < 8000
-    of_weights = sum(a.nbytes for name, a in tensors.items() if not name.startswith("tokenizer/") and name[-5:] != ".beta")
+    of_weights = sum(
+        a.nbytes for name, a in tensors.items() if not name.startswith("tokenizer/") and name[-5:] != ".beta"
+    )
     assert of_weights == packed_bytes(model.config.model)
 
 
