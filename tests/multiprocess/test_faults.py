@@ -18,12 +18,16 @@ def went_on(job, fault: str, recovery: dict, since: float) -> None:
 
 
 @pytest.mark.parametrize(("victim", "says"), [(1, "process 1 on"), (0, "process 0 was killed by SIGKILL")])
-def test_a_killed_process_ends_the_job_which_goes_on(launch, place, losses, reached, whole, recovery, victim, says):
+def test_a_killed_process_ends_the_job_which_goes_on(launch, place, losses, whole, recovery, victim, says):
     """kill -9 during a step, of a worker and of the coordinator. The launcher starts the job again."""
-    run = f"killed-{victim}"
-    # Saves at 8 and 16. Processes that wait for a dead one to save learn of it by heartbeats only, after the launcher's patience.
+    run, hold, held = f"killed-{victim}", place / "hold", place / "held"
+    hold.write_text(str(victim))
+    # Killed after the save at 8 and well before the next one: processes that wait for a dead one to save learn of it by heartbeats only,
+    # after the launcher's patience.
     job = launch(run, "--checkpoint.every", "8", restarts=1, config="paced.py")
-    job.until(lambda: reached(run, 10) and (place / run / "checkpoints" / "8").is_dir())
+    job.until(lambda: held.exists() and (place / run / "checkpoints" / "8").is_dir())
+    hold.unlink()
+    held.unlink()
     since = time.monotonic()
     os.kill(job.pids[victim], signal.SIGKILL)
     went_on(job, run, recovery, since)
