@@ -1,4 +1,4 @@
-"""Installs paxlike. Extras name what a verb or a backend needs beyond the core."""
+"""Installs paxlike. An extra adds the packages that a command or a backend needs."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "paxlike" / "__init__.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "paxlike" / "__init__.py").read_text()).group(
+    1
+)
 
 setup(
     name="paxlike",
@@ -16,7 +18,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["paxlike", "paxlike.*"]),
+    # configs/ becomes paxlike/configs in a wheel, so that `paxlike train tiny` works anywhere.
+    packages=[*find_packages(include=["paxlike", "paxlike.*"]), "paxlike.configs"],
+    package_dir={"paxlike.configs": "configs"},
+    package_data={"paxlike": ["py.typed"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -42,23 +47,27 @@ setup(
         "pathways": ["pathwaysutils>=0.1.13"],
         "wandb": ["wandb"],
         "xprof": ["xprof"],
-        # Not needed to convert: these load what was converted, and check it.
+        # `paxlike convert` does not need these; they load and check its result.
         "hf": ["transformers>=5", "torch", "tokenizers"],
-        # What the benches stand beside.
+        # Reference implementations for the benchmarks.
         "bench": ["torch==2.13.0", "transformers>=5"],
         "eval": ["lm-eval>=0.4.13"],
-        # Brings TensorFlow and tensorflow-text.
+        # Installs TensorFlow and tensorflow-text as dependencies.
         "seqio": ["seqio>=0.0.20"],
         "serve": ["starlette>=1.0", "uvicorn>=0.50"],
-        # Compilers for chips that are not here: libtpu (684 MB), the CUDA plugin without CUDA's own libraries (460 MB).
+        # Compilers for `paxlike plan`, which need no chip: libtpu (684 MB) and the CUDA plugin
+        # without the CUDA libraries (460 MB).
         "plan-tpu": ["jax[tpu]"],
         "plan-gpu": ["jax[cuda12-local]"],
         "plan": ["jax[tpu]", "jax[cuda12-local]"],
-        # Some tests read what those compilers make. torch is left out: it brings gigabytes of CUDA, and golden files stand in for it.
-        # The launchers' manifests and scripts are checked with the others, and gcsfs reaches the tests' buckets.
+        # jax[tpu] and jax[cuda12-local] compile for tests that read the result. jsonschema,
+        # pathwaysutils and shellcheck check the launchers' manifests and scripts; gcsfs reads the
+        # tests' buckets. No torch, which installs gigabytes of CUDA: golden files replace it.
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.14",
+            "mypy>=2.4",
             "jax[tpu]",
             "jax[cuda12-local]",
             "jsonschema>=4",

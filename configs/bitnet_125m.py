@@ -1,10 +1,12 @@
-"""BitNet 125M (arXiv 2310.11453, tables 5 and 6: size, peak learning rate and recipe) with group quantization.
+"""BitNet 125M (arXiv 2310.11453, tables 5 and 6), with quantization groups.
 
-    paxlike data prepare --input 'texts/*.jsonl.zst' --output data/bitnet --tokenizer sentencepiece --tokenizer-vocab 16384
+    paxlike data prepare --input 'texts/*.jsonl.zst' --output data/bitnet \\
+        --tokenizer sentencepiece --tokenizer-vocab 16384
     paxlike train configs/bitnet_125m.py --run-dir runs/bitnet-125m
 
-The paper gives 40,000 updates of 256 K tokens, Adam (0.9, 0.98), 750 steps of warm-up, polynomial decay, no clipping. The vocabulary of
-16,384, sequences of 2,048 tokens, rotary positions and the number of groups are choices of this file.
+From the paper: size, peak learning rate, 40,000 updates of 256 K tokens, Adam (0.9, 0.98), 750
+warm-up steps, polynomial decay, no gradient clipping. Not from the paper: the vocabulary of 16,384,
+sequences of 2,048 tokens, rotary positions and the number of quantization groups.
 """
 
 from paxlike.config import (

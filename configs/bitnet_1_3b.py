@@ -1,6 +1,8 @@
-"""BitNet 1.3B (arXiv 2310.11453, tables 5 and 6) with group quantization; the recipe of `bitnet_125m.py`.
+"""BitNet 1.3B (arXiv 2310.11453, tables 5 and 6), with quantization groups.
 
-paxlike train configs/bitnet_1_3b.py --run-dir runs/bitnet-1.3b
+    paxlike train configs/bitnet_1_3b.py --run-dir runs/bitnet-1.3b
+
+The recipe is that of `bitnet_125m.py`.
 """
 
 import dataclasses

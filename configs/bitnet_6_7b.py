@@ -1,8 +1,9 @@
-"""BitNet 6.7B (arXiv 2310.11453, tables 5 and 6) with group quantization; the recipe of `bitnet_125m.py`.
+"""BitNet 6.7B (arXiv 2310.11453, tables 5 and 6), with quantization groups and tiles.
 
     paxlike train configs/bitnet_6_7b.py --run-dir runs/bitnet-6.7b
 
-With 8 tiles over data, a mesh whose `data` divides them gathers weights as one bit each.
+The recipe is that of `bitnet_125m.py`. With 8 tiles along `d_model`, a mesh with 2-, 4- or 8-way
+`data` gathers the weights as one bit each.
 """
 
 import dataclasses

@@ -1,6 +1,8 @@
-"""BitNet 760M (arXiv 2310.11453, tables 5 and 6) with group quantization; the recipe of `bitnet_125m.py`.
+"""BitNet 760M (arXiv 2310.11453, tables 5 and 6), with quantization groups.
 
-paxlike train configs/bitnet_760m.py --run-dir runs/bitnet-760m
+    paxlike train configs/bitnet_760m.py --run-dir runs/bitnet-760m
+
+The recipe is that of `bitnet_125m.py`.
 """
 
 import dataclasses

@@ -1,8 +1,9 @@
-"""Ternary weights (arXiv 2402.17764) as the published code has them, trained in two stages (its training tips, code and FAQ).
+"""Ternary weights (arXiv 2402.17764, variant of the published code), trained in two stages.
 
     paxlike train configs/bitnet_b158_tiny.py
 
-Half-way the peak learning rate drops and weight decay ends. The loss on the validation split falls to 5.04.
+The two stages follow the authors' "Training Tips, Code and FAQ": half-way, the peak learning rate
+drops and weight decay ends. The loss falls to 5.04 on the validation split.
 """
 
 import dataclasses
@@ -16,6 +17,10 @@ def config() -> Config:
     return dataclasses.replace(
         base,
         name="bitnet-b158-tiny",
-        model=dataclasses.replace(base.model, quant=QuantConfig(weights="bitnet_b158", variant="code", groups=4)),
-        optim=dataclasses.replace(base.optim, schedule="two_stage", learning_rate=2e-2, second_learning_rate=1.3e-2),
+        model=dataclasses.replace(
+            base.model, quant=QuantConfig(weights="bitnet_b158", variant="code", groups=4)
+        ),
+        optim=dataclasses.replace(
+            base.optim, schedule="two_stage", learning_rate=2e-2, second_learning_rate=1.3e-2
+        ),
     )

@@ -1,10 +1,11 @@
-"""BitNet (arXiv 2310.11453) with group quantization, as small as `tiny.py`: one or two minutes on two CPU cores.
+"""BitNet (arXiv 2310.11453) with the size of `tiny.py`: one or two minutes on two CPU cores.
 
     paxlike train configs/bitnet_tiny.py
-    paxlike train configs/bitnet_tiny.py --fake-devices 8 --mesh.model 4      # the same loss, on a fake 2 x 4 mesh
+    paxlike train configs/bitnet_tiny.py --fake-devices 8 --mesh.model 4  # same loss, 2 x 4 mesh
 
-The weights of the blocks are +1 and -1 in 4 groups, so that `model` may be 1, 2 or 4 without a statistic being sent. The loss falls to
-about 5.15 on the validation split (docs/quantization.md has three seeds); the learning rate is the best of six.
+The blocks' weights are +1 and -1 in 4 quantization groups, so that a `model` axis of 1, 2 or 4
+needs no communication for their statistics. The loss falls to about 5.15 on the validation split
+(docs/quantization.md has three seeds). The learning rate is the best of six.
 """
 
 import dataclasses

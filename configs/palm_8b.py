@@ -1,10 +1,11 @@
-"""PaLM 8B (arXiv 2204.02311, tables 1 and 2; section 5 for the recipe): 8,632,012,800 parameters.
+"""PaLM 8B (arXiv 2204.02311, tables 1 and 2; recipe: section 5): 8,632,012,800 parameters.
 
-    paxlike data prepare --input 'texts/*.jsonl.zst' --output data/palm --tokenizer sentencepiece --tokenizer-vocab 256000
+    paxlike data prepare --input 'texts/*.jsonl.zst' --output data/palm \\
+        --tokenizer sentencepiece --tokenizer-vocab 256000
     paxlike train configs/palm_8b.py --run-dir runs/palm-8b
 
-The paper gives the two batch sizes and, through its 4.29e22 training FLOPs, 780 B tokens; at which step the batch grew is
-not published: 50,000 is a choice of this file.
+From the paper: the two batch sizes and, through 4.29e22 training FLOPs, 780 B tokens. The step at
+which the batch size grows is not published; 50,000 is an assumption.
 """
 
 from paxlike.config import (
@@ -33,9 +34,16 @@ def config() -> Config:
             vocab_size=256_000,
             vocab_multiple=128,
             remat="attention",
-        ),  # fmt: skip
+        ),
         data=DataConfig(store="data/palm", sequence_length=2048),
-        optim=OptimConfig(name="palm", learning_rate=1e-2, schedule="palm", warmup_steps=10_000, beta1=0.9, clip=1.0),
+        optim=OptimConfig(
+            name="palm",
+            learning_rate=1e-2,
+            schedule="palm",
+            warmup_steps=10_000,
+            beta1=0.9,
+            clip=1.0,
+        ),
         train=TrainConfig(steps=768_881, batch_size=512, batch_ramp=((256, 50_000),), z_loss=1e-4),
         mesh=MeshConfig(pod=1, data=-1, model=4),
         checkpoint=CheckpointConfig(every=500, keep=5, keep_every=25_000),

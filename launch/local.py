@@ -1,11 +1,14 @@
-"""Runs a job of many processes on this machine, on CPU devices: the same program as on a pod.
+"""Runs a job of several processes on this machine, on CPU devices, with the program used on a pod.
 
-    python launch/local.py --hosts 2 --devices-per-host 4 configs/tiny.py --run-dir runs/two --train.steps 40
+    python launch/local.py --hosts 2 --devices-per-host 4 configs/tiny.py \\
+        --run-dir runs/two --train.steps 40
 
-What follows the config is for `paxlike train`. Each line of output begins with the number of the process it comes from. SIGTERM and
-Ctrl-C are passed on: the run is saved, and the job ends. With `--restarts N` the job is started again, from the newest whole
-checkpoint, when it comes to harm: at once where the processes were told to stop (preemption), else after a pause that doubles; N
-failures in a row without a new checkpoint end it. A mistake of the user (exit code 2) is not tried again.
+Everything after the config is passed to `paxlike train`. Each output line starts with the process
+index. SIGTERM and Ctrl-C are forwarded: the run saves a checkpoint and the job exits. With
+`--restarts N`, a failed job restarts from the newest complete checkpoint: immediately if it was
+preempted (SIGTERM), otherwise after a delay that doubles each time. The job ends after more than
+N failures in a row without a new checkpoint. Errors that a restart cannot fix (exit code 2) are
+not retried.
 """
 
 import argparse
@@ -21,8 +24,9 @@ from typing import TextIO
 USER_ERROR = 2
 PREEMPTED = 128 + signal.SIGTERM
 GRACE_SECONDS = 10
-"""After the first process has failed, the others have so long to tell why; then they are killed."""
-LONGEST_PAUSE = 60
+"""After the first failure, time for the other processes to report and exit before SIGKILL."""
+MAX_DELAY = 60
+"""Maximum delay before a restart, in seconds."""
 
 
 def main() -> int:
@@ -35,64 +39,72 @@ def main() -> int:
 
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--hosts", type=int, default=2, help="processes")
-    parser.add_argument("--devices-per-host", type=int, default=4, help="CPU devices of each")
+    parser.add_argument("--hosts", type=int, default=2, help="number of processes")
     parser.add_argument(
-        "--restarts", type=int, default=0, help="failures in a row without progress that are tried again"
+        "--devices-per-host", type=int, default=4, help="number of CPU devices per process"
     )
-    parser.add_argument("config", help="a config file, then flags of `paxlike train`")
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        help="number of restarts without a new checkpoint between them",
+    )
+    parser.add_argument("config", help="config file, followed by flags of `paxlike train`")
     options, rest = parser.parse_known_args(arguments)
     if options.hosts < 1 or options.devices_per_host < 1 or options.restarts < 0:
         parser.error("--hosts and --devices-per-host must be 1 or more, --restarts 0 or more")
     if options.restarts and "--run-dir" not in " ".join(rest):
-        parser.error("--restarts needs a --run-dir: the folder to go on in")
+        parser.error("--restarts requires --run-dir, the run directory to resume")
     return options, rest
 
 
 class Supervisor:
-    """Starts the job, and again where that makes sense."""
+    """Starts the job and restarts it after failures."""
 
     def __init__(self, options: argparse.Namespace, rest: list[str]):
         self._options, self._rest = options, rest
         self._job: Job | None = None
-        self._told: int | None = None
+        self._stop_signal: int | None = None
 
     def run(self) -> int:
-        """The exit code of the last attempt."""
-        failures, progress = 0, -1
+        """Returns the exit code of the last attempt."""
+        failures, newest, restarts = 0, -1, self._options.restarts
         while True:
             self._job = Job(self._options, self._rest)
-            if self._told is not None:
+            if self._stop_signal is not None:
                 self._job.signal(signal.SIGTERM)
             code = self._job.wait()
-            if code in (0, USER_ERROR) or self._told is not None:
-                return code
-            if self._options.restarts == 0:
+            if code in (0, USER_ERROR) or self._stop_signal is not None or restarts == 0:
                 return code
             found = self._newest_checkpoint()
-            failures, progress = (0 if found > progress else failures), max(found, progress)
+            failures, newest = (0 if found > newest else failures), max(found, newest)
             if code != PREEMPTED:
                 failures += 1
-                if failures > self._options.restarts:
-                    say(f"{failures} failures in a row without a checkpoint after step {progress}; giving up")
-                    return code
-                pause = min(2 ** (failures - 1), LONGEST_PAUSE)
-                say(
-                    f"failure {failures} of {self._options.restarts} since the checkpoint of step {progress}; starting again in {pause} s"
+                since = (
+                    f"since the checkpoint of step {newest}"
+                    if newest >= 0
+                    else "without a checkpoint"
                 )
-                time.sleep(pause)
+                if failures > restarts:
+                    say(f"{failures} failures in a row {since}; giving up")
+                    return code
+                delay = min(2 ** (failures - 1), MAX_DELAY)
+                say(f"failure {failures} of {restarts} {since}; restarting in {delay} s")
+                time.sleep(delay)
             else:
-                say("told to stop; starting again at once")
-            if self._told is not None:
+                say("preempted; restarting immediately")
+            if self._stop_signal is not None:
                 return code
 
     def stop(self, number: int, _frame: object) -> None:
-        """The job saves and stops; a second signal ends it at once."""
-        again, self._told = self._told is not None, number
+        """Signal handler: the job saves and stops. A second signal kills it."""
+        second, self._stop_signal = self._stop_signal is not None, number
         if self._job:
-            self._job.signal(signal.SIGKILL if again else signal.SIGTERM)
+            self._job.signal(signal.SIGKILL if second else signal.SIGTERM)
 
     def _newest_checkpoint(self) -> int:
         index = next(k for k, word in enumerate(self._rest) if word.startswith("--run-dir"))
@@ -102,17 +114,17 @@ class Supervisor:
 
 
 class Job:
-    """One attempt: the processes, and the threads that show what they write."""
+    """One attempt: the processes, and the threads that print their output."""
 
     def __init__(self, options: argparse.Namespace, rest: list[str]):
         address = f"127.0.0.1:{_free_port()}"
         self._processes, self._readers = [], []
         for k in range(options.hosts):
-            command = [
-                sys.executable, "-u", "-m", "paxlike", "train", options.config, *rest, "--fake-devices", str(options.devices_per_host),
-                "--hosts.coordinator", address, "--hosts.count", str(options.hosts), "--hosts.id", str(k),
-            ]  # fmt: skip
-            # A session of its own: Ctrl-C in a terminal goes to this launcher alone, which passes it on.
+            command = [sys.executable, "-u", "-m", "paxlike", "train", options.config, *rest]
+            command += ["--fake-devices", str(options.devices_per_host)]
+            command += ["--hosts.coordinator", address]
+            command += ["--hosts.count", str(options.hosts), "--hosts.id", str(k)]
+            # A new session: the terminal sends Ctrl-C only to this launcher, which forwards it.
             process = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
@@ -122,9 +134,11 @@ class Job:
                 start_new_session=True,
             )
             self._processes.append(process)
-            self._readers.append(threading.Thread(target=_show, args=(k, process.stdout), daemon=True))
-            self._readers[-1].start()
-        say(f"processes {' '.join(str(process.pid) for process in self._processes)} meet at {address}")
+            reader = threading.Thread(target=_print_output, args=(k, process.stdout), daemon=True)
+            reader.start()
+            self._readers.append(reader)
+        pids = " ".join(str(process.pid) for process in self._processes)
+        say(f"started processes {pids}; coordinator {address}")
 
     def signal(self, number: int) -> None:
         for process in self._processes:
@@ -132,7 +146,10 @@ class Job:
                 process.send_signal(number)
 
     def wait(self) -> int:
-        """0 where all ended well; else the code of the first that did not, user errors before all."""
+        """Returns 0 if all processes succeed, otherwise the exit code of the first failure.
+
+        A user error (exit code 2) in any process takes precedence.
+        """
         codes: dict[int, int] = {}
         deadline = None
         while len(codes) < len(self._processes):
@@ -140,11 +157,14 @@ class Job:
                 if k not in codes and process.poll() is not None:
                     codes[k] = process.returncode
                     if process.returncode:
-                        say(f"process {k} {_ended(process.returncode)}")
+                        say(f"process {k} {_exit_reason(process.returncode)}")
                         deadline = deadline or time.monotonic() + GRACE_SECONDS
             if deadline and time.monotonic() > deadline:
                 late = [k for k in range(len(self._processes)) if k not in codes]
-                say(f"processes {late} have not ended within {GRACE_SECONDS} s of the first failure; killing them")
+                say(
+                    f"processes {late} have not exited within {GRACE_SECONDS} s of the first "
+                    "failure; killing them"
+                )
                 self.signal(signal.SIGKILL)
                 deadline = None
             time.sleep(0.05)
@@ -154,13 +174,16 @@ class Job:
         return USER_ERROR if USER_ERROR in bad else bad[0] if bad else 0
 
 
-def _ended(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+def _exit_reason(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with code {code}"
 
 
-def _show(k: int, output: TextIO) -> None:
+def _print_output(k: int, output: TextIO) -> None:
     for line in output:
-        if not line.startswith("[Gloo] Rank"):  # A line for each collective's group of devices, from the runtime.
+        # Gloo logs a line for each group of devices of a collective.
+        if not line.startswith("[Gloo] Rank"):
             print(f"[{k}] {line}", end="", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the launchers share: a command is a list of arguments, run without a shell, or printed as the line of bash that does the same."""
+"""Commands that the launchers run without a shell, or print as equivalent lines of bash."""
 
 import argparse
 import os
@@ -8,12 +8,12 @@ import sys
 from dataclasses import dataclass
 
 PREEMPTED = 128 + 15
-"""How `paxlike train` exits when SIGTERM stopped it before its end, after saving."""
+"""Exit code of `paxlike train` when SIGTERM stopped it before its last step, after saving."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, its standard input, and a look-up that makes it needless where it succeeds."""
+    """A command with its standard input. It is skipped if the command `unless` succeeds."""
 
     argv: list[str]
     stdin: str = ""
@@ -26,20 +26,24 @@ class Step:
         return f"{line} <<'END'\n{self.stdin}\nEND" if self.stdin else line
 
 
-def carry_out(steps: list[Step], dry_run: bool) -> int:
-    """Runs the steps until one fails and returns its exit code; `dry_run` prints them and returns 0."""
+def run_steps(steps: list[Step], dry_run: bool) -> int:
+    """Runs the steps up to the first failure and returns its exit code, or 0.
+
+    With `dry_run`, prints the steps instead and returns 0.
+    """
     for step in steps:
         if dry_run:
             print(step.as_bash())
             continue
         try:
             if step.unless and subprocess.run(step.unless, capture_output=True).returncode == 0:
-                print(f"there already: {shlex.join(step.unless)}", file=sys.stderr)
+                print(f"already exists: {shlex.join(step.unless)} succeeded", file=sys.stderr)
                 continue
             code = subprocess.run(step.argv, input=step.stdin or None, text=True).returncode
         except FileNotFoundError as error:
             print(
-                f"{error.filename} is not on PATH; install it, or look with --dry-run at what would run.",
+                f"{error.filename} is not on PATH; install it, or use --dry-run to print the "
+                "commands.",
                 file=sys.stderr,
             )
             return 127
@@ -51,8 +55,8 @@ def carry_out(steps: list[Step], dry_run: bool) -> int:
     return 0
 
 
-def confirmed(question: str, flags: argparse.Namespace) -> bool:
-    """Whether to go on with what cannot be undone: asked for on the terminal unless --yes or --dry-run was given."""
+def confirm(question: str, flags: argparse.Namespace) -> bool:
+    """Asks for confirmation on the terminal. Returns True with --yes or --dry-run."""
     if flags.yes or flags.dry_run:
         return True
     try:
@@ -62,17 +66,19 @@ def confirmed(question: str, flags: argparse.Namespace) -> bool:
 
 
 def split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """(the launcher's own, those after the first --, which are for `paxlike train`)."""
+    """(arguments of the launcher, arguments of `paxlike train`): split at the first --."""
     if "--" not in arguments:
         return arguments, []
     at = arguments.index("--")
     return arguments[:at], arguments[at + 1 :]
 
 
-def given_or_set(parser: argparse.ArgumentParser, flag: str, value: str | None, variable: str) -> str:
-    """The flag, or what the tool's own environment variable holds; no project or zone is ever assumed."""
+def flag_or_variable(
+    parser: argparse.ArgumentParser, flag: str, value: str | None, variable: str
+) -> str:
+    """Returns the flag's value, or the environment variable's. Exits with an error without both."""
     if not (value or os.environ.get(variable)):
         parser.error(
-            f"{flag} is not given and {variable} is not set. `gcloud config list` shows what gcloud itself would take."
+            f"give {flag} or set {variable}; `gcloud config list` shows gcloud's own default."
         )
     return value or os.environ[variable]

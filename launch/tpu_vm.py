@@ -1,16 +1,21 @@
-"""Cloud TPU VMs, one slice or several: create or reuse, install, start on every worker, follow the logs, stop, delete.
+"""Run on Cloud TPU VMs, one slice or several.
 
-    python launch/tpu_vm.py create  NAME --accelerator-type v5p-64 --runtime-version v2-alpha-tpuv5 [--queued --slices 2] [--spot]
-    python launch/tpu_vm.py state   NAME [--queued]
-    python launch/tpu_vm.py install NAME [--queued]                  the committed tree, and its requirements
-    python launch/tpu_vm.py start   NAME [--queued] -- configs/palm_8b.py --run-dir gs://BUCKET/RUN
-    python launch/tpu_vm.py logs    NAME [--queued]                  of all workers, until training ends
-    python launch/tpu_vm.py stop    NAME [--queued]                  saves, then ends; `start` goes on from there
-    python launch/tpu_vm.py delete  NAME [--queued]
+    python launch/tpu_vm.py create NAME --accelerator-type v5p-64 \\
+        --runtime-version v2-alpha-tpuv5 [--queued --slices 2] [--spot]
+    python launch/tpu_vm.py state NAME [--queued]
+    python launch/tpu_vm.py install NAME [--queued]
+        copy the committed files to every worker and install their requirements
+    python launch/tpu_vm.py start NAME [--queued] -- configs/palm_8b.py --run-dir gs://BUCKET/RUN
+    python launch/tpu_vm.py logs NAME [--queued]
+        follow the logs of all workers until training ends
+    python launch/tpu_vm.py stop NAME [--queued]
+        save a checkpoint and exit; `start` resumes the run
+    python launch/tpu_vm.py delete NAME [--queued]
 
-Each takes --project and --zone (or CLOUDSDK_CORE_PROJECT and CLOUDSDK_COMPUTE_ZONE) and --dry-run, which prints the commands.
-On the workers `tpu_worker.sh` does the work. JAX finds the coordinator, the number of processes and each process's place from
-the VM's metadata, across slices too, so nothing about them is passed.
+Every command takes --project and --zone (or CLOUDSDK_CORE_PROJECT and CLOUDSDK_COMPUTE_ZONE) and
+--dry-run, which prints the commands. On the workers, the commands call `tpu_worker.sh`. JAX reads
+the coordinator, the number of processes and the process index from the VM's metadata, also with
+several slices.
 """
 
 import argparse
@@ -19,74 +24,96 @@ import sys
 import tempfile
 from pathlib import Path
 
-from steps import Step, carry_out, confirmed, given_or_set, split_at_dashes
+from steps import Step, confirm, flag_or_variable, run_steps, split_at_dashes
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    own, train = split_at_dashes(sys.argv[1:])
+    arguments, train = split_at_dashes(sys.argv[1:])
     parser = make_parser()
-    flags = parser.parse_args(own)
-    flags.project = given_or_set(parser, "--project", flags.project, "CLOUDSDK_CORE_PROJECT")
-    flags.zone = given_or_set(parser, "--zone", flags.zone, "CLOUDSDK_COMPUTE_ZONE")
-    if flags.verb == "start" and not train:
-        parser.error("start needs what to train after --, such as: -- configs/palm_8b.py --run-dir gs://BUCKET/RUN")
-    if flags.verb != "start" and train:
-        parser.error(f"{flags.verb} takes nothing after --, got {train}")
-    if flags.verb == "create" and flags.slices > 1 and not flags.queued:
-        parser.error(f"--slices {flags.slices}: several slices come as a queued resource only; give --queued too")
-    if flags.verb == "delete" and not confirmed(f"Delete {flags.name} and what is on its disks?", flags):
+    flags = parser.parse_args(arguments)
+    flags.project = flag_or_variable(parser, "--project", flags.project, "CLOUDSDK_CORE_PROJECT")
+    flags.zone = flag_or_variable(parser, "--zone", flags.zone, "CLOUDSDK_COMPUTE_ZONE")
+    if flags.command == "start" and not train:
+        parser.error(
+            "start needs the arguments of `paxlike train` after --, such as: "
+            "-- configs/palm_8b.py --run-dir gs://BUCKET/RUN"
+        )
+    if flags.command != "start" and train:
+        parser.error(f"{flags.command} takes nothing after --, got {train}")
+    if flags.command == "create" and flags.slices > 1 and not flags.queued:
+        parser.error(f"--slices {flags.slices} requires --queued")
+    if flags.command == "delete" and not confirm(f"Delete {flags.name} and its disks?", flags):
         print("nothing deleted")
         return 1
-    return carry_out(VERBS[flags.verb](flags, train), flags.dry_run)
+    return run_steps(COMMANDS[flags.command](flags, train), flags.dry_run)
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tpu_vm.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in VERBS:
-        add = verbs.add_parser(verb).add_argument
-        add("name", metavar="NAME", help="the TPU VM, or the queued resource")
-        add("--project")
-        add("--zone")
-        add("--queued", action="store_true", help="NAME is a queued resource; all its slices are meant")
-        add("--dry-run", action="store_true", help="print the commands, run nothing")
-        if verb == "create":
-            add("--accelerator-type", required=True, help="of each slice, such as v5p-64")
-            add("--runtime-version", required=True, help="the VM's image, such as v2-alpha-tpuv5")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        add = commands.add_parser(command).add_argument
+        add("name", metavar="NAME", help="the TPU VM, or the queued resource with --queued")
+        add("--project", help="Google Cloud project (or CLOUDSDK_CORE_PROJECT)")
+        add("--zone", help="Google Cloud zone (or CLOUDSDK_COMPUTE_ZONE)")
+        add(
+            "--queued",
+            action="store_true",
+            help="NAME is a queued resource; the command applies to all its slices",
+        )
+        add("--dry-run", action="store_true", help="print the commands without running them")
+        if command == "create":
+            add("--accelerator-type", required=True, help="type of each slice, such as v5p-64")
+            add("--runtime-version", required=True, help="VM image, such as v2-alpha-tpuv5")
             add(
                 "--slices",
                 type=int,
                 default=1,
-                help="joined over the data-centre network; mesh.pod should be the same number",
+                help="number of slices, joined by the data-center network; set mesh.pod to the "
+                "same number",
             )
-            add("--spot", action="store_true", help="cheaper, and taken away at any time")
-        if verb == "install":
-            add("--python", default="python3.11", help="installed with apt where it is missing (default %(default)s)")
-        if verb == "start":
-            add("--max-restarts", type=int, default=3, help="after a crash, on every worker (default %(default)s)")
-        if verb == "delete":
-            add("--yes", action="store_true", help="do not ask")
+            add("--spot", action="store_true", help="cheaper, but can be preempted at any time")
+        if command == "install":
+            add(
+                "--python",
+                default="python3.11",
+                help="Python version; installed with apt if missing (default %(default)s)",
+            )
+        if command == "start":
+            add(
+                "--max-restarts",
+                type=int,
+                default=3,
+                help="restarts after crashes, on every worker (default %(default)s)",
+            )
+        if command == "delete":
+            add("--yes", action="store_true", help="do not ask for confirmation")
     return parser
 
 
 def create(flags: argparse.Namespace, _: list[str]) -> list[Step]:
-    """A TPU VM at once, or a queued resource that is filled when there is room. One that is there already is reused."""
+    """Creates a TPU VM, or a queued resource that waits for capacity. Reuses an existing one."""
     if not flags.queued:
-        what = [f"--version={flags.runtime_version}"]
+        options = [f"--version={flags.runtime_version}"]
     elif flags.slices == 1:
-        what = [f"--runtime-version={flags.runtime_version}", f"--node-id={flags.name}"]
+        options = [f"--runtime-version={flags.runtime_version}", f"--node-id={flags.name}"]
     else:
-        what = [
+        options = [
             f"--runtime-version={flags.runtime_version}",
             f"--node-count={flags.slices}",
             f"--node-prefix={flags.name}",
         ]
-    what += [f"--accelerator-type={flags.accelerator_type}", *(["--spot"] if flags.spot else [])]
-    return [Step(gcloud(flags, "create", flags.name, *what), unless=gcloud(flags, "describe", flags.name))]
+    options += [f"--accelerator-type={flags.accelerator_type}", *(["--spot"] if flags.spot else [])]
+    return [
+        Step(
+            gcloud(flags, "create", flags.name, *options),
+            unless=gcloud(flags, "describe", flags.name),
+        )
+    ]
 
 
 def state(flags: argparse.Namespace, _: list[str]) -> list[Step]:
@@ -94,14 +121,17 @@ def state(flags: argparse.Namespace, _: list[str]) -> list[Step]:
 
 
 def install(flags: argparse.Namespace, _: list[str]) -> list[Step]:
-    """What is committed travels as an archive; a virtual environment beside it gets the requirements."""
+    """Copies the committed files to every worker and installs them in a virtual environment."""
     archive = str(Path(tempfile.gettempdir()) / f"paxlike-{flags.name}.tar.gz")
-    # What an older tree had and this one has not must not stay; runs, logs and the virtual environment do.
-    unpack = "mkdir -p paxlike && cd paxlike && rm -rf paxlike configs launch && tar -xzf ../paxlike.tar.gz"
+    # Removes old source files, but keeps runs, logs and the virtual environment.
+    unpack = (
+        "mkdir -p paxlike && cd paxlike && rm -rf paxlike configs launch "
+        "&& tar -xzf ../paxlike.tar.gz"
+    )
     return [
         Step(["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={archive}", "HEAD"]),
-        Step(gcloud(flags, "scp", archive, f"{flags.name}:paxlike.tar.gz", *everywhere(flags))),
-        Step(gcloud(flags, "ssh", flags.name, *everywhere(flags), f"--command={unpack}")),
+        Step(gcloud(flags, "scp", archive, f"{flags.name}:paxlike.tar.gz", *all_workers(flags))),
+        Step(gcloud(flags, "ssh", flags.name, *all_workers(flags), f"--command={unpack}")),
         on_workers(flags, "install", flags.python),
     ]
 
@@ -119,29 +149,47 @@ def stop(flags: argparse.Namespace, _: list[str]) -> list[Step]:
 
 
 def delete(flags: argparse.Namespace, _: list[str]) -> list[Step]:
-    # --force: the queued resource's slices go with it.
-    return [Step(gcloud(flags, "delete", flags.name, "--quiet", *(["--force"] if flags.queued else [])))]
+    # --force also deletes the slices of the queued resource.
+    return [
+        Step(gcloud(flags, "delete", flags.name, "--quiet", *(["--force"] if flags.queued else [])))
+    ]
 
 
-def gcloud(flags: argparse.Namespace, verb: str, *arguments: str) -> list[str]:
+def gcloud(flags: argparse.Namespace, action: str, *arguments: str) -> list[str]:
     kind = "queued-resources" if flags.queued else "tpu-vm"
-    return ["gcloud", "compute", "tpus", kind, verb, *arguments, f"--project={flags.project}", f"--zone={flags.zone}"]
+    return [
+        "gcloud",
+        "compute",
+        "tpus",
+        kind,
+        action,
+        *arguments,
+        f"--project={flags.project}",
+        f"--zone={flags.zone}",
+    ]
 
 
-def everywhere(flags: argparse.Namespace) -> list[str]:
-    # All at the same time: with gcloud's batches of 64 the later workers would wait for the logs of the first to end.
+def all_workers(flags: argparse.Namespace) -> list[str]:
+    # All workers at once: in gcloud's default batches of 64, the second batch would wait until the
+    # logs of the first end.
     return ["--worker=all", *(["--node=all", "--batch-size=all"] if flags.queued else [])]
 
 
 def on_workers(flags: argparse.Namespace, *arguments: str) -> Step:
-    # gcloud hands --command to the shell of each worker, which takes one layer of quotes off.
+    # gcloud passes --command to each worker's shell, which removes one level of quoting.
     command = shlex.join(["paxlike/launch/tpu_worker.sh", *arguments])
-    return Step(gcloud(flags, "ssh", flags.name, *everywhere(flags), f"--command={command}"))
+    return Step(gcloud(flags, "ssh", flags.name, *all_workers(flags), f"--command={command}"))
 
 
-VERBS = {
-    "create": create, "state": state, "install": install, "start": start, "logs": logs, "stop": stop, "delete": delete,
-}  # fmt: skip
+COMMANDS = {
+    "create": create,
+    "state": state,
+    "install": install,
+    "start": start,
+    "logs": logs,
+    "stop": stop,
+    "delete": delete,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

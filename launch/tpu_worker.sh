@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What tpu_vm.py has every worker of a TPU VM do:
-#   tpu_worker.sh install PYTHON              a virtual environment with what training on TPUs needs
-#   tpu_worker.sh start RESTARTS ARGUMENTS…   `paxlike train ARGUMENTS…` in the background, again after a crash
-#   tpu_worker.sh logs                        its output, until it ends
-#   tpu_worker.sh stop                        SIGTERM, and wait until what it saves is whole
+# Runs on every worker of a TPU VM, called by tpu_vm.py:
+#   tpu_worker.sh install PYTHON             create a virtual environment and install paxlike in it
+#   tpu_worker.sh start RESTARTS ARGUMENTS…  run `paxlike train` in the background; restart on crash
+#   tpu_worker.sh logs                       follow its output until it exits
+#   tpu_worker.sh stop                       send SIGTERM and wait until the checkpoint is saved
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p logs
@@ -22,32 +22,33 @@ install() {
     .venv/bin/paxlike --version
 }
 
-# When one process ends, the others end within a minute; each worker starts its own again and they find each other.
+# When one process fails, the others exit within a minute. Each worker restarts its own process, and
+# the processes find each other again.
 train() {
-    local restarts=$1 attempt code stopping=
+    local restarts=$1 pause=${PAXLIKE_RESTART_SECONDS:-30} attempt code stopping=
     shift
-    # With a trap, bash waits for paxlike to save before it acts on the signal itself.
+    # With a trap, bash handles the signal only after paxlike has saved and exited.
     trap 'stopping=yes' TERM
     for ((attempt = 0; ; attempt++)); do
         code=0
         .venv/bin/paxlike train "$@" || code=$?
-        # 0: done. 2: something that only the user can mend.
+        # 0: done. 2: an error that a restart cannot fix.
         if [[ $code -eq 0 || $code -eq 2 || -n $stopping ]]; then exit "$code"; fi
         if ((attempt >= restarts)); then
-            echo "tpu_worker: exit code $code after $attempt restarts; not starting again"
+            echo "tpu_worker: exit code $code after $attempt restarts; not restarting"
             exit "$code"
         fi
-        echo "tpu_worker: exit code $code; restart $((attempt + 1)) of $restarts in ${PAXLIKE_RESTART_SECONDS:-30} s"
-        sleep "${PAXLIKE_RESTART_SECONDS:-30}"
+        echo "tpu_worker: exit code $code; restart $((attempt + 1)) of $restarts in $pause s"
+        sleep "$pause"
     done
 }
 
 start() {
     if alive; then
-        echo "$(hostname): training already (process $(<"$pid")); stop it first" >&2
+        echo "$(hostname): already training (process $(<"$pid")); stop it first" >&2
         exit 1
     fi
-    # A session of its own: it outlives this connection, and a signal to its group reaches paxlike.
+    # A new session: training outlives this connection, and a signal to the group reaches paxlike.
     setsid nohup launch/tpu_worker.sh train "$@" >"$log" 2>&1 </dev/null &
     echo $! >"$pid"
     echo "$(hostname): started"

@@ -1,4 +1,4 @@
-"""The command line: a verb, what it works on, and flags. A verb's module is imported when it is asked for."""
+"""The command line. The module of a command is imported only when that command runs."""
 
 import difflib
 import errno
@@ -9,59 +9,74 @@ import sys
 from paxlike.config import JobError, SaveError, UserError
 
 HELP = """\
-usage: paxlike VERB …
+usage: paxlike COMMAND ...
 
-  train CONFIG [--run-dir DIR] [--fake-devices N] [--model.layers 4 …]
-                        train; the same command on the same run folder goes on where it stopped
-  eval RUN              loss of a run's newest checkpoint on its validation split; with --tasks, the lm-evaluation-harness's tasks;
-                        with --seqio-mixture, the metrics of seqio's
-  generate RUN PROMPT   text from a run's newest checkpoint, or from a packed model
-  pack RUN FILE         a run's 1-bit or 2-bit weights, packed into one file (safetensors)
-  convert to-hf RUN OUT     a run as a folder for Hugging Face's AutoModelForCausalLM and AutoTokenizer
-  convert from-hf DIR OUT   such a folder (Cohere or Llama) as a run
-  convert to-t5x RUN OUT    a run as a T5X checkpoint
-  convert from-t5x CHECKPOINT CONFIG OUT
-                        a T5X checkpoint as a run of a config, which goes on training
-  serve RUN             an OpenAI-compatible HTTP endpoint
-  info CONFIG           parameters, FLOPs, memory and sharding of a config, without running it
-  report RUN [RUN …]    what runs did: speed, MFU and HFU, goodput, memory; a table, and a page with plots
+train and use models
+  train CONFIG              Train a model, or resume an existing run.
+  eval RUN                  Report validation loss, lm-eval tasks or seqio metrics.
+  generate RUN PROMPT       Generate text.
+  serve RUN                 Serve OpenAI-compatible completions over HTTP.
+  pack RUN FILE             Write a quantized run's 1-bit or 2-bit weights to one file.
+
+plan and account
+  info CONFIG               Show parameters, FLOPs, memory and sharding of a config.
   plan CONFIG --topology v4:4x4x4
-                        compile the train step for a cluster that is not here: memory, collectives, speed
-  data prepare          texts into a token store to train on
-  data materialise      a Task or Mixture of seqio into a token store, once
-  data verify STORE     check every byte of a token store against its manifest
+                            Compile the train step for a cluster you don't have: memory,
+                            collectives, predicted speed.
+  report RUN [RUN ...]      Compare runs: speed, MFU and HFU, goodput, memory; a table and a page.
 
-`paxlike VERB --help` lists a verb's flags. CONFIG is a Python file such as configs/tiny.py, RUN a run folder.
+convert checkpoints
+  convert to-hf RUN OUT     Export a run to a Hugging Face directory.
+  convert from-hf DIR OUT   Import a Hugging Face directory (Cohere or Llama) as a run.
+  convert to-t5x RUN OUT    Export a run to a T5X checkpoint.
+  convert from-t5x CHECKPOINT CONFIG OUT
+                            Import a T5X checkpoint as a run that can be resumed.
+
+prepare data
+  data prepare              Tokenize text into a token store.
+  data materialize          Write a seqio Task or Mixture to a token store.
+  data verify STORE         Check every byte of a token store against its manifest.
+
+CONFIG is a Python file, or the name of a config that comes with paxlike, such as `tiny`. RUN is a
+run directory. `paxlike COMMAND --help` lists a command's flags.
 """
 
-# What the machine, not the program, is to blame for: shown as one message.
-_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+# Errors of the machine rather than the program: reported as one message.
+_ENVIRONMENT_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 
-VERBS = {
-    "train": ("run", "train_verb"),
-    "eval": ("run", "evaluate_verb"),
-    "generate": ("run", "generate_verb"),
-    "pack": ("run", "pack_verb"),
-    "serve": ("run", "serve_verb"),
-    "info": ("tell", "info_verb"),
+COMMANDS = {
+    "train": ("run", "train_command"),
+    "eval": ("run", "evaluate_command"),
+    "generate": ("run", "generate_command"),
+    "pack": ("run", "pack_command"),
+    "serve": ("run", "serve_command"),
+    "info": ("analysis", "info_command"),
     "convert to-hf": ("convert", "to_hf"),
     "convert from-hf": ("convert", "from_hf"),
     "convert to-t5x": ("convert", "to_t5x"),
     "convert from-t5x": ("convert", "from_t5x"),
-    "report": ("tell", "report_verb"),
-    "plan": ("tell", "plan_verb"),
+    "report": ("analysis", "report_command"),
+    "plan": ("analysis", "plan_command"),
     "data prepare": ("data", "prepare_data"),
-    "data materialise": ("data", "materialise_data"),
+    "data materialize": ("data", "materialize_data"),
     "data verify": ("data", "verify_data"),
 }
-"""Verb -> the module in `verbs/` and its function, which takes the arguments after the verb."""
+"""Command -> its module in `commands/` and its function, which takes the remaining arguments."""
 
 
 def console() -> None:
-    """`main` as a program of its own: what it wrote is flushed, and the process ends at once.
+    """Runs `main` as a program: flushes its output and ends the process immediately.
 
-    Python's own end stops threads of libraries (reading ahead, for example) inside of C++, which may abort a program that has done all.
+    Python's normal exit stops library threads, such as prefetching, inside C++ code, which can
+    abort a program that has finished.
     """
     try:
         main()
@@ -74,8 +89,9 @@ def console() -> None:
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a check failed, 2 something the user can mend, 3 another process of the job failed or is lost,
-    130 or 143 stopped by SIGINT or SIGTERM (`train` has saved)."""
+    """Exit codes: 0 success, 1 a check failed, 2 a user error, 3 another process of the job failed,
+    130 or 143 stopped by SIGINT or SIGTERM (`train` has saved a checkpoint).
+    """
     arguments = sys.argv[1:]
     try:
         _dispatch(arguments)
@@ -90,7 +106,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
-        _fail(f"{error.strerror}: {error.filename or 'while writing'}. What was written before is as it was.")
+        _fail(
+            f"{error.strerror}: {error.filename or 'while writing'}. Files written "
+            "before are unchanged."
+        )
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -99,7 +118,7 @@ def _fail(message: str, code: int = 2) -> None:
     print(f"paxlike: {message}", file=sys.stderr, flush=True)
     runtime = sys.modules.get("paxlike.parallel.runtime")
     if runtime and runtime.client():
-        # A usual exit would wait for processes that may never come.
+        # A normal exit would wait for processes that may have died.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
@@ -115,11 +134,13 @@ def _dispatch(arguments: list[str]) -> None:
         print(__version__)
         return
     words = 2 if arguments[0] in ("data", "convert") else 1
-    verb = " ".join(arguments[:words])
-    if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
+    command = " ".join(arguments[:words])
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
         raise UserError(
-            f"there is no verb {verb!r}." + (f" Perhaps you meant {near[0]!r}." if near else "") + f"\n\n{HELP}"
+            f"unknown command {command!r}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + f"\n\n{HELP}"
         )
-    module, function = VERBS[verb]
-    getattr(importlib.import_module(f"paxlike.verbs.{module}"), function)(arguments[words:])
+    module, function = COMMANDS[command]
+    getattr(importlib.import_module(f"paxlike.commands.{module}"), function)(arguments[words:])

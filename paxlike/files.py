@@ -1,4 +1,8 @@
-"""Files and folders that are there whole or not at all, and that take nobody's place: written under a temporary name, then renamed."""
+"""Atomic writes that never overwrite a user's files.
+
+Files and directories are written under a temporary name and then renamed, so they are complete or
+absent.
+"""
 
 import contextlib
 import errno
@@ -12,17 +16,23 @@ from paxlike.config import UserError
 
 
 def check_free(path: Path, mark: str | None = None) -> None:
-    """Raises UserError where a file that the user names cannot be written: its place is taken, or there is no folder for it.
+    """Raises UserError if `path` already exists, or its directory is missing.
 
-    mark: a text near the beginning of what may be written over, because the same command wrote it.
+    mark: text near the beginning of files by the same command, which may be overwritten.
     """
     if path.is_dir():
-        raise UserError(f"{path} is a folder: it is left alone. Name a file in it.")
+        raise UserError(f"{path} is a directory. Specify a file in it.")
     if path.exists() and not (mark and mark in _beginning(path)):
-        what = "exists already" if mark is None else "exists, and this command did not write it"
-        raise UserError(f"{path} {what}: it is left alone. Remove it, or give another name.")
+        origin = "" if mark is None else ", was not written by this command,"
+        raise UserError(
+            f"{path} already exists{origin} and is not overwritten. Remove it, or choose another "
+            "name."
+        )
     if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} to. Make it, or give another name.")
+        raise UserError(
+            f"there is no directory {path.parent} to write {path.name} to. Create it, or choose "
+            "another name."
+        )
 
 
 def _beginning(path: Path) -> str:
@@ -31,8 +41,8 @@ def _beginning(path: Path) -> str:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a file, in the place of the one of that name if there is one."""
-    temporary = _beside(path, "tmp")
+    """Writes a file atomically, replacing an existing one."""
+    temporary = _temporary_name(path, "tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -45,25 +55,29 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def check_new(output: Path) -> None:
-    """Raises UserError where a folder that is to be made is there already, or a file of its name is."""
+    """Raises UserError if a directory to be created, or a file of its name, already exists."""
     if output.exists():
-        raise UserError(f"{output} exists already: it is left alone. Remove it, or name another folder.")
+        raise UserError(
+            f"{output} already exists and is not overwritten. Remove it, or choose another "
+            "directory."
+        )
 
 
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `output` that is renamed to it at the end, or removed on any exception.
+    """Yields a temporary directory that is renamed to `output` at the end, or removed on an
+    exception.
 
-    Raises UserError where `output` exists already (nothing is overwritten), cannot be made, or the disk is full.
+    Raises UserError if `output` already exists or cannot be created, or the disk is full.
     """
     check_new(output)
-    partial = _beside(output, "partial")
+    partial = _temporary_name(output, "partial")
     try:
         partial.mkdir(parents=True)
         yield partial
         for path in [*partial.rglob("*"), partial]:
             _fsync(path)
-        check_new(output)  # A rename would replace an empty folder.
+        check_new(output)  # A rename would replace an empty directory.
         partial.rename(output)
         _fsync(output.parent)
     except OSError as error:
@@ -71,15 +85,16 @@ def new_folder(output: Path) -> Iterator[Path]:
             check_new(output)
         free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
         raise UserError(
-            f"{output} cannot be written: {error.strerror or error} ({free / 1e9:.1f} GB are free); nothing of it was kept. "
-            "Free some space, or name another folder."
+            f"{output} cannot be written: {error.strerror or error} "
+            f"({free / 1e9:.1f} GB are free). The partial output was removed. Free some space, or "
+            "choose another directory."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    """A name of its own for every writer, so that two of them do not write into one file."""
+def _temporary_name(path: Path, suffix: str) -> Path:
+    """Returns a unique name in the same directory, so that two writers never share a file."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{suffix}")
 
 

@@ -1,4 +1,6 @@
-"""Buckets in memory behind the JSON API of Google Cloud Storage: as much of it as gcsfs, TensorStore and Orbax ask for."""
+"""Buckets in memory behind the JSON API of Google Cloud Storage: as much of it as gcsfs,
+TensorStore and Orbax ask for.
+"""
 
 import base64
 import hashlib
@@ -8,11 +10,15 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-OBJECT = re.compile(r"(/upload|/download)?/storage/v1/b/([^/]+)/o(?:/([^/]+)(?:/moveTo/o/([^/]+))?)?")
+OBJECT = re.compile(
+    r"(/upload|/download)?/storage/v1/b/([^/]+)/o(?:/([^/]+)(?:/moveTo/o/([^/]+))?)?"
+)
 
 
 class FakeBuckets(ThreadingHTTPServer):
-    """Serves until `close`. `objects` maps (bucket, name) to bytes; the environment in `env` leads clients here."""
+    """Serves until `close`. `objects` maps (bucket, name) to bytes; the environment in `env` leads
+    clients here.
+    """
 
     daemon_threads = True
 
@@ -24,9 +30,14 @@ class FakeBuckets(ThreadingHTTPServer):
         url = f"http://127.0.0.1:{self.server_port}"
         # No account anywhere, and no search for one.
         self.env = {
-            "STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "FSSPEC_GS_TOKEN": "anon", "NO_GCE_CHECK": "true",
-            "GCE_METADATA_ROOT": "127.0.0.1:1", "GCE_METADATA_IP": "127.0.0.1:1", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        }  # fmt: skip
+            "STORAGE_EMULATOR_HOST": url,
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            "FSSPEC_GS_TOKEN": "anon",
+            "NO_GCE_CHECK": "true",
+            "GCE_METADATA_ROOT": "127.0.0.1:1",
+            "GCE_METADATA_IP": "127.0.0.1:1",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
         self._thread.start()
 
@@ -67,7 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, code: int, body: object = b"", **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(code)
-        self.send_header("Content-Type", "application/octet-stream" if isinstance(body, bytes) else "application/json")
+        self.send_header(
+            "Content-Type",
+            "application/octet-stream" if isinstance(body, bytes) else "application/json",
+        )
         self.send_header("Content-Length", str(len(data)))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -110,12 +124,17 @@ class _Handler(BaseHTTPRequestHandler):
         kind, name = self.query["uploadType"], self.query.get("name")
         if kind == "resumable":
             self.server.uploads.append([bucket, name or json.loads(body)["name"], b""])
-            where = f"http://{self.headers['Host']}{path}?uploadType=resumable&upload_id={len(self.server.uploads) - 1}"
+            number = len(self.server.uploads) - 1
+            host = self.headers["Host"]
+            where = f"http://{host}{path}?uploadType=resumable&upload_id={number}"
             return self._reply(200, Location=where)
         if kind == "multipart":
-            boundary = re.search("boundary=['\"]?([^'\";]+)", self.headers["Content-Type"])[1].encode()
+            boundary = re.search("boundary=['\"]?([^'\";]+)", self.headers["Content-Type"])[
+                1
+            ].encode()
             described, content = (
-                re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in body.split(b"--" + boundary)[1:3]
+                re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1]
+                for part in body.split(b"--" + boundary)[1:3]
             )
             name, body = json.loads(described)["name"], re.sub(rb"\r?\n\Z", b"", content)
         return self._store(bucket, name, body)
@@ -131,7 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         prefix, stop = self.query.get("prefix", ""), self.query.get("delimiter")
         items, prefixes = [], set()
         for name in self.server.names(bucket):
-            inside = self.query.get("startOffset", "") <= name and name < self.query.get("endOffset", "\U0010ffff")
+            inside = self.query.get("startOffset", "") <= name and name < self.query.get(
+                "endOffset", "\U0010ffff"
+            )
             if inside and name.startswith(prefix):
                 rest = name[len(prefix) :]
                 if stop and stop in rest:
@@ -149,13 +170,22 @@ class _Handler(BaseHTTPRequestHandler):
         if first >= len(content) > 0:
             return self._reply(416)
         self._reply(
-            206, content[first:end], Content_Range=f"bytes {first}-{end - 1}/{len(content)}", x_goog_generation="1"
+            206,
+            content[first:end],
+            Content_Range=f"bytes {first}-{end - 1}/{len(content)}",
+            x_goog_generation="1",
         )
 
     def _described(self, bucket: str, name: str) -> dict:
         content = self.server.objects[bucket, name]
         return {
-            "kind": "storage#object", "bucket": bucket, "name": name, "size": str(len(content)), "metageneration": "1",
-            "generation": "1", "md5Hash": base64.b64encode(hashlib.md5(content).digest()).decode(),
-            "timeCreated": "2026-01-01T00:00:00Z", "updated": "2026-01-01T00:00:00Z",
-        }  # fmt: skip
+            "kind": "storage#object",
+            "bucket": bucket,
+            "name": name,
+            "size": str(len(content)),
+            "metageneration": "1",
+            "generation": "1",
+            "md5Hash": base64.b64encode(hashlib.md5(content).digest()).decode(),
+            "timeCreated": "2026-01-01T00:00:00Z",
+            "updated": "2026-01-01T00:00:00Z",
+        }

@@ -1,4 +1,4 @@
-"""Small runs with random parameters, as a finished training would leave them, for the tests of `interop/`."""
+"""Small runs with random parameters, laid out like trained runs, for the tests of `interop/`."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from reference import logits as reference_logits
 
 from paxlike.config import Config, DataConfig, PrecisionConfig, to_json
 from paxlike.data.tokenizer import BytesTokenizer, Tokenizer
-from paxlike.train.checkpoint import write_checkpoint
+from paxlike.training.checkpoint import write_checkpoint
 
 KINDS = {
     "palm": {},
@@ -19,7 +19,7 @@ KINDS = {
     "llama": {"block": "serial", "norm": "rms", "head": "untied", "kv_heads": 4},
     "llama, tied": {"block": "serial", "norm": "rms"},
 }
-"""What Hugging Face has an equivalent of. Vocabularies do not fill their rows."""
+"""Models with a Hugging Face equivalent. Their vocabularies have padding rows."""
 PROMPT = np.arange(3, 23, dtype=np.int32)
 
 
@@ -28,12 +28,16 @@ def case(**changes) -> Config:
     return dataclasses.replace(config, data=DataConfig(sequence_length=64))
 
 
-def make_run(folder: Path, config: Config, tokenizer: Tokenizer | None = None, params: dict | None = None) -> Path:
-    """A run folder with a checkpoint of step 7."""
+def make_run(
+    folder: Path, config: Config, tokenizer: Tokenizer | None = None, params: dict | None = None
+) -> Path:
+    """Writes a run directory with a checkpoint of step 7."""
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "config.json").write_text(to_json(config))
     (tokenizer or BytesTokenizer()).save(folder / "tokenizer")
-    write_checkpoint(folder / "checkpoints", {"params": params or host_params(config)}, 7, {"step": 7})
+    write_checkpoint(
+        folder / "checkpoints", {"params": params or host_params(config)}, 7, {"step": 7}
+    )
     return folder
 
 
@@ -43,7 +47,9 @@ def in_dtype(config: Config, dtype: str) -> tuple[Config, dict]:
     return config, jax.tree.map(lambda leaf: leaf.astype(dtype), host_params(config))
 
 
-def expected_logits(config: Config, params: dict | None = None, tokens: np.ndarray = PROMPT) -> np.ndarray:
-    """float64 [T, vocab_size] by the tests' own reference."""
+def expected_logits(
+    config: Config, params: dict | None = None, tokens: np.ndarray = PROMPT
+) -> np.ndarray:
+    """float64 [T, vocab_size], by the tests' reference implementation."""
     params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params or host_params(config))
     return reference_logits(params, config.model, tokens[None])[0]

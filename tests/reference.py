@@ -1,6 +1,6 @@
-"""The decoder and its loss again, in float64 numpy, from the papers' formulas: a head, a position, a pair at a time.
+"""The decoder and its loss in float64 NumPy, from the formulas of the papers.
 
-It shares no code with `paxlike`, so that a mistake would have to be made twice.
+It shares no code with `paxlike` and computes one head, position and pair at a time.
 """
 
 import numpy as np
@@ -9,22 +9,27 @@ from paxlike.config import ModelConfig
 
 
 def norm(x: np.ndarray, scale: np.ndarray, kind: str, epsilon: float) -> np.ndarray:
-    """Layer norm (Ba et al., arXiv 1607.06450, eq. 3) without bias, or RMS norm (arXiv 1910.07467, eq. 4)."""
+    """Layer norm (arXiv 1607.06450, eq. 3) without bias, or RMS norm (arXiv 1910.07467, eq. 4)."""
     center = x.mean(-1, keepdims=True) if kind == "layer" else 0.0
     return (x - center) / np.sqrt(((x - center) ** 2).mean(-1, keepdims=True) + epsilon) * scale
 
 
 def rotate(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
-    """RoPE (arXiv 2104.09864, eq. 14) on x [..., T, H]: x[i] + j x[i + H/2] times e^(j m theta^(-2i/H)) at position m."""
+    """RoPE (arXiv 2104.09864, eq. 14) of x [..., T, H].
+
+    At position m, x[i] + j x[i + H/2] is multiplied by e^(j m theta^(-2i/H)).
+    """
     H = x.shape[-1]
     pairs = x[..., : H // 2] + 1j * x[..., H // 2 :]
-    turns = np.exp(1j * np.outer(positions, theta ** (-2.0 * np.arange(H // 2) / H)))
-    turned = pairs * turns
-    return np.concatenate([turned.real, turned.imag], -1)
+    rotations = np.exp(1j * np.outer(positions, theta ** (-2.0 * np.arange(H // 2) / H)))
+    rotated = pairs * rotations
+    return np.concatenate([rotated.real, rotated.imag], -1)
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, segments: np.ndarray | None = None) -> np.ndarray:
-    """[B, T, N, H] of q [B, T, N, H] and k, v [B, T, K, H]: one query position of one head at a time."""
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, segments: np.ndarray | None = None
+) -> np.ndarray:
+    """Attention of q [B, T, N, H] and k, v [B, T, K, H], one query position at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros_like(q)
     B, T, N, H = q.shape
@@ -53,21 +58,39 @@ def feed_forward(x: np.ndarray, block: dict, kind: str) -> np.ndarray:
     return hidden @ block["wdown_FD"]
 
 
-def mixer(x: np.ndarray, block: dict, model: ModelConfig, segments: np.ndarray | None) -> np.ndarray:
+def mixer(
+    x: np.ndarray, block: dict, model: ModelConfig, segments: np.ndarray | None
+) -> np.ndarray:
+    """Attention with its projections, and with biases and norms of heads if the block has them."""
     positions = np.arange(x.shape[1])
-    q, k, v = (np.einsum("btd,dnh->bnth", x, block[name]) for name in ("wq_DNH", "wk_DKH", "wv_DKH"))
-    q, k = (rotate(heads, positions, model.rope_theta) for heads in (q, k))
-    out = attention(*(heads.swapaxes(1, 2) for heads in (q, k, v)), segments)
-    return np.einsum("btnh,nhd->btd", out, block["wo_NHD"])
+    heads = []
+    for name, letters in (("q", "DNH"), ("k", "DKH"), ("v", "DKH")):
+        x_heads = np.einsum("btd,dnh->btnh", x, block[f"w{name}_{letters}"])
+        x_heads = x_heads + block.get(f"b{name}_{letters[1:]}", 0.0)
+        if f"{name}_scale_H" in block:
+            x_heads = norm(x_heads, block[f"{name}_scale_H"], "rms", model.norm_epsilon)
+        if name != "v":
+            x_heads = rotate(x_heads.swapaxes(1, 2), positions, model.rope_theta).swapaxes(1, 2)
+        heads.append(x_heads)
+    out = np.einsum("btnh,nhd->btd", attention(*heads, segments), block["wo_NHD"])
+    return out + block.get("bo_D", 0.0)
 
 
-def logits(params: dict, model: ModelConfig, tokens: np.ndarray, segments: np.ndarray | None = None) -> np.ndarray:
-    """[B, T, vocab_size] of float64 parameters in the layout of checkpoints (PaLM, arXiv 2204.02311, section 2)."""
+def logits(
+    params: dict, model: ModelConfig, tokens: np.ndarray, segments: np.ndarray | None = None
+) -> np.ndarray:
+    """[B, T, vocab_size] (PaLM, arXiv 2204.02311, section 2).
+
+    params: float64, in the layout of checkpoints. A pattern of blocks repeats over the layers.
+    """
     x = params["embedding_VD"][tokens]
+    kinds = model.pattern or (model.block,)
     for layer in range(model.layers):
-        block = {name: stack[layer] for name, stack in params["blocks"].items()}
+        index = layer % len(kinds)
+        stacks = params[f"blocks_{index}" if len(kinds) > 1 else "blocks"]
+        block = {name: stack[layer // len(kinds)] for name, stack in stacks.items()}
         y = norm(x, block["scale_D"], model.norm, model.norm_epsilon)
-        if model.block == "parallel":
+        if kinds[index] == "parallel":
             x = x + feed_forward(y, block, model.feed_forward) + mixer(y, block, model, segments)
         else:
             x = x + mixer(y, block, model, segments)
@@ -80,7 +103,7 @@ def logits(params: dict, model: ModelConfig, tokens: np.ndarray, segments: np.nd
 
 
 def losses(logits: np.ndarray, targets: np.ndarray, z_loss: float) -> tuple[float, float, int]:
-    """Sums of loss, cross-entropy and right predictions over the targets that are not -1 (PaLM, section 5)."""
+    """Sums of loss, cross-entropy and correct predictions, where targets are not -1 (section 5)."""
     loss = cross_entropy = correct = 0
     for row, target in zip(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), strict=True):
         if target >= 0:

@@ -1,4 +1,6 @@
-"""A user's module that registers seqio tasks, for the tests: made of what is written here, so that nothing is downloaded."""
+"""A user's module that registers seqio tasks, for the tests: made of what is written here, so that
+nothing is downloaded.
+"""
 
 import functools
 
@@ -13,17 +15,22 @@ WORDS = ["alpha", "beta", "gamma", "delta", "épsilon"]
 def texts(count: int, seed: int, least: int = 5, most: int = 60) -> list[str]:
     random = np.random.default_rng(seed)
     return [
-        f"{n}: " + " ".join(WORDS[i] for i in random.integers(0, 5, random.integers(least, most))) for n in range(count)
+        f"{n}: " + " ".join(WORDS[i] for i in random.integers(0, 5, random.integers(least, most)))
+        for n in range(count)
     ]
 
 
 def made_texts(split, shuffle_files, seed=None):
-    return tf.data.Dataset.from_tensor_slices({"targets": texts(*{"train": (80, 1), "validation": (20, 2)}[split])})
+    return tf.data.Dataset.from_tensor_slices(
+        {"targets": texts(*{"train": (80, 1), "validation": (20, 2)}[split])}
+    )
 
 
 def made_questions(split, shuffle_files, seed=None, words=3):
     questions = texts(60, 3, 1, words)
-    return tf.data.Dataset.from_tensor_slices({"inputs": questions, "targets": [text.upper() for text in questions]})
+    return tf.data.Dataset.from_tensor_slices(
+        {"inputs": questions, "targets": [text.upper() for text in questions]}
+    )
 
 
 FEATURE = seqio.Feature(VOCABULARY, add_eos=True)
@@ -32,7 +39,14 @@ TOKENIZED = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
 
 def equal(targets, predictions):
     return {
-        "equal": float(np.mean([target == prediction for target, prediction in zip(targets, predictions, strict=True)]))
+        "equal": float(
+            np.mean(
+                [
+                    target == prediction
+                    for target, prediction in zip(targets, predictions, strict=True)
+                ]
+            )
+        )
     }
 
 
@@ -56,7 +70,9 @@ seqio.TaskRegistry.add(
 for name, words in (("few", 2), ("many", 9)):
     seqio.TaskRegistry.add(
         f"{name}_words",
-        source=seqio.FunctionDataSource(functools.partial(made_questions, words=words), splits=("train",)),
+        source=seqio.FunctionDataSource(
+            functools.partial(made_questions, words=words), splits=("train",)
+        ),
         preprocessors=TOKENIZED,
         output_features={"inputs": FEATURE, "targets": FEATURE},
     )

@@ -1,8 +1,9 @@
-"""Writes the golden logits of the Hugging Face conversions anew, with the real libraries (extra hf).
+"""Regenerates the golden logits of the Hugging Face conversions (requires the extra hf).
 
     python -m tools.update_hf_goldens
 
-For each kind of model of `tests/interop_cases.py`: logits after the last token of a prompt, as transformers computes them.
+For each kind of model in `tests/interop_cases.py`, stores the logits that transformers computes
+after the last token of a prompt.
 """
 
 import json

@@ -1,1 +1,4 @@
-"""Arithmetic about models, machines and programs: parameters, FLOPs, memory, utilization, energy. Imports no JAX."""
+"""Parameters, FLOPs, memory, utilization, goodput and energy of models and programs.
+
+Imports no JAX.
+"""

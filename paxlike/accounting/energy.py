@@ -1,14 +1,18 @@
-"""Joules of the arithmetic of a forward pass, by number format and process node (BitNet, arXiv 2310.11453, section 2.4 and table 1).
+"""Estimates the energy of a forward pass's arithmetic, by number format and process node.
 
-A product of m x n by n x p costs m p (n - 1) additions and m n p multiplications. In BitNet the linear layers of the blocks add
-8-bit integers and multiply only to scale: m p + m n multiplications. Energies per operation are those of the paper's table 2. Only
-arithmetic is counted: no memory traffic, no leakage.
+Source: BitNet (arXiv 2310.11453), section 2.4 and table 1. Multiplying m x n by n x p takes
+m p (n - 1) additions and m n p multiplications. In BitNet, the linear layers of the blocks add
+8-bit integers and multiply only to scale: m p + m n multiplications. The energy per operation is
+from table 2. Only arithmetic is counted: no memory traffic, no leakage.
 
-What table 1 counts was found by recomputation: the linear layers of the blocks (12 L d^2 parameters) and the two products of attention
-in full (T x T, not causal), T = 512, without embedding and logits. In the BitNet columns the attention's products and the scaling stay
-in 16 bits ("high precision"); only the additions of the linear layers are int8. So counted, all 36 cells agree to the printed digit, with
-one constant taken finer than it is printed: table 2 has 0.007 pJ for an int8 addition in 7 nm; every value from 0.0073 to 0.0074, printed
-the same, gives table 1, while 0.0070 misses two cells of it by 0.006 and 0.005 J. Here it is 0.00735.
+The paper does not state what table 1 includes. Its cells are reproduced by the linear layers of the
+blocks (12 L d^2 parameters) and attention's two products over the full T x T square (not causal),
+with T = 512, without embedding and logits. In the BitNet columns, attention's products and the
+scaling use 16 bits ("high precision"); only the additions of the linear layers are int8.
+
+With these rules, all 36 cells agree to the printed digit. One constant needs more digits than table
+2 prints: 0.007 pJ for an int8 addition at 7 nm. Every value from 0.0073 to 0.0074 reproduces table
+1, while 0.0070 misses two cells by 0.006 and 0.005 J. This module uses 0.00735.
 """
 
 import dataclasses
@@ -26,7 +30,7 @@ PRECISIONS = ("fp32", "fp16", "bitnet")
 
 @dataclasses.dataclass(frozen=True)
 class Energy:
-    """Joules of the additions and multiplications of one part of a forward pass."""
+    """Energy of the additions and multiplications in one part of a forward pass, in joules."""
 
     part: str
     add: float
@@ -38,7 +42,10 @@ class Energy:
 
 
 def products(model: ModelConfig, tokens: int) -> dict[str, list[tuple[int, int, int, int]]]:
-    """Part -> [(m, n, p, how many)] of the forward pass of one sequence of `tokens`: m x n by n x p."""
+    """Lists the matrix products in the forward pass of one sequence.
+
+    Returns part -> [(m, n, p, count)], for products of m x n by n x p.
+    """
     D, F, L, T, H = model.d_model, model.d_ff, model.layers, tokens, model.head_dim
     heads, kv = model.heads * H, model.kv_heads * H
     return {
@@ -51,16 +58,19 @@ def products(model: ModelConfig, tokens: int) -> dict[str, list[tuple[int, int, 
     }  # fmt: skip
 
 
-def forward_energy(model: ModelConfig, tokens: int, precision: str, node: str) -> tuple[Energy, ...]:
-    """Joules of one sequence's forward pass: linear layers, attention products, logits.
+def forward_energy(
+    model: ModelConfig, tokens: int, precision: str, node: str
+) -> tuple[Energy, ...]:
+    """Estimates the energy of one sequence's forward pass.
 
-    precision: fp32, fp16 or bitnet (int8 additions in the linear layers, fp16 elsewhere). node: 45nm or 7nm. The paper's table
-    is the sum of the first two parts.
+    precision: fp32, fp16, or bitnet (int8 additions in the linear layers, fp16 elsewhere). node:
+    45nm or 7nm. Returns the parts linear layers, attention products and logits; table 1 of the
+    paper is the sum of the first two. Raises UserError for an unknown precision or node.
     """
     if precision not in PRECISIONS or node not in PICOJOULES:
         raise UserError(
-            f"there is no energy table for precision {precision!r} at node {node!r}; "
-            f"precisions are {', '.join(PRECISIONS)}, nodes {', '.join(PICOJOULES)}."
+            f"no energy table for precision {precision!r} at node {node!r}. Choose a precision "
+            f"from {', '.join(PRECISIONS)} and a node from {', '.join(PICOJOULES)}."
         )
     table, wide = PICOJOULES[node], "fp32" if precision == "fp32" else "fp16"
     energies = []

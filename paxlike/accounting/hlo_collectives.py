@@ -1,19 +1,27 @@
-"""The collectives of a compiled program: what is sent, over which mesh axis, how often in a step.
+"""Lists the collectives of a compiled program: their bytes, mesh axis and number of executions.
 
     for row in list_collectives(compiled.as_text(), {"pod": 1, "data": 4, "model": 2}): ...
 
-An asynchronous operation is counted once, where it starts. TPUs write some reduce-scatters as an all-reduce and a slice inside a fusion of
-that name (`all-reduce-scatter`): they are listed as what they do. Between TPU slices (`pod`) the compiler sends by the host network instead
-(Megascale): each transfer is listed under what it carries out, such as `all-reduce`, over the axis `pod`.
+Each collective is counted once, at its start. The forms of a collective:
+
+- one instruction, for which the device waits (`all-gather`);
+- a start and a done (`collective-permute-start`), or an `async-start` that wraps the collective. On
+  a TPU's SparseCore it is a `call-start`;
+- on TPU, a fusion `AsyncCollectiveStart` and a fusion `AsyncCollectiveDone`. Fusions in between can
+  repeat the collective next to a matrix product: they advance it while they compute;
+- on TPU, a fusion `all-reduce-scatter` of an all-reduce and a slice: a reduce-scatter;
+- between TPU slices (`pod`), a transfer over the host network (Megascale). It is listed as the
+  collective that it implements, such as `all-reduce`, over the axis `pod`.
 """
 
 import dataclasses
 import itertools
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from paxlike.accounting.hlo import Computation, Instruction, Module, Shape, parse, walk
+from paxlike.accounting.hlo import Computation, Instruction, Module, Shape, parse
+from paxlike.accounting.hlo_groups import distance, mesh_axes, replica_groups
+from paxlike.accounting.hlo_walk import Visit, fused, walk
 
 KINDS = (
     "all-gather",
@@ -32,29 +40,37 @@ _OPCODES = {kind + suffix: kind for kind in KINDS for suffix in ("", "-start")}
 class Collective:
     kind: str
     axis: str
-    """The mesh axis, several joined by `+` (`data+model`), or `part of ...` where a group holds only some of an axis' devices."""
+    """Mesh axes, joined by `+` (`data+model`). Starts with `part of` if a group has only some of
+    the axis's devices."""
     group_size: int
     dtype: str
     operand_bytes: int
-    """What one device puts in, in one run."""
+    """Input of one device, in one execution."""
     result_bytes: int
-    """What it gets out."""
+    """Output of one device, in one execution."""
     times: int
-    """Runs in one execution of the program."""
+    """Number of executions in one run of the program."""
     in_loop: bool
     name: str
     op_name: str
     alone: bool = True
-    """Whether the device waits for it: it is one instruction, not a start and a done with work between them."""
+    """Whether it is synchronous: the device waits for it."""
+    shift: int = 0
+    """Of a permutation by one distance along an axis: this distance. Otherwise 0."""
+    channel: str = ""
+    """XLA's channel, which is the same in all instructions of a collective."""
 
     @property
     def payload(self) -> int:
-        """Bytes of the whole array on one device: the gathered result, or what is reduced."""
+        """Bytes of the whole array on one device: the gathered result, or the array to reduce."""
         return max(self.operand_bytes, self.result_bytes)
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes that one device sends in one run, by the ring algorithm (an all-reduce is a reduce-scatter and an all-gather)."""
+        """Bytes that one device sends in one execution, by the ring algorithm.
+
+        An all-reduce counts as a reduce-scatter and an all-gather.
+        """
         share = (self.group_size - 1) / self.group_size
         if self.kind in ("collective-permute", "collective-broadcast"):
             return self.operand_bytes
@@ -63,25 +79,25 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """All collectives of one kind over one axis."""
+    """Sum of all collectives of one kind over one axis."""
 
     kind: str
     axis: str
     in_loop: bool
     times: int
-    """Runs a step."""
+    """Executions per step."""
     payload: int
-    """Bytes a step, on one device."""
+    """Bytes per step on one device."""
     sent_bytes: int
-    """Bytes a step that one device sends."""
+    """Bytes per step sent by one device."""
 
 
 def summarize(collectives: Iterable[Collective]) -> list[Row]:
-    """Sums by kind, axis and whether in a loop, the most sent first."""
-    rows: dict[tuple, list[Collective]] = {}
+    """Sums by kind, axis and whether in a loop. The rows with the most sent bytes come first."""
+    rows: dict[tuple[str, str, bool], list[Collective]] = {}
     for c in collectives:
         rows.setdefault((c.kind, c.axis, c.in_loop), []).append(c)
-    made = [
+    sums = [
         Row(
             *key,
             sum(c.times for c in group),
@@ -90,54 +106,127 @@ def summarize(collectives: Iterable[Collective]) -> list[Row]:
         )
         for key, group in rows.items()
     ]
-    return sorted(made, key=lambda row: -row.sent_bytes)
+    return sorted(sums, key=lambda row: -row.sent_bytes)
 
 
 def added(collectives: Iterable[Collective], baseline: Iterable[Collective]) -> list[Row]:
-    """What a program sends beyond another one, by kind and axis; bytes that it saves elsewhere are not set against it.
+    """Returns the communication that a program has in addition to a baseline, by kind and axis.
 
-    Sums of bytes, because a compiler may join what is sent at one time. Empty: nothing is added.
+    Savings in one row do not offset additions in another. Rows sum bytes, because the compiler may
+    combine collectives. The list is empty if nothing is added.
     """
-    there = {(row.kind, row.axis, row.in_loop): row for row in summarize(baseline)}
+    old_rows = {(row.kind, row.axis, row.in_loop): row for row in summarize(baseline)}
     more = []
     for row in summarize(collectives):
-        old = there.get((row.kind, row.axis, row.in_loop))
+        old = old_rows.get((row.kind, row.axis, row.in_loop))
         if old is None:
             more.append(row)
         elif row.payload > old.payload:
-            times, payload, sent = (getattr(row, n) - getattr(old, n) for n in ("times", "payload", "sent_bytes"))
-            more.append(dataclasses.replace(row, times=max(0, times), payload=payload, sent_bytes=max(0, sent)))
+            times, payload, sent = (
+                getattr(row, n) - getattr(old, n) for n in ("times", "payload", "sent_bytes")
+            )
+            more.append(
+                dataclasses.replace(
+                    row, times=max(0, times), payload=payload, sent_bytes=max(0, sent)
+                )
+            )
     return more
 
 
 def list_collectives(text: str | Module, mesh: Mapping[str, int]) -> list[Collective]:
-    """Every collective of an HLO text, groups of one device left out.
+    """Lists all collectives in HLO text, except over groups of one device.
 
-    mesh: axis -> size, major first. A program from `jax.jit` numbers its devices in the mesh's own order.
+    mesh: axis -> size, major first. A program from `jax.jit` numbers devices in the mesh's order.
     """
     module = parse(text) if isinstance(text, str) else text
-    places = dict(enumerate(itertools.product(*(range(n) for n in mesh.values()))))
-    found = []
-    for instruction, computation, times, loops in walk(module):
+    reader = CollectiveReader(module, mesh)
+    return [found for visit in walk(module, fusions=False) for found in reader.started(visit)]
+
+
+class CollectiveReader:
+    """Reads the collectives that the instructions of a module start."""
+
+    def __init__(self, module: Module, mesh: Mapping[str, int]):
+        self._module, self._mesh = module, mesh
+        self._places = dict(enumerate(itertools.product(*(range(n) for n in mesh.values()))))
+        self._asynchronous = {
+            (inner.opcode, inner.attribute("channel_id"))
+            for computation in module.computations.values()
+            if _calls_target(computation, "AsyncCollectiveStart")
+            for inner in computation.instructions.values()
+            if inner.opcode in KINDS
+        }
+
+    def started(self, visit: Visit) -> list[Collective]:
+        """Returns the collectives that start with an instruction at the top level."""
+        inner = fused(self._module, visit.instruction)
+        if inner is None:
+            found = self._read(visit, "")
+            return [found] if found else []
+        if visit.instruction.opcode not in ("async-start", "fusion", "call-start"):
+            return []
+        form = fusion_form(inner)
+        if form == "AsyncCollectiveDone":
+            return []
+        listed = []
+        for v in walk(Module(self._module.computations, inner)):
+            same = v.instruction.opcode, v.instruction.attribute("channel_id")
+            if same in self._asynchronous and not form:
+                continue  # the fusion advances a collective that is counted at its start
+            outer = Visit(v.instruction, v.computation, visit.times * v.times, visit.loops)
+            if found := self._read(outer, form or visit.instruction.opcode):
+                listed.append(found)
+        return listed
+
+    def _read(self, visit: Visit, form: str) -> Collective | None:
+        """Returns the collective of an instruction, if it is one over more than one device.
+
+        form: of the fusion or wrapper around it, or empty.
+        """
+        instruction, computation, times, loops = visit
         if instruction.opcode in _OPCODES:
             kind = _OPCODES[instruction.opcode]
             scatters = kind == "all-reduce" and computation.name.startswith("all-reduce-scatter")
-            groups = _groups(instruction, len(places))
-            axis, size = _axis(groups, mesh, places, pairs=kind == "collective-permute"), max(map(len, groups))
-        elif instruction.opcode == "send" and (transfer := _MEGASCALE.search(instruction.attributes)):
+            groups = replica_groups(instruction, len(self._places))
+            pairs = kind == "collective-permute"
+            axis = mesh_axes(groups, self._mesh, self._places, pairs=pairs)
+            size = max(map(len, groups))
+            shift = distance(groups, self._mesh, self._places) if pairs else 0
+        elif instruction.opcode == "send" and (
+            transfer := _MEGASCALE.search(instruction.attributes)
+        ):
             kind, scatters = transfer.group(1).lower().replace("_", "-"), False
-            axis, size = "pod", mesh.get("pod", 2)
+            axis, size, shift = "pod", self._mesh.get("pod", 2), 0
         else:
-            continue
-        if size > 1:
-            dtype = computation.operand_shapes(instruction)[0].dtype
-            operand, result = _bytes(computation, instruction)
-            if scatters:
-                kind, result = "reduce-scatter", _sum_bytes(computation.root.shapes)
-            where = instruction.name, instruction.op_name
-            alone = not instruction.opcode.endswith("-start") and instruction.opcode != "send"
-            found.append(Collective(kind, axis, size, dtype, operand, result, times, bool(loops), *where, alone))
-    return found
+            return None
+        if size == 1:
+            return None
+        dtype = computation.operand_shapes(instruction)[0].dtype
+        operand, result = _bytes(computation, instruction)
+        if scatters:
+            kind, result = "reduce-scatter", _sum_bytes(computation.root.shapes)
+        alone = form in ("", "fusion") and not (
+            instruction.opcode.endswith("-start") or instruction.opcode == "send"
+        )
+        return Collective(
+            kind, axis, size, dtype, operand, result, times, bool(loops), instruction.name,
+            instruction.op_name, alone, shift, instruction.attribute("channel_id") or "",
+        )  # fmt: skip
+
+
+def fusion_form(computation: Computation) -> str:
+    """Returns AsyncCollectiveStart or AsyncCollectiveDone for such a fusion's computation."""
+    for target in ("AsyncCollectiveStart", "AsyncCollectiveDone"):
+        if _calls_target(computation, target):
+            return target
+    return ""
+
+
+def _calls_target(computation: Computation, target: str) -> bool:
+    return any(
+        i.opcode == "custom-call" and i.attribute("custom_call_target") == target
+        for i in computation.instructions.values()
+    )
 
 
 def _bytes(computation: Computation, instruction: Instruction) -> tuple[int, int]:
@@ -145,94 +234,10 @@ def _bytes(computation: Computation, instruction: Instruction) -> tuple[int, int
     if instruction.opcode == "send" or instruction.opcode == "collective-permute-start":
         return operand, operand
     if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
-        # (operands, results, contexts): contexts are scalars
+        # The result is (operands, results, contexts). Contexts are scalars.
         return operand, _sum_bytes(shape for shape in instruction.shapes if shape.dims) - operand
     return operand, _sum_bytes(instruction.shapes)
 
 
 def _sum_bytes(shapes: Iterable[Shape]) -> int:
     return sum(shape.bytes for shape in shapes)
-
-
-# ---- replica groups ----------------------------------------------------------------------------------------------------
-
-
-def _groups(instruction: Instruction, devices: int) -> list[tuple[int, ...]]:
-    """Groups of devices that communicate, in any of the notations: lists, an iota that is reshaped and transposed, a mesh."""
-    pairs = re.search(r"source_target_pairs=\{(.*?\})\}", instruction.attributes)
-    if pairs:
-        return _lists(pairs.group(1))
-    text = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=(?!\()|$)", instruction.attributes, re.S).group(1)
-    if text.startswith("mesh["):
-        return _mesh_groups(text)
-    if text.startswith("["):
-        return _iota(text)
-    return _lists(text) or [tuple(range(devices))]
-
-
-def _lists(text: str) -> list[tuple[int, ...]]:
-    groups = re.findall(r"\{([\d,\s]+)\}", text)
-    return [tuple(int(n) for n in group.split(",")) for group in groups]
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(n) for n in re.findall(r"\d+", text)]
-
-
-def _iota(text: str) -> list[tuple[int, ...]]:
-    """`[groups,size]<=[4,2]T(1,0)`: the numbers 0, 1, ... shaped [4,2], transposed, cut into rows of `size`."""
-    match = re.match(r"\[([\d,]+)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?", text)
-    shape = _numbers(match.group(1))
-    dims = _numbers(match.group(2)) if match.group(2) else [math.prod(shape)]
-    flat = _transposed(dims, _numbers(match.group(3)) if match.group(3) else list(range(len(dims))))
-    size = shape[-1] if len(shape) > 1 else len(flat)
-    return [tuple(flat[i : i + size]) for i in range(0, len(flat), size)]
-
-
-def _transposed(dims: list[int], order: list[int], values: Sequence[int] | None = None) -> list[int]:
-    """`values` (or 0, 1, ...) shaped `dims`, transposed, flattened."""
-    strides = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
-    indices = itertools.product(*(range(dims[i]) for i in order))
-    flat = (sum(n * strides[i] for n, i in zip(index, order, strict=True)) for index in indices)
-    return [values[i] if values else i for i in flat]
-
-
-def _mesh_groups(text: str) -> list[tuple[int, ...]]:
-    """`mesh['a'=4,'b'=2] {'a'}`: groups along named axes of XLA's own mesh. `'a':(2)2` is a part of an axis: after 2, of size 2."""
-    match = re.match(r"mesh\[(.*?)\](?:, device_ids=\((.*)\))? \{(.*)\}", text)
-    sizes = {name.strip("'"): int(size) for name, size in re.findall(r"([^,=]+)=(\d+)", match.group(1))}
-    devices = None
-    if listed := match.group(2):  # a list, or an iota that is shaped and transposed: `[4,2]T(1,0)`
-        shape, _, order = listed.partition("T")
-        transposed = listed.startswith("[") and (_numbers(order) or list(range(len(_numbers(shape)))))
-        devices = _transposed(_numbers(shape), transposed) if transposed else _numbers(listed)
-    chosen = [(name.strip("'"), _numbers(part)) for name, part in re.findall(r"([^,:]+)(:\(\d+\)\d+)?", match.group(3))]
-    dims, picked = [], []
-    for name, size in sizes.items():
-        parts = next((part for axis, part in chosen if axis == name), None)
-        if parts:
-            before, inside = parts
-            picked.append(len(dims) + 1)
-            dims += [before, inside, size // before // inside]
-        else:
-            picked += [len(dims)] if parts is not None else []
-            dims.append(size)
-    rest = [i for i in range(len(dims)) if i not in picked]
-    flat = _transposed(dims, rest + picked, devices)
-    size = math.prod(dims[i] for i in picked)
-    return [tuple(flat[i : i + size]) for i in range(0, len(flat), size)]
-
-
-def _axis(groups: list[tuple[int, ...]], mesh: Mapping[str, int], places: Mapping[int, tuple], *, pairs: bool) -> str:
-    """The mesh axes along which the devices of a group differ."""
-    if any(device not in places for group in groups for device in group):
-        return "unknown"
-    moved = {
-        i
-        for group in groups
-        for i, places_ in enumerate(zip(*(places[d] for d in group), strict=True))
-        if len(set(places_)) > 1
-    }
-    names = [name for i, name in enumerate(mesh) if i in moved]
-    whole = pairs or all(len(group) == math.prod(mesh[name] for name in names) for group in groups)
-    return ("" if whole else "part of ") + "+".join(names)

@@ -1,14 +1,17 @@
-"""FLOPs of a compiled program's matrix products, on one device, with loops and rematerialization as they run.
+"""Counts the FLOPs of a compiled program's matrix products, on one device.
 
-A multiply-add is 2 FLOPs; everything but matrix products is left out, as in every convention for MFU. Counted are
+The count includes every iteration of loops, and rematerialization. A multiply-add is 2 FLOPs. Only
+matrix products count, as in all conventions for MFU:
 
-- `dot`, alone or inside a fusion, and `convolution`, which is what TPUs make of a dot: only the positions where the window meets
-  data, so that a dot written as a dilated or padded convolution counts what the dot would;
-- cuBLAS calls on NVIDIA GPUs, from the dimension numbers in their config;
-- attention kernels, by the number of their T x S products and as full squares (a causal kernel skips about half of each): cuDNN
-  flash attention 2 products forward and 5 backward; splash attention 2 forward, 3 for dq and 4 for dk and dv.
+- `dot`, alone or in a fusion;
+- `convolution`, to which TPUs compile a dot. Only positions where the window overlaps the data
+  count, so that a dot compiled to a dilated or padded convolution counts as the dot;
+- cuBLAS calls on NVIDIA GPUs, by the dimension numbers in their config;
+- attention kernels, by their number of T x S products, as full squares (a causal kernel skips about
+  half of each). cuDNN flash attention has 2 products forward and 5 backward; splash attention has 2
+  forward, 3 for dq, and 4 for dk and dv.
 
-Calls that may hold matrix products but that no rule here can count are listed in `uncounted`, never passed over in silence.
+Calls that may contain matrix products, but that no rule covers, are listed in `uncounted`.
 """
 
 import dataclasses
@@ -16,19 +19,26 @@ import json
 import math
 import re
 
-from paxlike.accounting.hlo import Computation, Instruction, Module, Shape, parse, unknown_loops, walk
+from paxlike.accounting.hlo import (
+    Computation,
+    Instruction,
+    Module,
+    Shape,
+    parse,
+)
+from paxlike.accounting.hlo_walk import unknown_loops, walk
 
 
 @dataclasses.dataclass(frozen=True)
 class Matmul:
     kind: str
-    """dot, convolution, cublas, attention kernel."""
+    """`dot`, `convolution`, `cublas`, or `attention kernel`."""
     name: str
     op_name: str
     flops: int
-    """Of one run."""
+    """FLOPs of one execution."""
     times: int
-    """Runs in one execution of the program."""
+    """Number of executions in one run of the program."""
     in_loop: bool
 
 
@@ -36,20 +46,21 @@ class Matmul:
 class Matmuls:
     found: tuple[Matmul, ...]
     uncounted: tuple[str, ...]
-    """Custom calls that may hold matrix products and are not counted: `target (how often)`."""
+    """Custom calls that may contain matrix products and are not counted: `target (3 times)`."""
     unknown_loops: tuple[str, ...]
-    """Loops counted once because the text does not tell how often they run."""
+    """Loops counted once because their trip count is unknown."""
 
     @property
     def total(self) -> int:
-        """FLOPs of one execution on one device."""
+        """FLOPs of one run of the program on one device."""
         return sum(m.flops * m.times for m in self.found)
 
 
 def count_matmuls(text: str | Module) -> Matmuls:
-    """All matrix products of an HLO text (or of a parsed one)."""
+    """Counts all matrix products in HLO text or a parsed module."""
     module = parse(text) if isinstance(text, str) else text
-    found, uncounted = [], {}
+    found: list[Matmul] = []
+    uncounted: dict[str, int] = {}
     for instruction, computation, times, loops in walk(module):
         counted = count_one(computation, instruction)
         if counted is None:
@@ -58,13 +69,19 @@ def count_matmuls(text: str | Module) -> Matmuls:
         if flops is None:
             uncounted[kind] = uncounted.get(kind, 0) + times
         elif flops:
-            found.append(Matmul(kind, instruction.name, instruction.op_name, flops, times, bool(loops)))
+            found.append(
+                Matmul(kind, instruction.name, instruction.op_name, flops, times, bool(loops))
+            )
     listed = tuple(f"{target} ({times} times)" for target, times in uncounted.items())
     return Matmuls(tuple(found), listed, tuple(unknown_loops(module)))
 
 
 def count_one(computation: Computation, instruction: Instruction) -> tuple[str, int | None] | None:
-    """(kind, FLOPs of one run; None where they cannot be counted) of an instruction that may hold a product, None for others."""
+    """Counts the FLOPs of one execution of an instruction.
+
+    Returns None if it cannot be a matrix product, else (kind, FLOPs). FLOPs are None if they cannot
+    be counted.
+    """
     match instruction.opcode:
         case "custom-call" | "custom-call-start":
             return _custom_call(computation, instruction)
@@ -88,14 +105,14 @@ def _dot(computation: Computation, dot: Instruction) -> int:
     return _product(dot.shapes[0], lhs, _numbers(dot.attribute("lhs_contracting_dims")))
 
 
-# ---- convolutions ------------------------------------------------------------------------------------------------------
+# ---- convolutions --------------------------------------------------------------------------------
 
 
 def _convolution(computation: Computation, convolution: Instruction) -> int:
-    """2 * batch * output features * input features of a group * pairs of window and data positions."""
+    """Returns 2 * batch * output features * input features per group * (window, data) pairs."""
     lhs, kernel = computation.operand_shapes(convolution)[:2]
     out = convolution.shapes[0]
-    lhs_labels, kernel_labels, out_labels = re.split("_|->", convolution.attribute("dim_labels"))
+    lhs_labels, kernel_labels, out_labels = re.split("_|->", convolution.required("dim_labels"))
     flops = 2 * kernel.dims[kernel_labels.index("i")]
     flops *= out.dims[out_labels.index("b")] * out.dims[out_labels.index("f")]
     window = _window(convolution.attribute("window"), sum(label.isdigit() for label in out_labels))
@@ -103,66 +120,97 @@ def _convolution(computation: Computation, convolution: Instruction) -> int:
         sorted(filter(str.isdigit, out_labels)), window, strict=True
     ):
         data, outputs = lhs.dims[lhs_labels.index(label)], out.dims[out_labels.index(label)]
-        flops *= sum(_meetings(outputs, stride, k * rhs_dilate - low, data, lhs_dilate) for k in range(size))
+        flops *= sum(
+            _overlaps(outputs, stride, k * rhs_dilate - low, data, lhs_dilate) for k in range(size)
+        )
     return flops
 
 
 def _window(text: str | None, dims: int) -> list[tuple[int, int, int, int, int]]:
-    """(size, stride, low padding, data dilation, window dilation) of each spatial dimension."""
+    """Returns (size, stride, low padding, data dilation, window dilation) by spatial dimension."""
     fields = dict(field.split("=") for field in (text or "").split() if "=" in field)
     columns = []
-    for name, default in (("size", "1"), ("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1")):
+    for name, default in (
+        ("size", "1"),
+        ("stride", "1"),
+        ("pad", "0_0"),
+        ("lhs_dilate", "1"),
+        ("rhs_dilate", "1"),
+    ):
         values = fields[name].split("x") if name in fields else [default] * dims
         columns.append([int(value.split("_")[0]) for value in values])
     return list(zip(*columns, strict=True)) if dims else []
 
 
-def _meetings(outputs: int, stride: int, offset: int, data: int, dilate: int) -> int:
-    """How many of the positions stride * o + offset, o < outputs, hit one of the data at 0, dilate, 2 dilate, ..."""
-    if dilate == 1 or stride == 1:  # closed forms: dimensions can be thousands long
+def _overlaps(outputs: int, stride: int, offset: int, data: int, dilate: int) -> int:
+    """Counts the positions stride * o + offset (o < outputs) that coincide with data.
+
+    The data are at 0, dilate, 2 dilate, ..., (data - 1) dilate.
+    """
+    if dilate == 1 or stride == 1:  # Closed forms, as dimensions can be large.
         step, points = (stride, 1) if dilate == 1 else (1, dilate)
         last = (data - 1) * dilate
         first_o = max(0, -(offset // step))
         last_o = min(outputs - 1, (last - offset) // step)
         if last_o < first_o:
             return 0
-        return (last_o + offset) // points - (first_o + offset - 1) // points if points > 1 else last_o - first_o + 1
+        return (
+            (last_o + offset) // points - (first_o + offset - 1) // points
+            if points > 1
+            else last_o - first_o + 1
+        )
     positions = (stride * o + offset for o in range(outputs))
     return sum(p % dilate == 0 and 0 <= p <= (data - 1) * dilate for p in positions)
 
 
-# ---- custom calls ------------------------------------------------------------------------------------------------------
+# ---- custom calls --------------------------------------------------------------------------------
 
-_MAY_HOLD_MATMULS = re.compile(
-    r"tpu_custom_call|mosaic|triton|cublas|cudnn|onednn|hipblas|cutlass|gemm|matmul|fmha|attention", re.I
+_MAY_CONTAIN_MATMULS = re.compile(
+    r"tpu_custom_call|mosaic|triton|cublas|cudnn|onednn|hipblas|cutlass|gemm|matmul|fmha|attention",
+    re.I,
 )
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 def _custom_call(computation: Computation, call: Instruction) -> tuple[str, int | None]:
-    """(kind, FLOPs); None FLOPs for a call that may hold products but cannot be counted, 0 for any other."""
+    """Returns (kind, FLOPs).
+
+    FLOPs are None if the call may contain products but cannot be counted, and 0 if it contains
+    none.
+    """
     target = call.attribute("custom_call_target") or ""
     if call.opcode == "custom-call-start":
-        return target, None if _MAY_HOLD_MATMULS.search(target) else 0
+        return target, None if _MAY_CONTAIN_MATMULS.search(target) else 0
     if target.startswith("__cublas$"):
         numbers = _config(call).get("gemm_backend_config", {}).get("dot_dimension_numbers")
         if numbers:
             contracted = [int(dim) for dim in numbers.get("lhs_contracting_dimensions", [])]
-            return "cublas", _product(call.shapes[0], computation.operand_shapes(call)[0], contracted)
+            return "cublas", _product(
+                call.shapes[0], computation.operand_shapes(call)[0], contracted
+            )
     if target.startswith("__cudnn$fmha"):
         scores = (
-            _config(call).get("cudnn_fmha_backend_config", {}).get("intermediate_tensor_shape", {}).get("dimensions")
+            _config(call)
+            .get("cudnn_fmha_backend_config", {})
+            .get("intermediate_tensor_shape", {})
+            .get("dimensions")
         )
         if scores:
             products = 5 if "Backward" in target else 2
-            return "attention kernel", products * 2 * computation.operand_shapes(call)[0].elements * int(scores[-1])
-    if target == "tpu_custom_call" and (splash := re.search(r"splash_m[hq]a_([a-z]+)", call.op_name + call.name)):
-        # The first arrays of floating-point numbers are q [..., heads, T, H] and k [..., heads, S, H].
-        q, k = [s for s in computation.operand_shapes(call) if s.dtype in ("bf16", "f16", "f32") and len(s.dims) >= 3][
-            :2
-        ]
+            return "attention kernel", products * 2 * computation.operand_shapes(call)[
+                0
+            ].elements * int(scores[-1])
+    if target == "tpu_custom_call" and (
+        splash := re.search(r"splash_m[hq]a_([a-z]+)", call.op_name + call.name)
+    ):
+        # The first floating-point arrays are q [..., heads, T, H] and k [..., heads, S, H].
+        q, k = [
+            s
+            for s in computation.operand_shapes(call)
+            if s.dtype in ("bf16", "f16", "f32") and len(s.dims) >= 3
+        ][:2]
         return "attention kernel", _SPLASH_PRODUCTS[splash.group(1)] * 2 * q.elements * k.dims[-2]
-    return target, None if _MAY_HOLD_MATMULS.search(target) else 0
+    return target, None if _MAY_CONTAIN_MATMULS.search(target) else 0
 
 
 def _config(call: Instruction) -> dict:

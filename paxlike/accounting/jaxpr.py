@@ -1,22 +1,27 @@
-"""FLOPs of a traced program's matrix products: any architecture, nothing to keep in step by hand.
+"""Counts the FLOPs of the matrix products of a traced program, for any architecture.
 
-It reads a jaxpr, what JAX makes of a function before any compiler has seen it, without importing JAX. A multiply-add is 2 FLOPs;
-everything but matrix products is left out. Counted are `dot_general`, `conv_general_dilated`, and kernels written by hand
-(`pallas_call`), which are known by name and counted by a formula. A loop's body counts as often as it runs, a branch as its dearest
-side, and the body of a `shard_map` once for each device, since its shapes are one device's.
+Reads a jaxpr (JAX's representation of a function before compilation) without importing JAX. A
+multiply-add is 2 FLOPs. Only matrix products count: `dot_general`, `conv_general_dilated`, and
+known attention kernels (`pallas_call`, cuDNN), which are matched by name and counted by a formula.
+A loop's body is multiplied by its number of iterations, a conditional counts as its most expensive
+branch, and the body of a `shard_map` is multiplied by the number of devices, because its shapes are
+one device's.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 _KERNELS = {
     r"splash_m[hq]a_fwd": 2, r"splash_m[hq]a_dq": 3, r"splash_m[hq]a_dkv": 4,
     r"^dot_product_attention_fwd": 2, r"^dot_product_attention_bwd": 5,
 }  # fmt: skip
-"""Name of an attention kernel (Pallas' splash, JAX's cuDNN) -> its T x S products, counted as full squares: a causal kernel skips
-about half of each."""
+"""Name of an attention kernel (Pallas' splash, JAX's cuDNN) -> its number of T x S products.
+
+They are counted as full squares; a causal kernel skips about half of each.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,32 +30,39 @@ class Product:
     where: str
     """The transforms around it, such as `scan/remat2`."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of its operands."""
+    """Shapes of the operands."""
     flops: int
-    """Of one run, on all devices together."""
+    """FLOPs of one execution, over all devices."""
     times: int
+    """Number of executions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Products:
     found: tuple[Product, ...]
     uncounted: tuple[str, ...]
-    """What may hold products and cannot be counted: kernels without a formula, loops of unknown length (their body counts once)."""
+    """What may contain products but cannot be counted: unknown kernels, and loops of unknown length
+    (their body counts once).
+    """
 
     @property
     def total(self) -> int:
         return sum(product.flops * product.times for product in self.found)
 
 
-def count_products(jaxpr: object) -> Products:
-    """All matrix products of a `jax.make_jaxpr(f)(*arguments)`."""
-    found, uncounted = [], []
+def count_products(jaxpr: Any) -> Products:
+    """Counts all matrix products of `jax.make_jaxpr(f)(*arguments)`."""
+    found: list[Product] = []
+    uncounted: list[str] = []
     for item in _walk(jaxpr.jaxpr, 1, 1, ()):
-        (found if isinstance(item, Product) else uncounted).append(item)
+        if isinstance(item, Product):
+            found.append(item)
+        else:
+            uncounted.append(item)
     return Products(tuple(found), tuple(dict.fromkeys(uncounted)))
 
 
-def _walk(jaxpr: object, times: int, devices: int, path: tuple[str, ...]) -> Iterator[Product | str]:
+def _walk(jaxpr: Any, times: int, devices: int, path: tuple[str, ...]) -> Iterator[Product | str]:
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
         where = "/".join(path)
@@ -59,74 +71,96 @@ def _walk(jaxpr: object, times: int, devices: int, path: tuple[str, ...]) -> Ite
             yield Product(name, where, _shapes(equation.invars), flops * devices, times)
         elif name == "pallas_call" or name.startswith("dot_product_attention"):
             kernel = str(parameters.get("name", name))
-            flops = _kernel(kernel, equation)
+            counted = _kernel(kernel, equation)
             shapes = _shapes(equation.invars)
-            yield f"kernel {kernel}" if flops is None else Product(kernel, where, shapes, flops * devices, times)
+            yield (
+                f"kernel {kernel}"
+                if counted is None
+                else Product(kernel, where, shapes, counted * devices, times)
+            )
         elif name == "cond":
-            sides = [list(_walk(_open(side), times, devices, (*path, name))) for side in parameters["branches"]]
-            yield from max(sides, key=_cost)
+            branches = [
+                list(_walk(_unclosed(branch), times, devices, (*path, name)))
+                for branch in parameters["branches"]
+            ]
+            yield from max(branches, key=_cost)
         else:
             inside = tuple(_jaxprs(parameters))
-            if not inside and _MAY_HOLD_PRODUCTS.search(name):
+            if not inside and _MAY_CONTAIN_PRODUCTS.search(name):
                 yield f"primitive {name}"
             if name == "while":
                 yield f"while loop in {where or 'the program'}: its length is not in the jaxpr"
             length = parameters["length"] if name == "scan" else 1
             shards = (
-                math.prod(parameters["mesh"].shape[axis] for axis in _manual(equation)) if name == "shard_map" else 1
+                math.prod(parameters["mesh"].shape[axis] for axis in _manual(equation))
+                if name == "shard_map"
+                else 1
             )
-            quiet = name in ("jit", "pjit", "closed_call", "custom_vjp_call", "custom_jvp_call")
+            is_call = name in ("jit", "pjit", "closed_call", "custom_vjp_call", "custom_jvp_call")
             for body in inside:
-                yield from _walk(body, times * length, devices * shards, path if quiet else (*path, name))
+                yield from _walk(
+                    body, times * length, devices * shards, path if is_call else (*path, name)
+                )
 
 
-_MAY_HOLD_PRODUCTS = re.compile(r"ragged_dot|custom_call|ffi_call|triton|cudnn|scaled_matmul|fft")
+_MAY_CONTAIN_PRODUCTS = re.compile(
+    r"ragged_dot|custom_call|ffi_call|triton|cudnn|scaled_matmul|fft"
+)
 
 
 def _cost(items: list) -> int:
     return sum(item.flops * item.times for item in items if isinstance(item, Product))
 
 
-def _open(jaxpr: object) -> object:
-    """A jaxpr's equations, whether or not its constants come with it."""
+def _unclosed(jaxpr: Any) -> Any:
+    """Returns the jaxpr of a closed jaxpr; a jaxpr is unchanged."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def _jaxprs(parameters: dict) -> Iterator[object]:
+def _jaxprs(parameters: dict) -> Iterator[Any]:
     for value in parameters.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(_open(item), "eqns"):
-                yield _open(item)
+            if hasattr(_unclosed(item), "eqns"):
+                yield _unclosed(item)
 
 
-def _manual(equation: object) -> tuple[str, ...]:
-    """The mesh axes over which a shard_map's body sees one shard."""
+def _manual(equation: Any) -> tuple[str, ...]:
+    """Returns the mesh axes that are manual in the body of a shard_map."""
     return tuple(equation.params["newly_manual_axes"])
 
 
-def _shapes(variables: list) -> tuple[tuple[int, ...], ...]:
+def _shapes(variables: Sequence) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(getattr(variable.aval, "shape", ())) for variable in variables)
 
 
-def _dot(equation: object) -> int:
+def _dot(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     lhs = equation.invars[0].aval.shape
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[dim] for dim in contracted)
 
 
-def _convolution(equation: object) -> int:
-    """2 x outputs x inputs of a group x window; positions where the window meets padding count too."""
+def _convolution(equation: Any) -> int:
+    """Returns 2 x outputs x inputs per group x window. Padded positions are counted."""
     numbers = equation.params["dimension_numbers"]
     kernel = equation.invars[1].aval.shape
     features, *window = (kernel[dim] for dim in numbers.rhs_spec[1:])
     return 2 * math.prod(equation.outvars[0].aval.shape) * features * math.prod(window)
 
 
-def _kernel(name: str, equation: object) -> int | None:
-    """FLOPs of a known attention kernel; None for another. Splash takes q [heads, T, H] and k [heads, S, H], cuDNN q [B, T, heads, H]
-    and k [B, S, heads, H], as their first arrays of floating-point numbers."""
-    products = next((count for pattern, count in _KERNELS.items() if re.search(pattern, name)), None)
-    arrays = [v.aval.shape for v in equation.invars if len(v.aval.shape) >= 3 and "float" in str(v.aval.dtype)]
+def _kernel(name: str, equation: Any) -> int | None:
+    """Returns the FLOPs of a known attention kernel, or None.
+
+    The first floating-point arrays are q and k: [heads, T, H] and [heads, S, H] for splash, [B, T,
+    heads, H] and [B, S, heads, H] for cuDNN.
+    """
+    products = next(
+        (count for pattern, count in _KERNELS.items() if re.search(pattern, name)), None
+    )
+    arrays = [
+        v.aval.shape
+        for v in equation.invars
+        if len(v.aval.shape) >= 3 and "float" in str(v.aval.dtype)
+    ]
     if products is None or len(arrays) < 2:
         return None
     q, k = arrays[:2]

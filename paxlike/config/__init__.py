@@ -1,15 +1,11 @@
-"""Every knob of a run: frozen dataclasses, checked when they are made. Imports no JAX.
+"""The configuration of a run: frozen dataclasses that validate themselves. Imports no JAX.
 
-A run's config is one Python file that defines `config() -> Config` (see `configs/`); the command line overrides any
-field by its dotted name (`--model.layers 4`). Nothing here depends on the machine: a mesh axis of -1 takes what is there.
+A config is one Python file that defines `config() -> Config` (see `configs/`). The command line
+overrides any field by its dotted name (`--model.layers 4`). A config does not depend on the
+machine: a mesh axis of -1 takes the devices that remain.
 """
 
-from paxlike.config.check import ConfigError, JobError, SaveError, UserError, divisors
-from paxlike.config.file import differences, from_json, load, to_json
-from paxlike.config.machine import DType, Hosts, MeshConfig, PrecisionConfig
-from paxlike.config.model import ModelConfig, QuantConfig
-from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
-from paxlike.config.whole import (
+from paxlike.config.config import (
     CheckpointConfig,
     Config,
     EvalConfig,
@@ -18,6 +14,11 @@ from paxlike.config.whole import (
     ProfileConfig,
     WatchdogConfig,
 )
+from paxlike.config.file import differences, from_json, load, to_json
+from paxlike.config.model import ModelConfig, QuantConfig
+from paxlike.config.runtime import DType, Hosts, MeshConfig, PrecisionConfig
+from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
+from paxlike.config.validation import ConfigError, JobError, SaveError, UserError, divisors
 
 __all__ = [
     "CheckpointConfig",

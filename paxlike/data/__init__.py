@@ -1,1 +1,1 @@
-"""Text to token batches: tokenizers, documents, the on-disk token store, and the order in which it is read."""
+"""Text to token batches: tokenizers, documents, the token store, and the order of reading."""

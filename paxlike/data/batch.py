@@ -1,4 +1,4 @@
-"""What a train step reads."""
+"""The input of a train step."""
 
 from typing import NamedTuple
 
@@ -12,8 +12,9 @@ class Batch(NamedTuple):
     """
 
     tokens_BT: np.ndarray
-    """int32: what the model sees."""
+    """int32: the model's input."""
     targets_BT: np.ndarray
-    """int32: the token that follows each position; -1 where nothing is to be predicted."""
+    """int32: the token that follows each position; -1 if there is no target."""
     segments_BT: np.ndarray | None
-    """int32: attention stays among equal numbers; 1, 2, … in a row, 0 is padding. None: one segment a row."""
+    """int32 segment ids: attention stays within a segment. Each row counts 1, 2, …; 0 is padding.
+    None: every row is one segment."""

@@ -1,7 +1,7 @@
-"""Which sequences are in batch k, and reading them ahead: the one place that knows Grain.
+"""Which sequences are in batch k, and prefetching them. The only module that uses Grain.
 
-The content of batch k is a function of (store, seed, k) alone, not of hosts, mesh or what ran before, so resuming,
-jumping and skipping batches is arithmetic on k.
+The content of batch k is a function of (store, seed, k) alone: it does not depend on the hosts, the
+mesh or earlier batches. So a run resumes, rewinds and skips batches by computing k.
 """
 
 import sys
@@ -16,17 +16,17 @@ from paxlike.data.sequences import Sequences
 from paxlike.data.store import Store
 
 RowsOf = Callable[[int], np.ndarray]
-"""From the size of a batch to the rows of it that this host reads."""
+"""Maps the size of a batch to its rows that this host reads."""
 _AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 class TrainBatches:
-    """The training split, endless: shuffled anew in each pass over it.
+    """The training split, repeated without end and shuffled differently in each epoch.
 
-    Batch k is the sequences at places `train.sequences_before(k)` … + `train.batch_size_at(k)` of the shuffled order,
-    so the ramp of batch sizes reads every sequence once a pass, too.
+    Batch k has the sequences `train.sequences_before(k)` … + `train.batch_size_at(k)` of the
+    shuffled order, so every sequence is read once per epoch even while the batch size ramps up.
 
-    Raises ConfigError where the packing does not fit, UserError where there is not one sequence.
+    Raises ConfigError if the packing does not match, UserError if there is no complete sequence.
     """
 
     def __init__(self, store: Store, data: DataConfig, train: TrainConfig):
@@ -40,14 +40,21 @@ class TrainBatches:
         return self._train.batch_size_at(k)
 
     def read_batch(self, k: int, rows: np.ndarray | None = None) -> Batch:
-        """Those rows of batch k (None: all), in the order given."""
+        """The given rows of batch k, in the order given. None: all rows."""
         start = self._train.sequences_before(k)
-        return self.sequences.read([self._order[start + row] for row in _rows(rows, self.batch_size(k))])
+        return self.sequences.read(
+            [self._order[start + row] for row in _rows(rows, self.batch_size(k))]
+        )
 
     def batches(
-        self, start: int = 0, rows_of: RowsOf = np.arange, number: Callable[[int], int] = lambda k: k
+        self,
+        start: int = 0,
+        rows_of: RowsOf = np.arange,
+        number: Callable[[int], int] = lambda k: k,
     ) -> Iterator[Batch]:
-        """Batches number(start), number(start + 1), … without end, read ahead by Grain's threads."""
+        """Batches number(start), number(start + 1), … without end, prefetched by Grain's
+        threads.
+        """
 
         def read(k: int) -> Batch:
             return self.read_batch(number(k), rows_of(self.batch_size(number(k))))
@@ -56,10 +63,10 @@ class TrainBatches:
 
 
 class ValidationBatches:
-    """The validation split in batches of `train.batch_size`: every sequence once, in an order that never changes.
+    """The validation split in batches of `train.batch_size`: every sequence once, in a fixed order.
 
-    The order is shuffled, so that the first few batches are a fair sample of the split. The last batch may
-    have rows that are filled up with nothing to predict (targets -1). Raises as `TrainBatches`.
+    The order is shuffled, so that the first few batches are a fair sample of the split. The last
+    batch may have rows of padding without targets (-1). Raises as `TrainBatches`.
     """
 
     def __init__(self, store: Store, data: DataConfig, train: TrainConfig):
@@ -69,25 +76,32 @@ class ValidationBatches:
         self._order = grain.MapDataset.range(len(self.sequences)).seed(0).shuffle()
 
     def __len__(self) -> int:
-        """Batches of a whole pass."""
+        """Batches per epoch."""
         return -(-len(self.sequences) // self._size)
 
     def read_batch(self, k: int, rows: np.ndarray | None = None) -> Batch:
-        """Those rows of batch k (None: all), in the order given. Raises IndexError beyond the last batch."""
+        """The given rows of batch k, in the order given. None: all rows.
+
+        Raises IndexError if k is not a batch of the split.
+        """
         if not 0 <= k < len(self):
-            raise IndexError(f"validation batch {k} is not among the {len(self)} of a pass")
+            raise IndexError(f"validation batch {k} is not in 0 … {len(self) - 1}")
         places = [k * self._size + row for row in _rows(rows, self._size)]
-        return self.sequences.read([self._order[place] if place < len(self._order) else -1 for place in places])
+        return self.sequences.read(
+            [self._order[place] if place < len(self._order) else -1 for place in places]
+        )
 
     def batches(self, count: int, rows_of: RowsOf = np.arange) -> Iterator[Batch]:
-        """The first `count` batches (fewer where the split has no more), read ahead by Grain's threads."""
-        return _read_ahead(0, min(count, len(self)), lambda k: self.read_batch(k, rows_of(self._size)))
+        """The first `count` batches, or all if there are fewer, prefetched by Grain's threads."""
+        return _read_ahead(
+            0, min(count, len(self)), lambda k: self.read_batch(k, rows_of(self._size))
+        )
 
 
 def _rows(rows: np.ndarray | None, size: int) -> list[int]:
     rows = np.arange(size) if rows is None else np.asarray(rows)
     if len(rows) and not 0 <= rows.min() <= rows.max() < size:
-        raise IndexError(f"rows {rows.min()} … {rows.max()} are not all in a batch of {size}")
+        raise IndexError(f"rows {rows.min()} … {rows.max()} exceed a batch of {size}")
     return rows.tolist()
 
 
@@ -96,5 +110,5 @@ def _read_ahead(start: int, stop: int, read: Callable[[int], Batch]) -> Iterator
     try:
         yield from ahead
     finally:
-        # Its threads would go on reading, into the end of the program.
+        # Otherwise its threads keep reading while the program exits.
         ahead.close()

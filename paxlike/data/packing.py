@@ -1,6 +1,6 @@
-"""Packing documents whole: rows of T tokens, each document in one row, attention inside it by segment ids.
+"""Packing whole: rows of T tokens with each document in one row and attention within a document.
 
-Best fit decreasing: the longest document first, each into the fullest row that still holds it.
+Best fit decreasing: the longest document first, each into the fullest row that has room for it.
 """
 
 import bisect
@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 
 
-def cut_long(starts: np.ndarray, lengths: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and lengths, in order, of the pieces of at most `row_tokens` that documents are cut into."""
+def cut_long(
+    starts: np.ndarray, lengths: np.ndarray, row_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts documents into pieces of at most `row_tokens`; starts and lengths, in order."""
     counts = -(-lengths // row_tokens)
     document = np.repeat(np.arange(len(lengths)), counts)
     number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -19,10 +21,13 @@ def cut_long(starts: np.ndarray, lengths: np.ndarray, row_tokens: int) -> tuple[
 
 
 def best_fit(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
-    """The row of each piece, int64. Every length is in 1..row_tokens; rows are numbered by their first piece."""
+    """The row of each piece, int64. Rows are numbered in the order of their first pieces.
+
+    Every length must be in 1 … row_tokens.
+    """
     rows = np.empty(len(lengths), np.int64)
     open_rows: dict[int, list[int]] = {}
-    free: list[int] = []  # The keys of open_rows, sorted: tokens that rows have room for.
+    free: list[int] = []  # The keys of open_rows, sorted: the room left in rows, in tokens.
     count = 0
     for piece in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[piece])
@@ -45,7 +50,12 @@ def best_fit(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
 
 
 def fill_rows(
-    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, rows: np.ndarray, row_tokens: int, slab: int = 4096
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    rows: np.ndarray,
+    row_tokens: int,
+    slab: int = 4096,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (tokens, segments), each [up to `slab` rows, row_tokens], in the order of rows.
 
@@ -71,5 +81,5 @@ def fill_rows(
 
 
 def segment_dtype(row_tokens: int) -> np.dtype:
-    """How segment ids are stored: a row of T tokens has at most T segments."""
+    """The dtype of stored segment ids: a row of T tokens has at most T segments."""
     return np.dtype("<u2" if row_tokens < 1 << 16 else "<u4")

@@ -1,22 +1,36 @@
-"""A progress bar on a terminal, plain lines elsewhere (a log file, a batch job)."""
+"""Progress on standard error: a bar on a terminal, plain lines in a log file or batch job."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-SECONDS_A_LINE = 10
+SECONDS_PER_LINE = 10
 
 
 @contextlib.contextmanager
 def progress(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(bytes)`. Writes to standard error; without a terminal, a line now and then and one at the end."""
+    """Yields `advance(bytes)`. Without a terminal it writes a line every 10 seconds and at the
+    end.
+    """
     console = Console(stderr=True)
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                   TimeRemainingColumn())  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total_bytes)
             yield lambda count: bar.advance(task, count)
@@ -32,7 +46,7 @@ def progress(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     def advance(count: int) -> None:
         nonlocal done, shown
         done += count
-        if time.monotonic() - shown >= SECONDS_A_LINE:
+        if time.monotonic() - shown >= SECONDS_PER_LINE:
             shown = time.monotonic()
             show()
 
@@ -42,27 +56,28 @@ def progress(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def counting(title: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """As `progress`, of what has no known end: yields `show(count)`."""
+    """Progress of unknown total: yields `show(count)`."""
     console = Console(stderr=True)
     begin = shown = time.monotonic()
     last = 0
 
-    def told() -> str:
-        return f"{title}: {last:,} {unit}, {last / max(time.monotonic() - begin, 1e-9):,.0f} a second"
+    def line() -> str:
+        rate = last / max(time.monotonic() - begin, 1e-9)
+        return f"{title}: {last:,} {unit}, {rate:,.0f} per second"
 
     with console.status(title) if console.is_terminal else contextlib.nullcontext() as status:
 
         def show(count: int) -> None:
             nonlocal last, shown
             last = count
-            if time.monotonic() - shown >= (0.2 if status else SECONDS_A_LINE):
+            if time.monotonic() - shown >= (0.2 if status else SECONDS_PER_LINE):
                 shown = time.monotonic()
-                status.update(told()) if status else say(told())
+                status.update(line()) if status else say(line())
 
         yield show
-    say(told())
+    say(line())
 
 
 def say(message: str) -> None:
-    """A plain line on standard error."""
+    """Prints a plain line on standard error."""
     Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)

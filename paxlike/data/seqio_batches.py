@@ -1,8 +1,8 @@
-"""Batches straight from a Task or Mixture of seqio.
+"""Batches read directly from a seqio Task or Mixture.
 
-Batch k is a function of (mixture, seed, k), on any number of hosts: each reads the whole stream and keeps its rows. There is no way to
-batch k but past those before it: a resumed run reads them again and drops them. Where that is too slow, write a store with
-`paxlike data materialise`.
+Batch k is a function of (mixture, seed, k) on any number of hosts: each host reads the whole stream
+and keeps its own rows. Reaching batch k requires reading all batches before it, so a resumed run
+reads them again. If this is too slow, write a store with `paxlike data materialize`.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import numpy as np
 
 from paxlike.config import DataConfig, TrainConfig, UserError
 from paxlike.data.batch import Batch
-from paxlike.data.progress import SECONDS_A_LINE, say
+from paxlike.data.progress import SECONDS_PER_LINE, say
 from paxlike.data.seqio_mixture import Document, SeqioMixture
 from paxlike.data.sequences import targets_within
 
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 class SeqioTrainBatches:
-    """The training stream in batches, endless. The interface is that of `grain_source.TrainBatches`."""
+    """The endless training stream in batches, with the interface of `grain_source.TrainBatches`."""
 
     def __init__(self, mixture: SeqioMixture, data: DataConfig, train: TrainConfig):
         self._mixture, self._data, self._train = mixture, data, train
@@ -41,9 +41,14 @@ class SeqioTrainBatches:
         return self._train.batch_size_at(k)
 
     def batches(
-        self, start: int = 0, rows_of: RowsOf = np.arange, number: Callable[[int], int] = lambda k: k
+        self,
+        start: int = 0,
+        rows_of: RowsOf = np.arange,
+        number: Callable[[int], int] = lambda k: k,
     ) -> Iterator[Batch]:
-        """Batches number(start), number(start + 1), … without end; `number` rises. Raises UserError where the stream ends."""
+        """Batches number(start), number(start + 1), ... without end; `number` increases. Raises
+        UserError if the stream ends.
+        """
         rows = packed(self._mixture.training(self._data.seed), self._data)
         read = 0
         for k in map(number, itertools.count(start)):
@@ -58,18 +63,20 @@ class SeqioTrainBatches:
 
 
 class SeqioValidationBatches:
-    """The validation documents in batches of `train.batch_size`, the last one filled up with nothing to predict."""
+    """The validation documents in batches of `train.batch_size`; the last one is padded with rows
+    without targets.
+    """
 
     def __init__(self, mixture: SeqioMixture, data: DataConfig, train: TrainConfig):
         self._mixture, self._data, self._size = mixture, data, train.batch_size
         if next(packed(mixture.validation(), data), None) is None:
             raise UserError(
-                f"{mixture.name} has nothing to validate on: its split 'validation' is empty, or it has none and all training "
-                "documents are the same one. Add examples."
+                f"{mixture.name} has no validation documents: its split 'validation' is empty, or "
+                "there is no such split and all training documents are equal. Add examples."
             )
 
     def batches(self, count: int, rows_of: RowsOf = np.arange) -> Iterator[Batch]:
-        """The first `count` batches (fewer where there are no more)."""
+        """The first `count` batches, or fewer if the split is shorter."""
         rows = packed(self._mixture.validation(), self._data)
         for _ in range(count):
             if not (read := list(itertools.islice(rows, self._size))):
@@ -78,47 +85,56 @@ class SeqioValidationBatches:
 
 
 def _drop(rows: Iterator[Row], count: int, name: str) -> None:
-    """Reads on over `count` rows, and tells of it where it takes long."""
+    """Skips `count` rows, and reports progress if it takes long."""
     begin = shown = time.monotonic()
     for done in range(count):
         if next(rows, None) is None:
             raise _ended(name, done)
-        if time.monotonic() - shown >= SECONDS_A_LINE:
+        if time.monotonic() - shown >= SECONDS_PER_LINE:
             shown = time.monotonic()
             rate = (done + 1) / (shown - begin)
             say(
-                f"reading {name} again up to where the run goes on: {done + 1:,} of {count:,} sequences, {rate:,.0f} a second"
+                f"skipping sequences of {name} that the run has read: {done + 1:,} of "
+                f"{count:,}, {rate:,.0f} per second"
             )
 
 
 def _ended(name: str, sequences: int) -> UserError:
     return UserError(
-        f"{name} ended after {sequences:,} sequences, but training reads a split again and again: its source or a preprocessor "
-        "must not end for good."
+        f"{name} ended after {sequences:,} sequences, but training repeats a split without end: "
+        "its source and preprocessors must allow this."
     )
 
 
 def batch_of(rows: list[Row], chosen: np.ndarray, data: DataConfig) -> Batch:
-    """The rows of those numbers; a number beyond the last has nothing to predict."""
+    """The rows with these numbers; a number beyond the last gives a row without targets."""
     length = data.sequence_length
-    nothing = Row(np.zeros(length, np.int32), np.full(length, -1, np.int32), np.zeros(length, np.int32))
+    nothing = Row(
+        np.zeros(length, np.int32), np.full(length, -1, np.int32), np.zeros(length, np.int32)
+    )
     picked = [rows[number] if number < len(rows) else nothing for number in chosen]
-    stacked = [
-        np.stack(parts) if len(parts) else np.zeros((0, length), np.int32)
-        for parts in ([row[i] for row in picked] for i in range(2))
-    ]
-    if data.packing == "split":
-        return Batch(*stacked, None)
-    return Batch(*stacked, np.stack([row.segments for row in picked]) if picked else np.zeros((0, length), np.int32))
+
+    def stacked(rows: list[np.ndarray]) -> np.ndarray:
+        return np.stack(rows) if rows else np.zeros((0, length), np.int32)
+
+    return Batch(
+        stacked([row[0] for row in picked]),
+        stacked([row[1] for row in picked]),
+        None
+        if data.packing == "split"
+        else stacked([row.segments for row in picked if row.segments is not None]),
+    )
 
 
 def packed(documents: Iterable[Document], data: DataConfig) -> Iterator[Row]:
-    """Sequences of `data.sequence_length` tokens, as `data.packing` says; the last ones may be filled up with nothing to predict."""
+    """Sequences of `data.sequence_length` tokens, packed by `data.packing`. The last ones may be
+    padded.
+    """
     return (split_rows if data.packing == "split" else whole_rows)(documents, data.sequence_length)
 
 
 def split_rows(documents: Iterable[Document], length: int) -> Iterator[Row]:
-    """Documents one after the other, cut every `length` tokens; a sequence's targets are the same a token later."""
+    """Concatenated documents, split every `length` tokens. Targets are shifted by one token."""
     parts, held = [], 0
     for document in documents:
         parts.append(document)
@@ -130,18 +146,25 @@ def split_rows(documents: Iterable[Document], length: int) -> Iterator[Row]:
         for begin in range(0, end, length):
             after = slice(begin + 1, begin + length + 1)
             yield Row(
-                tokens[begin : begin + length], np.where(learned[after], tokens[after], -1).astype(np.int32), None
+                tokens[begin : begin + length],
+                np.where(learned[after], tokens[after], -1).astype(np.int32),
+                None,
             )
         parts, held = [Document(tokens[end:], learned[end:])], len(tokens) - end
     if held > 1:
         tokens, learned = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         row = Row(np.zeros(length, np.int32), np.full(length, -1, np.int32), None)
-        row.tokens[: held - 1], row.targets[: held - 1] = tokens[:-1], np.where(learned[1:], tokens[1:], -1)
+        row.tokens[: held - 1], row.targets[: held - 1] = (
+            tokens[:-1],
+            np.where(learned[1:], tokens[1:], -1),
+        )
         yield row
 
 
 def whole_rows(documents: Iterable[Document], length: int) -> Iterator[Row]:
-    """Each document in one row, cut where it is longer: into the fullest of a few open rows that holds it."""
+    """Each document in one row, truncated if longer: the fullest of a few open rows with enough
+    room.
+    """
     rows: list[list[Document]] = []
     room: list[int] = []
     for document in documents:

@@ -1,6 +1,7 @@
-"""Vocabularies both ways, with the same ids: seqio's as tokenizers, and tokenizers as seqio's.
+"""Converts seqio vocabularies to tokenizers and back, with the same ids.
 
-A user's module can give its tasks the vocabulary of a store or of a run: `vocabulary_of(load_tokenizer("runs/mine/tokenizer"))`.
+A user's module can give its tasks the vocabulary of a store or of a run:
+`vocabulary_of(load_tokenizer("runs/mine/tokenizer"))`.
 """
 
 import functools
@@ -12,10 +13,12 @@ from paxlike.data.tokenizer import PAD, UNKNOWN, BytesTokenizer, SentencePieceTo
 
 
 def tokenizer_of(vocabulary: Any) -> Tokenizer:
-    """The tokenizer with the ids of a `seqio.Vocabulary`: of bytes, of SentencePiece, or of `vocabulary_of`.
+    """The tokenizer with the ids of a `seqio.Vocabulary`: bytes, SentencePiece, or from
+    `vocabulary_of`.
 
-    SentencePiece takes the character U+2581 for a space; where a model gives back every other text, the tokenizer keeps that one, too, as
-    its bytes. Extra ids stand for no text. Raises UserError where there is none, or it has no end-of-sentence piece.
+    SentencePiece treats the character U+2581 as a space. If the model is otherwise lossless, the
+    tokenizer encodes this character as bytes. Extra ids have no text. Raises UserError for other
+    vocabularies, or if there is no end-of-sentence piece.
     """
     seqio, _ = libraries()
     if isinstance(vocabulary, _wrapper()):
@@ -25,23 +28,30 @@ def tokenizer_of(vocabulary: Any) -> Tokenizer:
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return SentencePieceTokenizer(vocabulary.sp_model, vocabulary.sentencepiece_model_file)
     raise UserError(
-        f"a {type(vocabulary).__name__} has no tokenizer here; a task's vocabulary must be a seqio.ByteVocabulary, a "
+        f"a {type(vocabulary).__name__} has no tokenizer here; a task's vocabulary must be a "
+        "seqio.ByteVocabulary, a "
         "seqio.SentencePieceVocabulary, or made by paxlike.data.seqio_vocabulary.vocabulary_of."
     )
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Any:
-    """The `seqio.Vocabulary` with the ids of a tokenizer. Raises UserError where seqio is not installed."""
+    """The `seqio.Vocabulary` with the ids of a tokenizer. Raises UserError if seqio is not
+    installed.
+    """
     seqio, _ = libraries()
-    return seqio.ByteVocabulary() if isinstance(tokenizer, BytesTokenizer) else _wrapper()(tokenizer)
+    return (
+        seqio.ByteVocabulary() if isinstance(tokenizer, BytesTokenizer) else _wrapper()(tokenizer)
+    )
 
 
 @functools.cache
-def _wrapper() -> type:
-    """Made when seqio is there. seqio's own class reads a file, and takes U+2581 for a space."""
+def _wrapper() -> Any:
+    """Defined when seqio is imported. seqio's own class reads a file and treats U+2581 as a
+    space.
+    """
     seqio, tensorflow = libraries()
 
-    class PaxlikeVocabulary(seqio.Vocabulary):
+    class PaxlikeVocabulary(seqio.Vocabulary):  # type: ignore[name-defined]
         """A SentencePiece tokenizer of paxlike."""
 
         def __init__(self, tokenizer: SentencePieceTokenizer):
@@ -68,7 +78,9 @@ def _wrapper() -> type:
             return ids
 
         def _decode_tf(self, ids):
-            text = tensorflow.numpy_function(lambda row: self._decode(row).encode(), [ids], tensorflow.string)
+            text = tensorflow.numpy_function(
+                lambda row: self._decode(row).encode(), [ids], tensorflow.string
+            )
             text.set_shape([])
             return text
 

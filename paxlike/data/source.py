@@ -1,4 +1,4 @@
-"""What a run reads: a token store, or a Task or Mixture of seqio. Both have the same face to the training loop."""
+"""The data source of a run: a token store, or a Task or Mixture of seqio, with one interface."""
 
 from typing import Protocol
 
@@ -12,19 +12,19 @@ from paxlike.data.tokenizer import Tokenizer
 
 
 class Source(Protocol):
-    """An opened one."""
+    """An opened data source."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name used in messages."""
 
     @property
     def location(self) -> str:
-        """For data.json: a folder, or seqio:NAME."""
+        """A directory, or seqio:NAME; recorded in data.json."""
 
     @property
     def fingerprint(self) -> str:
-        """sha256, hex: two that differ in what is read have different ones."""
+        """sha256, hex, of the content and how it is packed."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -34,37 +34,48 @@ class Source(Protocol):
 
 
 def open_data(data: DataConfig) -> Store | SeqioMixture:
-    """The Task or Mixture or the store that `data` names, or the default corpus, prepared if it is not yet. Raises UserError."""
+    """Opens the Task, Mixture or store that `data` names, or the default corpus.
+
+    The default corpus is prepared if it is not cached. Raises UserError.
+    """
     if data.seqio_mixture:
         return open_mixture(data)
     return open_store(data.store or default_store(data))
 
 
-def train_batches(source: Source, data: DataConfig, train: TrainConfig) -> TrainBatches | SeqioTrainBatches:
-    """Raises ConfigError where the packing does not fit, UserError where there is not one sequence."""
-    return (SeqioTrainBatches if isinstance(source, SeqioMixture) else TrainBatches)(source, data, train)
+def train_batches(
+    source: Store | SeqioMixture, data: DataConfig, train: TrainConfig
+) -> TrainBatches | SeqioTrainBatches:
+    """Raises ConfigError if the packing differs, UserError if there is no complete sequence."""
+    if isinstance(source, SeqioMixture):
+        return SeqioTrainBatches(source, data, train)
+    return TrainBatches(source, data, train)
 
 
 def validation_batches(
-    source: Source, data: DataConfig, train: TrainConfig
+    source: Store | SeqioMixture, data: DataConfig, train: TrainConfig
 ) -> ValidationBatches | SeqioValidationBatches:
     """Raises as `train_batches`."""
-    return (SeqioValidationBatches if isinstance(source, SeqioMixture) else ValidationBatches)(source, data, train)
+    if isinstance(source, SeqioMixture):
+        return SeqioValidationBatches(source, data, train)
+    return ValidationBatches(source, data, train)
 
 
 def check_vocabulary(source: Source, model: ModelConfig) -> None:
-    """Raises ConfigError where the model cannot predict every id of the source."""
+    """Raises ConfigError if the model cannot predict every id of the source."""
     if source.vocab_size > model.vocab_size:
         raise ConfigError(
-            f"model.vocab_size {model.vocab_size} is smaller than the {source.vocab_size} ids of the tokenizer of {source.name}; "
-            f"set model.vocab_size to {source.vocab_size} or more."
+            f"model.vocab_size {model.vocab_size} is smaller than the {source.vocab_size} ids of "
+            "the "
+            f"tokenizer of {source.name}; set model.vocab_size to {source.vocab_size} or more."
         )
 
 
 def check_unchanged(source: Source, fingerprint: str) -> None:
-    """Raises UserError where the source is not the one that a run began with."""
+    """Raises UserError if the source is not the one that the run began with."""
     if source.fingerprint != fingerprint:
         raise UserError(
-            f"{source.name} has fingerprint {source.fingerprint}, the run began with {fingerprint}: its content or packing "
-            "changed. Put the old one back, or start a new run folder."
+            f"{source.name} has fingerprint {source.fingerprint}, the run began with "
+            f"{fingerprint}: "
+            "its content or packing changed. Restore the original, or start a new run directory."
         )

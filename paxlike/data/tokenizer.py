@@ -1,7 +1,8 @@
-"""Text to token ids and back: bytes, and SentencePiece with PaLM's settings (arXiv 2204.02311, section 2.2).
+"""Text to token ids and back: bytes, and SentencePiece with PaLM's settings (arXiv 2204.02311,
+section 2.2).
 
-Both are lossless: `decode(encode(text)) == text` for every text. Ids below 3 stand for no text: 0 pads, 1 ends a
-document, 2 is SentencePiece's unknown piece (which byte fallback makes unreachable).
+Both are lossless: `decode(encode(text)) == text` for every text. Ids below 3 are special: 0 is
+padding, 1 ends a document, 2 is SentencePiece's unknown piece (never used with byte fallback).
 """
 
 import hashlib
@@ -18,15 +19,15 @@ from paxlike.data.location import located
 
 PAD, EOD, UNKNOWN = 0, 1, 2
 SPACE_MARK = "\u2581"
-"""SentencePiece writes a space as this character, so that it cannot tell the character itself from a space."""
+"""SentencePiece writes a space as this character, and so confuses the character with a space."""
 _UNKNOWN_MARK = "\u2585"
-"""SentencePiece's trainer skips every text that holds this one."""
+"""SentencePiece's trainer skips every text that contains this character."""
 _PROBE = f" a\tb  \r\n\n    1234 \x00\x1f {SPACE_MARK} \ufb01\u2460e\u0301 \U0001f600\n "
-"""A text that a tokenizer which normalizes, strips, joins or drops anything does not give back."""
+"""A text that no tokenizer reproduces if it normalizes, strips, joins or drops anything."""
 
 
 class BytesTokenizer:
-    """One id for each byte of the UTF-8 text: byte b is id b + 3."""
+    """One id per byte of the UTF-8 text: byte b is id b + 3."""
 
     kind = "bytes"
     vocab_size = 256 + 3
@@ -34,16 +35,21 @@ class BytesTokenizer:
     lossless = True
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids, int32, of `text`. Adds nothing."""
+        """The ids of `text`, int32, without special ids."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + 3
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; those that stand for no text are left out, bytes that are not UTF-8 become U+FFFD."""
+        """The text of `ids`, without special ids. Bytes that are not UTF-8 become U+FFFD."""
         ids = np.asarray(ids, np.int64)
-        return (ids[(ids >= 3) & (ids < self.vocab_size)] - 3).astype(np.uint8).tobytes().decode(errors="replace")
+        return (
+            (ids[(ids >= 3) & (ids < self.vocab_size)] - 3)
+            .astype(np.uint8)
+            .tobytes()
+            .decode(errors="replace")
+        )
 
     def save(self, folder: Path) -> list[str]:
-        """Writes `tokenizer.json` into `folder`; returns the names of the files written."""
+        """Writes `tokenizer.json` to `folder`; returns the names of the files written."""
         return _save(folder, {"kind": self.kind})
 
 
@@ -52,9 +58,9 @@ class SentencePieceTokenizer:
 
     Args:
       model: the bytes of a `.model` file.
-      name: where they come from, for error messages.
+      name: the origin of the bytes, for error messages.
 
-    Raises UserError where they are no such model, or have no end-of-sentence piece to end documents with.
+    Raises UserError if the model is not valid, or has no end-of-sentence piece to end documents.
     """
 
     kind = "sentencepiece"
@@ -62,17 +68,20 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes, name: str = "the SentencePiece model"):
         self._model = model
         try:
+            if not model:
+                raise RuntimeError("empty")
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            self._processor = None
-        if not model or self._processor is None:
-            raise UserError(f"{name} is not a SentencePiece model ({len(model):,} bytes); give a .model file.")
+        except RuntimeError as error:
+            raise UserError(
+                f"{name} is not a SentencePiece model ({len(model):,} bytes); give a .model file."
+            ) from error
         self.vocab_size: int = self._processor.vocab_size()
         self.eod: int = self._processor.eos_id()
         if self.eod < 0:
             raise UserError(
-                f"{name} has no end-of-sentence piece, which is to end documents; train it with eos_id=1, "
-                "or let paxlike train one (leave out --tokenizer-model)."
+                f"{name} has no end-of-sentence piece, which ends documents; train it with "
+                "eos_id=1, "
+                "or let paxlike train a model (leave out --tokenizer-model)."
             )
         self._mark_ids = None
         marks = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
@@ -80,11 +89,11 @@ class SentencePieceTokenizer:
             self._mark_ids = np.array(marks, np.int32)
         self.lossless: bool = self.decode(self.encode(_PROBE)) == _PROBE
         if not self.lossless:
-            # A model that normalizes, or begins every text with a space, is left to do so, as its makers meant it.
+            # A model that normalizes, or adds a space before every text, keeps its behavior.
             self._mark_ids = None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids, int32, of `text`. Adds nothing."""
+        """The ids of `text`, int32, without special ids."""
         if self._mark_ids is None or SPACE_MARK not in text:
             return self._processor.encode(text, out_type="numpy")
         ids = []
@@ -93,18 +102,18 @@ class SentencePieceTokenizer:
         return np.concatenate(ids[:-1])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; those that stand for no text are left out, bytes that are not UTF-8 become U+FFFD."""
+        """The text of `ids`, without special ids. Bytes that are not UTF-8 become U+FFFD."""
         ids = np.asarray(ids, np.int64)
         known = ids[(ids >= 0) & (ids < self.vocab_size) & (ids != self._processor.unk_id())]
         return self._processor.decode(known.tolist())
 
     @property
     def model(self) -> bytes:
-        """The `.model` file."""
+        """The content of the `.model` file."""
         return self._model
 
     def save(self, folder: Path) -> list[str]:
-        """Writes `tokenizer.model` and `tokenizer.json` into `folder`; returns the names of the files written."""
+        """Writes `tokenizer.model` and `tokenizer.json` to `folder`; returns their names."""
         (folder / "tokenizer.model").write_bytes(self._model)
         digest = hashlib.sha256(self._model).hexdigest()
         return ["tokenizer.model", *_save(folder, {"kind": self.kind, "sha256": digest})]
@@ -119,7 +128,7 @@ def _save(folder: Path, description: dict) -> list[str]:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer that `save` wrote into `folder`. Raises UserError where there is none, or it was changed."""
+    """The tokenizer that `save` wrote to `folder`. Raises UserError if it is missing or changed."""
     path = located(folder) / "tokenizer.json"
     try:
         description = json.loads(path.read_text())
@@ -129,34 +138,41 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         model = path.with_suffix(".model").read_bytes() if kind == "sentencepiece" else b""
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"no tokenizer can be read from {folder}: {type(error).__name__}: {error}. It should hold tokenizer.json "
-            "(and tokenizer.model), as `paxlike data prepare` writes them."
+            f"no tokenizer can be read from {folder}: {type(error).__name__}: {error}. Expected "
+            "tokenizer.json (and tokenizer.model), as written by `paxlike data prepare`."
         ) from error
     if kind != "sentencepiece":
-        raise UserError(f"{path} names a tokenizer {kind!r}; this version knows bytes and sentencepiece.")
+        raise UserError(
+            f"{path} has a tokenizer of kind {kind!r}; this version supports bytes and "
+            "sentencepiece."
+        )
     found = hashlib.sha256(model).hexdigest()
     if found != description.get("sha256"):
         raise UserError(
-            f"{path.with_suffix('.model')} has sha256 {found}, {path.name} says {description.get('sha256')}: the file "
-            "was changed. Put the original back, or prepare the store again."
+            f"{path.with_suffix('.model')} has sha256 {found}, {path.name} says "
+            f"{description.get('sha256')}: the file was changed. Restore the original, or prepare "
+            "the store again."
         )
     return SentencePieceTokenizer(model, str(path.with_suffix(".model")))
 
 
 def load_sentencepiece(path: str | Path) -> SentencePieceTokenizer:
-    """The tokenizer of an existing `.model` file. Raises UserError where it cannot be read."""
+    """The tokenizer of an existing `.model` file. Raises UserError if it cannot be read."""
     try:
         return SentencePieceTokenizer(Path(path).read_bytes(), str(path))
     except OSError as error:
-        raise UserError(f"the SentencePiece model {path} cannot be read: {error.strerror}.") from error
+        raise UserError(
+            f"the SentencePiece model {path} cannot be read: {error.strerror}."
+        ) from error
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    """A BPE model with PaLM's settings: lossless, digits split, bytes for what it has no piece for.
+    """Trains a BPE model with PaLM's settings: lossless, digits split, byte fallback.
 
-    The same texts give the same model: the number of threads does not change it. `texts` may hold newlines, and should,
-    so that pieces for line ends and indents are learnt. Raises UserError where the texts are too little for
-    `vocab_size` pieces, or these too few for the 256 bytes and the characters of the texts.
+    The same texts give the same model, for any number of threads. `texts` should contain newlines,
+    so that the model learns pieces for line ends and indentation. Raises UserError if there is too
+    little text for `vocab_size` pieces, or `vocab_size` is too small for the 256 bytes and the
+    characters of the texts.
     """
     model = io.BytesIO()
     space = str.maketrans(SPACE_MARK + _UNKNOWN_MARK, "  ")
@@ -181,7 +197,12 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2].partition(" Increase")[0] or "there is no text to train on."
-        raise UserError(f"no SentencePiece model of {vocab_size} pieces can be trained on this text: {reason} "
-                        "Change --tokenizer-vocab, add text, or use --tokenizer bytes.") from error  # fmt: skip
+        reason = (
+            str(error).rpartition("] ")[2].partition(" Increase")[0]
+            or "there is no text to train on."
+        )
+        raise UserError(
+            f"no SentencePiece model of {vocab_size} pieces can be trained on this text: {reason} "
+            "Change --tokenizer-vocab, add text, or use --tokenizer bytes."
+        ) from error
     return SentencePieceTokenizer(model.getvalue())

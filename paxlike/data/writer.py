@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from paxlike.data import packing
-from paxlike.data.store import SPLITS, FileRecord, Manifest, SplitCounts
+from paxlike.data.manifest import SPLITS, FileRecord, SplitCounts
 
 DOCUMENT = np.dtype([("hash", "<u8"), ("tokens", "<u8"), ("bytes", "<u8")])
-"""A row of the table of documents: content hash, tokens with the end-of-document id, UTF-8 bytes."""
+"""A row of the table of documents: content hash, tokens with the end-of-document id, UTF-8 bytes.
+"""
 _COPY = 1 << 22
 _SLAB = 1 << 20
 
 
 class HashedFile:
-    """A new file that knows its size and sha256."""
+    """A new file whose size and sha256 are computed as it is written."""
 
     def __init__(self, path: Path):
         self._file = path.open("xb")
@@ -32,7 +33,7 @@ class HashedFile:
         self._file.close()
 
     def write(self, values: np.ndarray) -> None:
-        """Appends an array in pieces, so that a memory-mapped one is never whole in memory."""
+        """Appends an array in pieces, so that a memory-mapped array is never loaded whole."""
         flat = values.reshape(-1)
         for begin in range(0, len(flat), _COPY):
             data = np.ascontiguousarray(flat[begin : begin + _COPY]).data.cast("B")
@@ -51,22 +52,25 @@ def file_record(path: Path) -> FileRecord:
 
 
 def validation_threshold(hashes: np.ndarray, fraction: float) -> int:
-    """Documents with a hash below it are for validation: about `fraction` of them.
+    """The hash below which documents are used for validation: about `fraction` of them.
 
-    Equal documents have equal hashes, so they land together. Where there are two different documents or more, each
-    split gets at least one; a single document is for training.
+    Equal documents have equal hashes, so they are in the same split. If there are two or more
+    different documents, each split has at least one; a single document is used for training.
     """
     lowest, highest = int(hashes.min()), int(hashes.max())
     return min(max(int(fraction * 2**64), lowest + 1), highest)
 
 
 def cut_in_two(documents: np.ndarray, fraction: float) -> np.ndarray:
-    """The table of a single document -> that of two, of which `validation_threshold` takes the second: its last tokens.
+    """Cuts a table of one document into two, so that a corpus of one file has a validation split.
 
-    A text of one file would have nothing to validate on otherwise. The text's bytes are shared out by the tokens.
+    `validation_threshold` chooses the second: the last tokens. The text's bytes are divided in
+    proportion to the tokens.
     """
     cut = np.repeat(documents, 2)
-    kept = max(1, int(documents["tokens"][0]) - max(1, round(fraction * int(documents["tokens"][0]))))
+    kept = max(
+        1, int(documents["tokens"][0]) - max(1, round(fraction * int(documents["tokens"][0])))
+    )
     cut["tokens"] = kept, documents["tokens"][0] - kept
     cut["bytes"][0] = int(documents["bytes"][0]) * kept // int(documents["tokens"][0])
     cut["bytes"][1] -= cut["bytes"][0]
@@ -76,22 +80,26 @@ def cut_in_two(documents: np.ndarray, fraction: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """All documents, before they are split: in files of the temporary folder, not in memory."""
+    """All documents before they are split, in files of the temporary directory."""
 
     tokens: np.ndarray
     """Every document followed by its end-of-document id: [tokens]."""
     documents: np.ndarray
     """Of dtype DOCUMENT."""
     loss_mask: np.ndarray | None = None
-    """uint8 [tokens]: 1 where a token is to be predicted. None: all are."""
+    """uint8 [tokens]: 1 if a token is predicted. None: all are."""
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is written for each split, by the end of the file's name."""
-        return {"tokens": self.tokens} | ({} if self.loss_mask is None else {"loss_mask": self.loss_mask})
+        """The arrays written for each split, by the suffix of the file."""
+        return {"tokens": self.tokens} | (
+            {} if self.loss_mask is None else {"loss_mask": self.loss_mask}
+        )
 
     def slabs(self, threshold: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(rows of the table, where their tokens start, whether they are for validation) of many documents a time."""
+        """Yields (rows of the table, start of their tokens, whether used for validation) in
+        slabs.
+        """
         start = 0
         for begin in range(0, len(self.documents), _SLAB):
             rows = np.asarray(self.documents[begin : begin + _SLAB])
@@ -101,13 +109,15 @@ class Tokenized:
 
 
 def write_streams(data: Tokenized, threshold: int, folder: Path) -> tuple[dict, dict]:
-    """Packing split: each split's documents one after the other. Returns (splits, files) of the manifest."""
+    """Packing split: concatenates each split's documents. Returns (splits, files) of the
+    manifest.
+    """
     counts = dict.fromkeys(SPLITS, np.zeros(3, np.int64))
     with contextlib.ExitStack() as stack:
         names = [(split, kind) for split in SPLITS for kind in data.arrays]
         outputs = {name: stack.enter_context(HashedFile(folder / ".".join(name))) for name in names}
         for rows, starts, validation in data.slabs(threshold):
-            # Neighbors of the same split are copied at once.
+            # Adjacent documents of the same split are copied at once.
             firsts = np.flatnonzero(np.r_[True, validation[1:] != validation[:-1]])
             ends = np.r_[starts[firsts[1:]], starts[-1] + int(rows["tokens"][-1])]
             for first, end in zip(firsts.tolist(), ends.tolist(), strict=True):
@@ -116,39 +126,48 @@ def write_streams(data: Tokenized, threshold: int, folder: Path) -> tuple[dict, 
             for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
                 counts[split] = counts[split] + _count(rows[chosen])
         files = {".".join(name): output.record for name, output in outputs.items()}
-    return {split: SplitCounts(*map(int, counts[split]), rows=0, efficiency=1.0) for split in SPLITS}, files
+    return {split: _split_counts(counts[split], 0, 1.0) for split in SPLITS}, files
 
 
 def write_rows(data: Tokenized, threshold: int, folder: Path, row_tokens: int) -> tuple[dict, dict]:
-    """Packing whole: documents packed into rows of `row_tokens`. Returns (splits, files) of the manifest."""
+    """Packing whole: packs documents into rows of `row_tokens`.
+
+    Returns (splits, files) of the manifest.
+    """
     slabs = list(data.slabs(threshold))
     documents, starts, validation = (np.concatenate(parts) for parts in zip(*slabs, strict=True))
-    splits, files = {}, {}
+    splits: dict[str, SplitCounts] = {}
+    files: dict[str, FileRecord] = {}
     for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
         lengths = documents["tokens"][chosen].astype(np.int64)
         piece_starts, piece_lengths = packing.cut_long(starts[chosen], lengths, row_tokens)
         rows = packing.best_fit(piece_lengths, row_tokens)
         names = (f"{split}.tokens", f"{split}.segments")
         with HashedFile(folder / names[0]) as tokens, HashedFile(folder / names[1]) as segments:
-            for slab in packing.fill_rows(data.tokens, piece_starts, piece_lengths, rows, row_tokens):
+            for slab in packing.fill_rows(
+                data.tokens, piece_starts, piece_lengths, rows, row_tokens
+            ):
                 tokens.write(slab[0])
                 segments.write(slab[1])
             files |= {names[0]: tokens.record, names[1]: segments.record}
         if data.loss_mask is not None:
             with HashedFile(folder / f"{split}.loss_mask") as mask:
-                for slab in packing.fill_rows(data.loss_mask, piece_starts, piece_lengths, rows, row_tokens):
+                for slab in packing.fill_rows(
+                    data.loss_mask, piece_starts, piece_lengths, rows, row_tokens
+                ):
                     mask.write(slab[0])
                 files[f"{split}.loss_mask"] = mask.record
         count = int(rows.max(initial=-1)) + 1
         efficiency = round(int(lengths.sum()) / max(count * row_tokens, 1), 6)
-        splits[split] = SplitCounts(*map(int, _count(documents[chosen])), rows=count, efficiency=efficiency)
+        splits[split] = _split_counts(_count(documents[chosen]), count, efficiency)
     return splits, files
+
+
+def _split_counts(counts: np.ndarray, rows: int, efficiency: float) -> SplitCounts:
+    documents, tokens, text_bytes = map(int, counts)
+    return SplitCounts(documents, tokens, text_bytes, rows, efficiency)
 
 
 def _count(documents: np.ndarray) -> np.ndarray:
     """[documents, tokens, text bytes]."""
     return np.array([len(documents), documents["tokens"].sum(), documents["bytes"].sum()], np.int64)
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / "manifest.json").write_text(manifest.to_json())

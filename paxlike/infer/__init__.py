@@ -1,1 +1,1 @@
-"""Generating text from a trained run."""
+"""Generation, scoring and logits of a trained model."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 
 class TextStream:
-    """Turns tokens into text that can be shown at once: half a character waits for its other half."""
+    """Decodes tokens to text as they arrive, holding back incomplete characters."""
 
     def __init__(self, decode: Callable[[list[int]], str], show: Callable[[str], None]):
         self._decode, self._show = decode, show
@@ -15,12 +15,12 @@ class TextStream:
         self._tokens.append(token)
         text = self._decode(self._tokens)
         if not text.endswith("�"):
-            self._rest(text)
+            self._show_rest(text)
 
     def close(self) -> None:
-        """Shows what is left, such as bytes that are no character."""
-        self._rest(self._decode(self._tokens))
+        """Shows the remaining text, such as bytes that do not form a character."""
+        self._show_rest(self._decode(self._tokens))
 
-    def _rest(self, text: str) -> None:
+    def _show_rest(self, text: str) -> None:
         self._show(text[len(self._shown) :])
         self._shown = text

@@ -1,4 +1,4 @@
-"""OpenAI's completions: what a request may say, the error objects, and a text that grows token by token until it ends."""
+"""OpenAI's completions protocol: requests, error objects, and texts generated token by token."""
 
 import dataclasses
 import json
@@ -10,19 +10,23 @@ from paxlike.data.tokenizer import Tokenizer
 from paxlike.infer.slots import ALTERNATIVES, Settings
 
 MOST_TEXTS = 128
-"""Prompts times `n` of one request."""
+"""Maximum number of texts of a request: prompts times `n`."""
 
 
 class ProtocolError(Exception):
-    """Answered as an error object with an HTTP status."""
+    """An error object with an HTTP status."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
     def as_dict(self) -> dict:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return {
+            "error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,27 +50,37 @@ class Asked:
 
 
 _NEUTRAL = {
-    "suffix": None, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": None, "best_of": None,
-}  # fmt: skip
-"""Fields that are not supported -> the value with which they ask for nothing."""
+    "suffix": None,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": None,
+    "best_of": None,
+}
+"""Unsupported field -> the neutral value that is accepted."""
 
 
 def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Asked:
-    """The request in a body. Raises ProtocolError naming the field."""
+    """Parses the body of a request. Raises ProtocolError naming the field."""
     try:
         given = json.loads(body)
     except ValueError as error:
-        raise ProtocolError(400, f"the body is no JSON: {error}.") from None
+        raise ProtocolError(400, f"the body is not valid JSON: {error}.") from None
     if not isinstance(given, dict):
         raise ProtocolError(400, "the body must be a JSON object.")
     if (name := given.get("model", model)) != model:
-        raise ProtocolError(404, f"there is no model {name!r}; there is {model!r}.", "model", "model_not_found")
+        raise ProtocolError(
+            404, f"unknown model {name!r}; this server has {model!r}.", "model", "model_not_found"
+        )
     for name, neutral in _NEUTRAL.items():
         if given.get(name) not in (neutral, None, {}):
             raise ProtocolError(400, f"{name} is not supported.", name, "unsupported_parameter")
     stop = given.get("stop") or []
     stop = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(text, str) and text for text in stop):
+    if (
+        not isinstance(stop, list)
+        or len(stop) > 4
+        or not all(isinstance(text, str) and text for text in stop)
+    ):
         raise ProtocolError(400, "stop must be a string, or a list of up to 4 of them.", "stop")
     options = given.get("stream_options") or {}
     if not isinstance(options, dict):
@@ -83,18 +97,25 @@ def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Ask
         include_usage=_flag(options, "include_usage"),
         logprobs=_number(given, "logprobs", None, 0, ALTERNATIVES, int),
         stop=tuple(stop),
-        seed=_number(given, "seed", None, -(2**63), 2**63 - 1, int) or 0 if "seed" in given else secrets.randbits(32),
+        seed=_number(given, "seed", None, -(2**63), 2**63 - 1, int) or 0
+        if "seed" in given
+        else secrets.randbits(32),
     )
     if len(asked.prompts) * asked.n > MOST_TEXTS:
         raise ProtocolError(
-            400, f"{len(asked.prompts)} prompts times n {asked.n} is more than {MOST_TEXTS} texts.", "n"
+            400,
+            f"{len(asked.prompts)} prompts times n {asked.n} is more than {MOST_TEXTS} texts.",
+            "n",
         )
     longest = max(map(len, asked.prompts))
     if longest + asked.max_tokens > max_length:
         raise ProtocolError(
-            400, f"the model's context is {max_length} tokens; the prompt has {longest} and max_tokens is {asked.max_tokens}.",
-            "prompt", "context_length_exceeded",
-        )  # fmt: skip
+            400,
+            f"the model's context is {max_length} tokens; the prompt has {longest} and "
+            f"max_tokens is {asked.max_tokens}.",
+            "prompt",
+            "context_length_exceeded",
+        )
     return asked
 
 
@@ -104,7 +125,9 @@ def _number(given: dict, name: str, default: Any, least: float, most: float, kin
         return default
     right = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     if not right or not least <= value <= most:
-        raise ProtocolError(400, f"{name} is {value!r}; it must be a number from {least} to {most}.", name)
+        raise ProtocolError(
+            400, f"{name} is {value!r}; it must be a number from {least} to {most}.", name
+        )
     return kind(value)
 
 
@@ -116,8 +139,12 @@ def _flag(given: dict, name: str) -> bool:
 
 
 def _prompts(given: Any, tokenizer: Tokenizer) -> list[list[int]]:
-    """A string, tokens, or a list of either, as tokens; an empty text begins with the end-of-document token."""
-    one = isinstance(given, str) or (isinstance(given, list) and given and all(type(token) is int for token in given))
+    """Prompts as tokens: a string, token ids, or a list of either. An empty text becomes the
+    end-of-document token.
+    """
+    one = isinstance(given, str) or (
+        isinstance(given, list) and given and all(type(token) is int for token in given)
+    )
     prompts = []
     for prompt in [given] if one else given if isinstance(given, list) else []:
         if isinstance(prompt, str):
@@ -130,29 +157,38 @@ def _prompts(given: Any, tokenizer: Tokenizer) -> list[list[int]]:
             prompts.append(prompt)
         else:
             raise ProtocolError(
-                400, f"a prompt must be a string, or token ids from 0 to {tokenizer.vocab_size - 1}.", "prompt"
+                400,
+                f"a prompt must be a string, or token ids from 0 to {tokenizer.vocab_size - 1}.",
+                "prompt",
             )
     if not prompts:
         raise ProtocolError(
-            400, "prompt must be a string, a list of strings, token ids, or a list of lists of them.", "prompt"
+            400,
+            "prompt must be a string, a list of strings, token ids, or a list of lists of them.",
+            "prompt",
         )
     return prompts
 
 
 class Piece(dict):
-    """What one choice adds: text, logprobs (or None) and finish_reason (None while it goes on), with its index."""
+    """New output of one choice: text, logprobs (or None) and finish_reason (None until it ends)."""
 
 
 class Text:
-    """One choice while it grows. `add` is called for each token; `tell(piece)` gets what can be shown.
+    """One choice during generation. `add` is called for each token; `tell(piece)` receives output.
 
-    A character of several tokens is shown when it is whole, and what may become a stop string when it did not. Where the prompt is
-    echoed, the text begins with it.
+    A character of several tokens is sent when it is complete. Text that may be the beginning of a
+    stop string is sent when it turns out not to be one. If the prompt is echoed, it comes first.
     """
 
     def __init__(
-        self, index: int, asked: Asked, tokenizer: Tokenizer, tell: Callable[[Piece], None], prompt: list[int] | None = None
-    ):  # fmt: skip
+        self,
+        index: int,
+        asked: Asked,
+        tokenizer: Tokenizer,
+        tell: Callable[[Piece], None],
+        prompt: list[int] | None = None,
+    ):
         self.index, self.asked, self.tokenizer, self.tell = index, asked, tokenizer, tell
         self.tokens: list[int] = list(prompt or []) if asked.echo else []
         self._echoed, self._begin = len(self.tokens), len(tokenizer.decode(self.tokens))
@@ -161,7 +197,7 @@ class Text:
 
     @property
     def new_tokens(self) -> int:
-        """Tokens without those of the prompt."""
+        """Number of generated tokens."""
         return len(self.tokens) - self._echoed
 
     @property
@@ -169,12 +205,14 @@ class Text:
         return self._echoed > 0 and self.asked.logprobs is not None
 
     def prompt_logprobs(self, logprobs: list, best: list, best_logprobs: list) -> None:
-        """Of the prompt's tokens but the first, which has none; to be called before `add`."""
-        first = (self.tokens[0], None, [], [])
+        """Sets the log-probabilities of the prompt's tokens after the first; call it before
+        `add`.
+        """
+        first: tuple[int, float | None, list, list] = (self.tokens[0], None, [], [])
         self._logprobs = [first, *zip(self.tokens[1:], logprobs, best, best_logprobs, strict=True)]
 
     def add(self, token: int, logprob: float, best: list[int], best_logprobs: list[float]) -> bool:
-        """Takes a token in; True where the text has ended."""
+        """Adds a token; returns True if the text has ended."""
         if self.asked.max_tokens == 0:
             self._tell(self.tokenizer.decode(self.tokens), "length")
             return True
@@ -194,7 +232,7 @@ class Text:
         return True
 
     def _safe(self, text: str) -> int:
-        """Characters that stay whatever comes: no half character, no beginning of a stop string."""
+        """Number of final characters: no incomplete character, no beginning of a stop string."""
         safe = len(text.rstrip("\ufffd"))
         for stop in self.asked.stop:
             for size in range(min(len(stop) - 1, len(text) - self._begin), 0, -1):
@@ -207,32 +245,36 @@ class Text:
         new = text[self._shown :]
         if not new and reason is None:
             return
-        told = Piece(index=self.index, text=new, logprobs=self._logprobs_of(), finish_reason=reason)
+        values = Piece(
+            index=self.index, text=new, logprobs=self._logprobs_of(), finish_reason=reason
+        )
         self._shown = max(self._shown, len(text))
-        self.tell(told)
+        self.tell(values)
 
     def _logprobs_of(self) -> dict | None:
         if self.asked.logprobs is None:
             return None
-        told: dict = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        values: dict = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         offsets = self._offsets(len(self.tokens) - len(self._logprobs))
-        for offset, (token, logprob, best, best_logprobs) in zip(offsets, self._logprobs, strict=True):
-            told["tokens"].append(self._name(token))
-            told["token_logprobs"].append(logprob)
+        for offset, (token, logprob, best, best_logprobs) in zip(
+            offsets, self._logprobs, strict=True
+        ):
+            values["tokens"].append(self._name(token))
+            values["token_logprobs"].append(logprob)
             pairs = list(zip(best, best_logprobs, strict=True))[: self.asked.logprobs]
-            told["top_logprobs"].append(
+            values["top_logprobs"].append(
                 None if logprob is None else {self._name(other): value for other, value in pairs}
             )
-            told["text_offset"].append(offset)
+            values["text_offset"].append(offset)
         self._logprobs = []
-        return told
+        return values
 
     def _offsets(self, first: int) -> list[int]:
-        """Where each token from the `first` on begins in the text."""
+        """Offset in the text of each token from `first` on."""
         decode = self.tokenizer.decode
         if first > 0 or not self.tokenizer.lossless:
             return [len(decode(self.tokens[:end])) for end in range(first, len(self.tokens))]
-        # A long prompt is not decoded again for each of its tokens.
+        # Do not decode a long prompt again for each of its tokens.
         begin, settled, offsets = 0, 0, []
         for end in range(len(self.tokens)):
             part = decode(self.tokens[begin:end])
@@ -242,6 +284,6 @@ class Text:
         return offsets
 
     def _name(self, token: int) -> str:
-        """The token's text; its id, where it is a part of a character or no text at all."""
+        """The token's text, or its id if it is part of a character or has no text."""
         text = self.tokenizer.decode([token])
         return text if text and "\ufffd" not in text else f"token:{token}"

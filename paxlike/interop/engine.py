@@ -1,7 +1,8 @@
-"""The thread that owns the model while it is served: takes texts from a queue into rows, and gives every row's tokens to its text.
+"""The serving engine: a thread that owns the model, moves texts from a queue into batch slots, and
+passes each slot's tokens to its text.
 
-It never waits for a client: what a text has to tell is put where the client's own task fetches it. A text whose client is gone loses
-its row at the next token.
+It never waits for a client: output goes to a queue that the client's task reads. If a client
+disconnects, its slot is freed at the next token.
 """
 
 import collections
@@ -15,7 +16,7 @@ import jax
 from paxlike.infer.score import Scorer
 from paxlike.infer.slots import ALTERNATIVES, Settings, Slots
 from paxlike.interop.completion import Text
-from paxlike.train.trained import Trained
+from paxlike.training.loaded_run import LoadedRun
 
 
 class Job(NamedTuple):
@@ -25,16 +26,19 @@ class Job(NamedTuple):
     settings: Settings
     text: Text
     gone: threading.Event
-    """Set by the client's task when nobody listens any more."""
+    """Set by the client's task when the client has disconnected."""
     failed: Callable[[], None]
-    """Called where the engine cannot go on."""
+    """Called if the engine fails."""
 
 
 class Engine:
-    """Generates up to `rows` texts at once; up to `waiting` more wait. `close` ends the thread."""
+    """Generates up to `batch_slots` texts concurrently and queues up to `max_queued` more.
 
-    def __init__(self, trained: Trained, rows: int, waiting: int):
-        self.trained, self.waiting = trained, waiting
+    `close` ends the thread.
+    """
+
+    def __init__(self, trained: LoadedRun, batch_slots: int, max_queued: int):
+        self.trained, self.max_queued = trained, max_queued
         self.max_length = trained.config.data.sequence_length
         self._queue: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition()
@@ -42,15 +46,17 @@ class Engine:
         self._busy: dict[int, Job] = {}
         with jax.set_mesh(trained.mesh):
             model, numerics = trained.config.model, trained.numerics
-            self._slots = Slots(model, numerics, trained.params, rows, self.max_length)
-            self._scorer = Scorer(model, numerics, self._slots.params, self.max_length, 1, ALTERNATIVES)
+            self._slots = Slots(model, numerics, trained.params, batch_slots, self.max_length)
+            self._scorer = Scorer(
+                model, numerics, self._slots.params, self.max_length, 1, ALTERNATIVES
+            )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, jobs: list[Job]) -> bool:
-        """Takes all of the jobs, or none where too many wait (False)."""
+        """Queues all of the jobs, or none (False) if the queue would be too long."""
         with self._changed:
-            if self._closed or len(self._queue) + len(jobs) > self.waiting:
+            if self._closed or len(self._queue) + len(jobs) > self.max_queued:
                 return False
             self._queue.extend(jobs)
             self._changed.notify()
@@ -62,7 +68,7 @@ class Engine:
 
     @property
     def load(self) -> tuple[int, int]:
-        """(texts that have a row, texts that wait)."""
+        """(texts in batch slots, queued texts)."""
         return len(self._busy), len(self._queue)
 
     def close(self) -> None:
@@ -92,20 +98,20 @@ class Engine:
                 job.failed()
 
     def _wait(self) -> bool:
-        """Waits for something to do; False where the engine is closed."""
+        """Waits for work; False if the engine is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._queue or self._busy)
             return not self._closed
 
     def _sweep(self) -> None:
-        """Frees the rows of clients that are gone."""
+        """Frees the slots of disconnected clients."""
         for row in [row for row, job in self._busy.items() if job.gone.is_set()]:
             self._end(row)
 
     def _take(self) -> list[int]:
-        """Moves waiting jobs into free rows; returns these rows."""
+        """Moves queued jobs into free slots; returns these slots."""
         free = [row for row in range(self._slots.rows) if row not in self._busy]
-        new = []
+        new: list[int] = []
         with self._changed:
             while self._queue and len(new) < len(free):
                 job = self._queue.popleft()
@@ -115,19 +121,23 @@ class Engine:
         return new
 
     def _score(self, jobs: list[Job]) -> None:
-        """Log-probabilities of the prompts for the texts that are to tell them."""
+        """Log-probabilities of the prompts, for texts that requested them."""
         for job in jobs:
             if job.text.asks_prompt_logprobs:
                 (score,) = self._scorer.score([job.prompt], [1])
-                job.text.prompt_logprobs(score.logprobs.tolist(), score.best.tolist(), score.best_logprobs.tolist())
+                job.text.prompt_logprobs(
+                    score.logprobs.tolist(), score.best.tolist(), score.best_logprobs.tolist()
+                )
 
     def _prompts(self, rows: list[int]) -> tuple[dict, dict]:
-        return {row: self._busy[row].prompt for row in rows}, {row: self._busy[row].settings for row in rows}
+        return {row: self._busy[row].prompt for row in rows}, {
+            row: self._busy[row].settings for row in rows
+        }
 
     def _give(self, drawn, rows: list[int]) -> None:
         for row in rows:
-            told = (array[row].tolist() for array in drawn)
-            if self._busy[row].text.add(*told):
+            values = (array[row].tolist() for array in drawn)
+            if self._busy[row].text.add(*values):
                 self._end(row)
 
     def _end(self, row: int) -> None:

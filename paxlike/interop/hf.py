@@ -1,7 +1,7 @@
-"""Runs to Hugging Face folders and back, checked by their logits before they are there.
+"""Converts runs to Hugging Face folders and back. Logits are compared before a result is kept.
 
-`to_hf` holds a layer or two at a time, never the model. `from_hf` holds the model's parameters once, because a checkpoint is written from
-whole arrays. Neither needs torch or transformers.
+`to_hf` holds one or two layers in memory at a time. `from_hf` holds all parameters once, because a
+checkpoint is written from whole arrays. Neither requires torch or transformers.
 """
 
 import functools
@@ -16,144 +16,179 @@ from paxlike.config import Config, DataConfig, ModelConfig, PrecisionConfig, Use
 from paxlike.data.tokenizer import load_tokenizer
 from paxlike.files import new_folder
 from paxlike.interop import hf_layout, hf_tokenizer, safetensors
-from paxlike.interop.converted import Converted
-from paxlike.interop.hf_forward import logits as their_logits
-from paxlike.interop.reference import logits as our_logits
-from paxlike.train.checkpoint import write_checkpoint
-from paxlike.train.run import read_config
-from paxlike.train.stored import Stored
+from paxlike.interop.conversion_result import Converted
+from paxlike.interop.hf_forward import logits as hf_logits
+from paxlike.interop.hf_layout import Array
+from paxlike.interop.reference_logits import logits as paxlike_logits
+from paxlike.training.checkpoint import write_checkpoint
+from paxlike.training.checkpoint_reader import CheckpointReader
+from paxlike.training.run_directory import read_config
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
-"""Largest difference of two logits, over the deviation of all, by the dtype of the parameters. A few layers in float32 give about 1e-6,
-a norm's scale rounded to bfloat16 up to 1e-2, a wrong layout about 1."""
+"""Largest allowed difference of logits, relative to their standard deviation, by parameter dtype.
+
+A few layers in float32 give about 1e-6, a norm's scale rounded to bfloat16 up to 1e-2, and a wrong
+layout about 1.
+"""
 PROBE_TOKENS = 24
 
 
 def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 10**9) -> Converted:
     """Writes a run's checkpoint as a folder for AutoModelForCausalLM and AutoTokenizer.
 
-    Raises UserError, and leaves nothing behind, where the run cannot be read, `out` exists, the architecture or tokenizer has no
-    equivalent, or the logits differ.
+    Raises UserError, and leaves nothing behind, if the run cannot be read, `out` exists, the
+    architecture or tokenizer has no equivalent, or the logits differ.
     """
     config = read_config(run)
     model, dtype = config.model, config.precision.params
     tokenizer = load_tokenizer(run / "tokenizer")
-    told = hf_layout.to_config(model, config.data.sequence_length, dtype, tokenizer.eod)
-    stored = Stored(run / "checkpoints", step)
+    hf_config = hf_layout.to_config(model, config.data.sequence_length, dtype, tokenizer.eod)
+    stored = CheckpointReader(run / "checkpoints", step)
     table = hf_layout.tensors(model)
     with new_folder(out) as folder:
         notes = hf_tokenizer.write(folder, tokenizer, config.data.sequence_length)
-        (folder / "config.json").write_text(json.dumps(told, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
 
         def read(tensor: hf_layout.Tensor) -> np.ndarray:
-            return tensor.to_hf(stored.param(tensor.ours, tensor.layer))
+            return tensor.to_hf(stored.param(tensor.param, tensor.layer))
 
         entries = [safetensors.Entry(t.name, t.shape, functools.partial(read, t)) for t in table]
         safetensors.write(folder, entries, safetensors.numpy_dtype(dtype), shard_bytes)
-        difference = check(told, safetensors.Tensors(folder).read, model, stored.param, TOLERANCE[dtype])
-    return Converted(out, parameter_count(model), _told(difference), notes)
+        difference = check(
+            hf_config, safetensors.Tensors(folder).read, model, stored.param, TOLERANCE[dtype]
+        )
+    return Converted(out, parameter_count(model), _summary(difference), notes)
+
+
+def _precision(params: str) -> PrecisionConfig:
+    return PrecisionConfig(params="bfloat16" if params == "bfloat16" else "float32")
+
+
+def _after_factor(convert: Callable[[Array], Array], factor: float) -> Callable[[Array], Array]:
+    return lambda x: convert(hf_layout.times(x, factor))
 
 
 def from_hf(source: Path, out: Path) -> Converted:
-    """Makes a run folder of a Hugging Face folder: generated from, served and converted as any other. It has no optimizer's state.
+    """Converts a Hugging Face folder to a run directory without optimizer state.
 
-    Raises UserError, and leaves nothing behind, for what `to_hf` does and for a tensor that is missing, extra or misshapen.
+    Raises UserError, and leaves nothing behind, in the cases of `to_hf`, and if a tensor is
+    missing, unexpected, or has the wrong shape.
     """
-    told = _config_of(source)
-    model = hf_layout.from_config(told)
-    tokenizer = hf_tokenizer.read(source, model.vocab_size, told.get("eos_token_id"))
+    hf_config = _read_config(source)
+    model = hf_layout.from_config(hf_config)
+    tokenizer = hf_tokenizer.read(source, model.vocab_size, hf_config.get("eos_token_id"))
     files = safetensors.Tensors(source)
-    expected = _expected(told, model)
+    expected = _expected(hf_config, model)
     _check_shapes(files.shapes, expected)
     dtype = "bfloat16" if files.dtypes == {safetensors.DTYPES["BF16"]} else "float32"
-    params = _assembled(files, model, expected, safetensors.numpy_dtype(dtype))
+    params = _load_params(files, model, expected, safetensors.numpy_dtype(dtype))
     with new_folder(out) as folder:
-        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in out.name).lstrip(".") or "run"
-        data = DataConfig(sequence_length=told.get("max_position_embeddings") or DataConfig.sequence_length)
-        config = Config(name=name, model=model, data=data, precision=PrecisionConfig(params=dtype))
+        name = (
+            "".join(c if c.isalnum() or c in "._-" else "-" for c in out.name).lstrip(".") or "run"
+        )
+        data = DataConfig(
+            sequence_length=hf_config.get("max_position_embeddings") or DataConfig.sequence_length
+        )
+        config = Config(name=name, model=model, data=data, precision=_precision(dtype))
         (folder / "config.json").write_text(to_json(config))
         (folder / "tokenizer").mkdir()
         tokenizer.save(folder / "tokenizer")
         write_checkpoint(folder / "checkpoints", {"params": nested(params)}, 0, {"step": 0})
-        stored = Stored(folder / "checkpoints")
-        difference = check(told, files.read, model, stored.param, TOLERANCE[dtype])
-    return Converted(out, parameter_count(model), _told(difference), [])
+        stored = CheckpointReader(folder / "checkpoints")
+        difference = check(hf_config, files.read, model, stored.param, TOLERANCE[dtype])
+    return Converted(out, parameter_count(model), _summary(difference), [])
 
 
-def _told(difference: float) -> str:
-    return f"logits differ by at most {difference:.1e} of their deviation"
+def _summary(difference: float) -> str:
+    return f"logits differ by at most {difference:.1e} of their standard deviation"
 
 
 def check(
-    told: dict,
-    theirs: Callable[[str], np.ndarray],
+    hf_config: dict,
+    hf_tensor: Callable[[str], np.ndarray],
     model: ModelConfig,
-    ours: Callable[[str, int | None], np.ndarray],
+    param: Callable[[str, int | None], np.ndarray],
     tolerance: float,
 ) -> float:
-    """The largest difference of logits on a few random tokens, over their deviation. Raises UserError above `tolerance`."""
+    """Compares the logits of both models on a few random tokens.
+
+    Returns the largest difference, relative to the standard deviation. Raises UserError if it
+    exceeds `tolerance`.
+    """
     tokens_T = np.random.default_rng(0).integers(0, model.vocab_size, PROBE_TOKENS).astype(np.int32)
     tokens_T[-1] = model.vocab_size - 1
-    expected = our_logits(model, ours, tokens_T)
-    difference = float(np.abs(their_logits(told, theirs, tokens_T) - expected).max() / expected.std())
+    expected = paxlike_logits(model, param, tokens_T)
+    difference = float(
+        np.abs(hf_logits(hf_config, hf_tensor, tokens_T) - expected).max() / expected.std()
+    )
     if not difference <= tolerance:
         raise UserError(
-            f"the converted model's logits differ from the original's by {difference:.3g} of their deviation (at most "
-            f"{tolerance} is rounding); nothing is written. The parameters may hold values that are not finite."
+            f"the converted model's logits differ from the original's by {difference:.3g} of "
+            f"their standard deviation (tolerance {tolerance}); nothing was written. Check that "
+            "all parameters are finite."
         )
     return difference
 
 
-def _config_of(source: Path) -> dict:
+def _read_config(source: Path) -> dict:
     try:
-        told = json.loads((source / "config.json").read_text())
+        hf_config = json.loads((source / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{source / 'config.json'} cannot be read: {error}.") from error
-    if not isinstance(told, dict):
-        raise UserError(f"{source / 'config.json'} holds no object.")
-    return told
+    if not isinstance(hf_config, dict):
+        raise UserError(f"{source / 'config.json'} is not a JSON object.")
+    return hf_config
 
 
-def _expected(told: dict, model: ModelConfig) -> list[hf_layout.Tensor]:
-    """The tensors that the folder must have, with the scale of their logits put into our last norm."""
-    factor, expected = hf_layout.norm_factor(told, model), []
+def _expected(hf_config: dict, model: ModelConfig) -> list[hf_layout.Tensor]:
+    """Returns the required tensors. Folds the scale of the source model's logits into the last
+    norm.
+    """
+    factor, expected = hf_layout.norm_factor(hf_config, model), []
     for tensor in hf_layout.tensors(model):
-        if tensor.ours == "scale_D":
-            tensor = tensor._replace(from_hf=lambda x, made=tensor.from_hf: made(hf_layout.times(x, factor)))
+        if tensor.param == "scale_D":
+            tensor = tensor._replace(from_hf=_after_factor(tensor.from_hf, factor))
         expected.append(tensor)
     return expected
 
 
 def _check_shapes(found: dict[str, tuple[int, ...]], expected: list[hf_layout.Tensor]) -> None:
-    wanted = {tensor.name: tensor.shape for tensor in expected}
-    # A buffer that older versions of Llama saved; it follows from rope_theta.
-    found = {name: shape for name, shape in found.items() if not name.endswith("rotary_emb.inv_freq")}
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} {found[name]} is extra" for name in found if name not in wanted]
-    wrong += [
+    shapes = {tensor.name: tensor.shape for tensor in expected}
+    # A buffer that older versions of Llama saved; it is derived from rope_theta.
+    found = {
+        name: shape for name, shape in found.items() if not name.endswith("rotary_emb.inv_freq")
+    }
+    errors = [f"{name} is missing" for name in shapes if name not in found]
+    errors += [f"{name} {found[name]} is unexpected" for name in found if name not in shapes]
+    errors += [
         f"{name} is {found[name]}, not {shape}"
-        for name, shape in wanted.items()
+        for name, shape in shapes.items()
         if name in found and found[name] != shape
     ]
-    if wrong:
-        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(f"the tensors do not fit config.json: {'; '.join(wrong[:5])}{more}.")
+    if errors:
+        more = f", and {len(errors) - 5} more" if len(errors) > 5 else ""
+        raise UserError(f"the tensors do not fit config.json: {'; '.join(errors[:5])}{more}.")
 
 
-def _assembled(
-    files: safetensors.Tensors, model: ModelConfig, expected: list[hf_layout.Tensor], dtype: np.dtype
+def _load_params(
+    files: safetensors.Tensors,
+    model: ModelConfig,
+    expected: list[hf_layout.Tensor],
+    dtype: np.dtype,
 ) -> dict[str, np.ndarray]:
     params = {name: np.empty(shape, dtype) for name, shape in stored_shapes(model)}
     for tensor in expected:
-        target = params[tensor.ours]
-        target[... if tensor.layer is None else tensor.layer] = tensor.from_hf(files.read(tensor.name))
+        target = params[tensor.param]
+        target[... if tensor.layer is None else tensor.layer] = tensor.from_hf(
+            files.read(tensor.name)
+        )
     return params
 
 
 def nested(params: dict[str, np.ndarray]) -> dict:
-    """`blocks/wq_DNH` -> value as the nested dict that a checkpoint has."""
-    nested: dict = {"blocks": {}}
+    """Converts checkpoint names (`blocks/wq_DNH`) to the nested dict of a checkpoint."""
+    nested: dict = {}
     for name, array in params.items():
         folder, _, leaf = name.rpartition("/")
-        (nested[folder] if folder else nested)[leaf] = array
+        (nested.setdefault(folder, {}) if folder else nested)[leaf] = array
     return nested

@@ -1,83 +1,107 @@
-"""What Hugging Face calls our models: CohereForCausalLM is the PaLM decoder, LlamaForCausalLM the serial block with RMS norm.
+"""How models and parameters correspond to Hugging Face's: CohereForCausalLM and LlamaForCausalLM.
+
+CohereForCausalLM is the PaLM decoder, LlamaForCausalLM the serial block with RMS norm.
 
 | | Cohere | Llama |
 |---|---|---|
 | block, norm | parallel, layer norm without bias | serial, RMS norm |
 | feed-forward | SwiGLU | SwiGLU |
-| RoPE | pairs (2i, 2i + 1): heads of queries and keys are permuted | half-split, as here |
-| logits of a tied head | times `logit_scale`, 1/sqrt(d_model) | not scaled: our factor goes into the last norm |
+| RoPE | pairs (2i, 2i + 1): query and key heads are permuted | half-split, as in paxlike |
+| tied logits | scaled by `logit_scale`, 1/sqrt(d_model) | unscaled; scale is in the last norm |
 
-A linear layer's weight is [outputs, inputs] there, and the heads are one dimension: `wq_DNH` [D, N, H] is `q_proj` [N·H, D].
+A linear layer's weight is [outputs, inputs] in Hugging Face, and heads are one dimension with their
+width: `wq_DNH` [D, N, H] is `q_proj` [N·H, D].
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from paxlike.architecture.branch import WeightSpec
+from paxlike.architecture.stack import groups
 from paxlike.config import ModelConfig, UserError
 
 Array = np.ndarray
 
 
 class Tensor(NamedTuple):
-    """One tensor of theirs and the one of ours that it is."""
+    """A Hugging Face tensor and the corresponding parameter."""
 
     name: str
     shape: tuple[int, ...]
-    ours: str
-    """Checkpoint name: `blocks/wq_DNH`, of layer `layer`."""
+    param: str
+    """Checkpoint name, such as `blocks/wq_DNH`; `layer` is its index there."""
     layer: int | None
     to_hf: Callable[[Array], Array]
     from_hf: Callable[[Array], Array]
 
 
 def family(model: ModelConfig) -> str:
-    """`cohere` or `llama`. Raises UserError where neither has this block."""
+    """Returns `cohere` or `llama`. Raises UserError if neither has this block."""
     if model.quant.weights != "none":
         raise UserError(
-            f"a model with quant.weights {model.quant.weights} computes with quantized weights, which no Hugging Face model does."
+            f"model.quant.weights is {model.quant.weights}: no Hugging Face model computes with "
+            "quantized weights in this way."
+        )
+    if model.pattern:
+        raise UserError(
+            f"model.pattern is {' '.join(model.pattern)}: no Hugging Face model that loads "
+            "without custom code mixes these blocks."
         )
     words = (model.block, model.norm, model.feed_forward)
     known = {("parallel", "layer", "swiglu"): "cohere", ("serial", "rms", "swiglu"): "llama"}
     if words not in known:
         raise UserError(
-            f"a model with block {model.block}, norm {model.norm} and feed_forward {model.feed_forward} is no Hugging Face "
-            "model that loads without custom code; parallel, layer, swiglu (CohereForCausalLM) and serial, rms, swiglu "
-            "(LlamaForCausalLM) are."
+            f"a model with block {model.block}, norm {model.norm} and feed_forward "
+            f"{model.feed_forward} has no equivalent in Hugging Face that loads without custom "
+            "code; supported are parallel, layer, swiglu (CohereForCausalLM) and serial, rms, "
+            "swiglu (LlamaForCausalLM)."
         )
     return known[words]
 
 
+_NAMES = {
+    "scale_D": "input_layernorm",
+    "wq_DNH": "self_attn.q_proj",
+    "wk_DKH": "self_attn.k_proj",
+    "wv_DKH": "self_attn.v_proj",
+    "wo_NHD": "self_attn.o_proj",
+    "feed_forward_scale_D": "post_attention_layernorm",
+    "wgate_DF": "mlp.gate_proj",
+    "wup_DF": "mlp.up_proj",
+    "wdown_FD": "mlp.down_proj",
+}
+"""A block's weight -> its module in Hugging Face, in the order of the forward pass."""
+
+
 def tensors(model: ModelConfig) -> list[Tensor]:
-    """Every tensor of the model's files, in the order of the forward pass. Our embedding's padding rows are left out."""
-    D, F, N, K, H, V = model.d_model, model.d_ff, model.heads, model.kv_heads, model.head_dim, model.vocab_size
-    interleaved = family(model) == "cohere"
-    same = lambda x: x  # noqa: E731
-    turned = lambda x: x.T  # noqa: E731
+    """Returns every tensor of the model's files, in the order of the forward pass.
 
-    def heads(count: int, rope: bool):
-        out, back = (_interleave, _split) if rope and interleaved else (same, same)
-        return lambda x: out(x).reshape(D, -1).T, lambda x: back(x.T.reshape(D, count, H))
-
+    Padding rows are excluded. Shapes and transposes follow from the weights' letters. Raises
+    UserError naming a weight without a tensor in the family.
+    """
+    D, V = model.d_model, model.vocab_size
+    cohere = family(model) == "cohere"
+    ((group, block, layers),) = groups(model)
+    specs = {spec.name: spec for spec in block.weights(model)}
+    if unknown := sorted(set(specs) - set(_NAMES)):
+        raise UserError(
+            f"the weights {', '.join(unknown)} have no tensor in a Hugging Face {family(model)} "
+            "model; it has neither biases (model.attention_bias) nor query/key norms "
+            "(model.qk_norm)."
+        )
     rows = (lambda x: x[:V]), (lambda x: _padded(x, model.vocab_rows))
-    after = "post_attention_layernorm"
-    of_layer = [
-        ("input_layernorm", (D,), "scale_D", same, same),
-        ("self_attn.q_proj", (N * H, D), "wq_DNH", *heads(N, True)),
-        ("self_attn.k_proj", (K * H, D), "wk_DKH", *heads(K, True)),
-        ("self_attn.v_proj", (K * H, D), "wv_DKH", *heads(K, False)),
-        ("self_attn.o_proj", (D, N * H), "wo_NHD", lambda x: x.reshape(-1, D).T, lambda x: x.T.reshape(N, H, D)),
-        *([] if interleaved else [(after, (D,), "feed_forward_scale_D", same, same)]),
-        ("mlp.gate_proj", (F, D), "wgate_DF", turned, turned),
-        ("mlp.up_proj", (F, D), "wup_DF", turned, turned),
-        ("mlp.down_proj", (D, F), "wdown_FD", turned, turned),
-    ]
     table = [Tensor("model.embed_tokens.weight", (V, D), "embedding_VD", None, *rows)]
-    for layer in range(model.layers):
-        for name, shape, ours, out, back in of_layer:
-            table.append(Tensor(f"model.layers.{layer}.{name}.weight", shape, f"blocks/{ours}", layer, out, back))
-    factor = 1.0 if interleaved else _logit_scale(model)
+    for layer in range(layers):
+        for name, module in _NAMES.items():
+            if name in specs:
+                rotated = cohere and name in ("wq_DNH", "wk_DKH")
+                shape, out, back = _conversion(specs[name], model, rotated)
+                theirs = f"model.layers.{layer}.{module}.weight"
+                table.append(Tensor(theirs, shape, f"{group}/{name}", layer, out, back))
+    factor = 1.0 if cohere else _logit_scale(model)
     out, back = (lambda x: times(x, factor)), (lambda x: times(x, 1 / factor))
     table.append(Tensor("model.norm.weight", (D,), "scale_D", None, out, back))
     if model.head == "untied":
@@ -86,8 +110,28 @@ def tensors(model: ModelConfig) -> list[Tensor]:
     return table
 
 
+def _conversion(
+    spec: WeightSpec, model: ModelConfig, rotated: bool
+) -> tuple[tuple[int, ...], Callable[[Array], Array], Callable[[Array], Array]]:
+    """Returns (shape in Hugging Face, conversion to it, conversion from it).
+
+    rotated: RoPE pairs the dimensions of a head as 2i and 2i + 1.
+    """
+    shape = spec.shape(model)
+    if len(shape) == 1:
+        return shape, lambda x: x, lambda x: x
+    inner = 1 if spec.letters[0] == "D" else len(shape) - 1
+    inputs = math.prod(shape[:inner])
+    out, back = (_interleave, _split) if rotated else (lambda x: x, lambda x: x)
+    return (
+        (math.prod(shape[inner:]), inputs),
+        lambda x: out(x).reshape(inputs, -1).T,
+        lambda x: back(x.T.reshape(shape)),
+    )
+
+
 def _interleave(x: Array) -> Array:
-    """[D, heads, H]: dimensions i and i + H/2, which are turned together, become 2i and 2i + 1."""
+    """Permutes [D, heads, H]: dimensions i and i + H/2, a RoPE pair, become 2i and 2i + 1."""
     D, heads, H = x.shape
     return x.reshape(D, heads, 2, H // 2).swapaxes(2, 3).reshape(x.shape)
 
@@ -102,7 +146,7 @@ def _logit_scale(model: ModelConfig) -> float:
 
 
 def times(x: Array, factor: float) -> Array:
-    """x * factor in float32, rounded to the dtype of x."""
+    """Returns x * factor, computed in float32 and rounded to the dtype of x."""
     return x if factor == 1 else (x.astype(np.float32) * factor).astype(x.dtype)
 
 
@@ -111,10 +155,16 @@ def _padded(x: Array, rows: int) -> Array:
 
 
 def to_config(model: ModelConfig, sequence_length: int, dtype: str, eod: int) -> dict:
-    """Their config.json."""
+    """Returns the contents of config.json."""
     cohere = family(model) == "cohere"
-    norm = {"layer_norm_eps": model.norm_epsilon} if cohere else {"rms_norm_eps": model.norm_epsilon}
-    norm |= {"logit_scale": _logit_scale(model), "use_qk_norm": False} if cohere else {"mlp_bias": False}
+    norm = (
+        {"layer_norm_eps": model.norm_epsilon} if cohere else {"rms_norm_eps": model.norm_epsilon}
+    )
+    norm |= (
+        {"logit_scale": _logit_scale(model), "use_qk_norm": False}
+        if cohere
+        else {"mlp_bias": False}
+    )
     return {
         "architectures": ["CohereForCausalLM" if cohere else "LlamaForCausalLM"],
         "model_type": "cohere" if cohere else "llama",
@@ -129,7 +179,7 @@ def to_config(model: ModelConfig, sequence_length: int, dtype: str, eod: int) ->
         "attention_bias": False,
         "attention_dropout": 0.0,
         "max_position_embeddings": sequence_length,
-        "rope_theta": model.rope_theta,  # what versions before 5 read
+        "rope_theta": model.rope_theta,  # for versions before 5
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         **norm,
         "tie_word_embeddings": model.head == "tied",
@@ -141,66 +191,74 @@ def to_config(model: ModelConfig, sequence_length: int, dtype: str, eod: int) ->
     }
 
 
-def from_config(told: dict) -> ModelConfig:
-    """The model that a config.json describes. Raises UserError naming what is not supported or not there."""
-    kind = told.get("model_type")
+def from_config(hf_config: dict) -> ModelConfig:
+    """Returns the model of a config.json. Raises UserError for a missing or unsupported setting."""
+    kind = hf_config.get("model_type")
     if kind not in ("cohere", "llama"):
         raise UserError(
-            f"config.json is of a model of type {kind!r} ({told.get('architectures')}); cohere and llama can be read."
+            f"config.json has model_type {kind!r} ({hf_config.get('architectures')}); supported "
+            "are cohere and llama."
         )
     cohere = kind == "cohere"
-    for name, wanted in _WANTED.items():
-        if told.get(name, wanted) not in (wanted, None):
-            raise UserError(f"config.json has {name} {told[name]!r}, which is not supported; only {wanted!r} is.")
+    for name, supported in _SUPPORTED.items():
+        if hf_config.get(name, supported) not in (supported, None):
+            raise UserError(
+                f"config.json has {name} {hf_config[name]!r}; only {supported!r} is supported."
+            )
 
-    def need(name: str):
-        if told.get(name) is None:
+    def require(name: str):
+        if hf_config.get(name) is None:
             raise UserError(f"config.json has no {name}.")
-        return told[name]
+        return hf_config[name]
 
-    d_model, heads = need("hidden_size"), need("num_attention_heads")
+    d_model, heads = require("hidden_size"), require("num_attention_heads")
     return ModelConfig(
-        layers=need("num_hidden_layers"),
+        layers=require("num_hidden_layers"),
         d_model=d_model,
         heads=heads,
-        kv_heads=told.get("num_key_value_heads") or heads,
-        head_dim=told.get("head_dim") or d_model // heads,
-        d_ff=need("intermediate_size"),
-        vocab_size=need("vocab_size"),
+        kv_heads=hf_config.get("num_key_value_heads") or heads,
+        head_dim=hf_config.get("head_dim") or d_model // heads,
+        d_ff=require("intermediate_size"),
+        vocab_size=require("vocab_size"),
         block="parallel" if cohere else "serial",
         norm="layer" if cohere else "rms",
         feed_forward="swiglu",
-        head="tied" if is_tied(told) else "untied",
-        rope_theta=rope_theta(told),
-        norm_epsilon=need("layer_norm_eps" if cohere else "rms_norm_eps"),
+        head="tied" if is_tied(hf_config) else "untied",
+        rope_theta=rope_theta(hf_config),
+        norm_epsilon=require("layer_norm_eps" if cohere else "rms_norm_eps"),
     )
 
 
-_WANTED = {
-    "attention_bias": False, "mlp_bias": False, "use_qk_norm": False, "hidden_act": "silu", "quantization_config": None,
-    "partial_rotary_factor": 1.0, "sliding_window": None,
+_SUPPORTED = {
+    "attention_bias": False, "mlp_bias": False, "use_qk_norm": False, "hidden_act": "silu",
+    "quantization_config": None, "partial_rotary_factor": 1.0, "sliding_window": None,
 }  # fmt: skip
-"""Key of their config -> the one value with which these models are ours."""
+"""Key of config.json -> its only supported value."""
 
 
-def is_tied(told: dict) -> bool:
-    return told.get("tie_word_embeddings", told["model_type"] == "cohere")
+def is_tied(hf_config: dict) -> bool:
+    return hf_config.get("tie_word_embeddings", hf_config["model_type"] == "cohere")
 
 
-def norm_factor(told: dict, model: ModelConfig) -> float:
-    """What a Cohere model's last norm is to be multiplied by, because its logits are scaled by another factor than ours."""
-    if told["model_type"] == "llama":
+def norm_factor(hf_config: dict, model: ModelConfig) -> float:
+    """Returns the factor of the last norm's scale for a Cohere model.
+
+    It compensates for a `logit_scale` other than paxlike's.
+    """
+    if hf_config["model_type"] == "llama":
         return 1.0
-    return told.get("logit_scale", 0.0625) / _logit_scale(model)
+    return hf_config.get("logit_scale", 0.0625) / _logit_scale(model)
 
 
-def rope_theta(told: dict) -> float:
-    """The base of the rotary angles. Raises UserError where they are scaled."""
-    rope = {**(told.get("rope_scaling") or {}), **(told.get("rope_parameters") or {})}
+def rope_theta(hf_config: dict) -> float:
+    """Returns the base of the rotary angles. Raises UserError if RoPE is scaled."""
+    rope = {**(hf_config.get("rope_scaling") or {}), **(hf_config.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise UserError(f"config.json scales RoPE ({rope}), which is not supported; only the plain kind is.")
-    theta = rope.get("rope_theta", told.get("rope_theta"))
+        raise UserError(
+            f"config.json scales RoPE ({rope}), which is not supported; only rope_type default is."
+        )
+    theta = rope.get("rope_theta", hf_config.get("rope_theta"))
     if theta is None:
         raise UserError("config.json has no rope_theta.")
     return float(theta)

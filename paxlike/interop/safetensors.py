@@ -1,7 +1,8 @@
-"""Safetensors files, written and read one tensor at a time, so that a model need never be whole in memory.
+"""Reads and writes safetensors files one tensor at a time, so that a model need not fit in memory.
 
-A file is eight bytes (little endian: the header's length), a JSON header {name: {dtype, shape, data_offsets}} and the tensors' bytes in
-C order. A model of several files has an index {"weight_map": {tensor: file}} beside them.
+A file consists of eight bytes (little endian: the header's length), a JSON header {name: {dtype,
+shape, data_offsets}}, and the tensors' bytes in C order. A model of several files also has an
+index {"weight_map": {tensor: file}}.
 """
 
 import json
@@ -16,18 +17,22 @@ import numpy as np
 
 from paxlike.config import UserError
 
-DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {
+    "F32": np.dtype("float32"),
+    "F16": np.dtype("float16"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LARGEST_HEADER = 2**27
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """`float32` or `bfloat16` as numpy's."""
+    """NumPy's dtype for `float32` or `bfloat16`."""
     return DTYPES["BF16"] if name == "bfloat16" else np.dtype(name)
 
 
 class Entry(NamedTuple):
-    """A tensor to be written: `read()` gives its array, of this shape and dtype, when its turn comes."""
+    """A tensor to write. `read()` returns its array, with this shape and dtype, when needed."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,7 +40,9 @@ class Entry(NamedTuple):
 
 
 def write(folder: Path, entries: Iterable[Entry], dtype: np.dtype, shard_bytes: int) -> None:
-    """Writes the tensors in their order into files of at most `shard_bytes` (or one tensor), with an index if there are several."""
+    """Writes the tensors in order to files of at most `shard_bytes` (or one tensor), with an index
+    if there are several files.
+    """
     shards = list(_shards(entries, dtype.itemsize, shard_bytes))
     names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
     names = [WHOLE] if len(shards) == 1 else names
@@ -43,14 +50,18 @@ def write(folder: Path, entries: Iterable[Entry], dtype: np.dtype, shard_bytes: 
         _write_file(folder / name, shard, dtype)
     if len(shards) > 1:
         total = sum(math.prod(entry.shape) * dtype.itemsize for shard in shards for entry in shard)
-        weight_map = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
+        weight_map = {
+            entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard
+        }
         (folder / INDEX).write_text(
-            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+            + "\n"
         )
 
 
 def _shards(entries: Iterable[Entry], itemsize: int, shard_bytes: int) -> Iterator[list[Entry]]:
-    shard, size = [], 0
+    shard: list[Entry] = []
+    size = 0
     for entry in entries:
         more = math.prod(entry.shape) * itemsize
         if shard and size + more > shard_bytes:
@@ -63,20 +74,23 @@ def _shards(entries: Iterable[Entry], itemsize: int, shard_bytes: int) -> Iterat
 
 def _write_file(path: Path, entries: list[Entry], dtype: np.dtype) -> None:
     word = next(word for word, known in DTYPES.items() if known == dtype)
-    header, at = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    at = 0
     for entry in entries:
         end = at + math.prod(entry.shape) * dtype.itemsize
         header[entry.name] = {"dtype": word, "shape": list(entry.shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for entry in entries:
             array = np.ascontiguousarray(entry.read())
             if array.shape != entry.shape or array.dtype != dtype:
-                raise ValueError(f"{entry.name} is {array.dtype} {array.shape}, not {dtype} {entry.shape}")
-            file.write(array.reshape(-1).view(np.uint8))
+                raise ValueError(
+                    f"{entry.name} is {array.dtype} {array.shape}, not {dtype} {entry.shape}"
+                )
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
 class _Place(NamedTuple):
@@ -87,7 +101,9 @@ class _Place(NamedTuple):
 
 
 class Tensors:
-    """The tensors of a model's folder. Raises UserError naming the file that is missing, damaged or of another format."""
+    """The tensors of a model's directory. Raises UserError naming a file that is missing, corrupted
+    or in another format.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -104,7 +120,9 @@ class Tensors:
         return {place.dtype for place in self._places.values()}
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor as it is stored. Read, not mapped: pages of a mapped file would count as this process's memory."""
+        """The tensor as stored. It is read, not mapped: mapped pages would count as memory of this
+        process.
+        """
         place = self._places[name]
         found = np.fromfile(place.path, place.dtype, math.prod(place.shape), offset=place.start)
         return found.reshape(place.shape)
@@ -116,15 +134,20 @@ def _files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / INDEX} cannot be read: {type(error).__name__}: {error}.") from error
+        raise UserError(
+            f"{folder / INDEX} cannot be read: {type(error).__name__}: {error}."
+        ) from error
     except OSError:
         raise UserError(
-            f"{folder} has neither {WHOLE} nor {INDEX}; only safetensors are read: save the model as such (a pickled "
-            "pytorch_model.bin can run any code)."
+            f"{folder} has neither {WHOLE} nor {INDEX}; save the model as safetensors. A "
+            "pytorch_model.bin is not read, because a pickle can run any code."
         ) from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-            raise UserError(f"{folder / INDEX} names the file {name!r}, which is not in {folder}; fetch it again.")
+            raise UserError(
+                f"{folder / INDEX} names the file {name!r}, which is not in {folder}; download it "
+                "again."
+            )
     return [folder / name for name in names]
 
 
@@ -137,17 +160,33 @@ def _places(path: Path) -> dict[str, _Place]:
                 raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
             header = json.loads(file.read(length))
         places = {}
-        for name, told in header.items():
+        for name, described in header.items():
             if name == "__metadata__":
                 continue
-            if told["dtype"] not in DTYPES:
-                raise UserError(f"{path}: {name} is of type {told['dtype']}; {', '.join(DTYPES)} can be read.")
-            dtype, shape, (start, end) = DTYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
-            if end - start != math.prod(shape) * dtype.itemsize or start < 0 or 8 + length + end > size:
-                raise ValueError(f"{name}: bytes {start} to {end} for {told['dtype']} {shape} in a file of {size:,}")
+            if described["dtype"] not in DTYPES:
+                raise UserError(
+                    f"{path}: {name} has type {described['dtype']}; {', '.join(DTYPES)} can be "
+                    "read."
+                )
+            dtype, shape, (start, end) = (
+                DTYPES[described["dtype"]],
+                tuple(described["shape"]),
+                described["data_offsets"],
+            )
+            if (
+                end - start != math.prod(shape) * dtype.itemsize
+                or start < 0
+                or 8 + length + end > size
+            ):
+                raise ValueError(
+                    f"{name}: bytes {start} to {end} for {described['dtype']} {shape} in a file of "
+                    f"{size:,}"
+                )
             places[name] = _Place(path, 8 + length + start, dtype, shape)
         return places
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is no whole safetensors file ({type(error).__name__}: {error}); fetch it again."
+            f"{path} is not a complete safetensors file ({type(error).__name__}: {error}); "
+            "download "
+            "it again."
         ) from error

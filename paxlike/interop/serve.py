@@ -1,4 +1,4 @@
-"""`paxlike serve`: OpenAI's completions over HTTP. The only file that knows Starlette and uvicorn.
+"""`paxlike serve`: OpenAI's completions over HTTP. The only file that uses Starlette and uvicorn.
 
 GET /v1/models, GET /v1/models/NAME, POST /v1/completions, GET /health
 """
@@ -9,7 +9,8 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,15 +24,19 @@ from paxlike.interop.engine import Engine, Job
 
 LARGEST_BODY = 2**24
 BODY_SECONDS = 30
-"""Within which a request must have come whole."""
+"""Maximum time to receive a request."""
 
 
 class Server:
-    """The application over an engine. `name`: what the model is called."""
+    """The HTTP application of an engine. name: the model's name."""
 
     def __init__(self, engine: Engine, name: str):
         self.engine, self.name, self.started = engine, name, int(time.time())
-        errors = {ProtocolError: _protocol_error, HTTPException: _http_error, Exception: _server_error}
+        errors: dict[Any, Any] = {
+            ProtocolError: _protocol_error,
+            HTTPException: _http_error,
+            Exception: _server_error,
+        }
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
@@ -45,7 +50,12 @@ class Server:
 
     async def model(self, request: Request) -> Response:
         if (name := request.path_params["name"]) != self.name:
-            raise ProtocolError(404, f"there is no model {name!r}; there is {self.name!r}.", "model", "model_not_found")
+            raise ProtocolError(
+                404,
+                f"unknown model {name!r}; this server has {self.name!r}.",
+                "model",
+                "model_not_found",
+            )
         return JSONResponse(self._card())
 
     def _card(self) -> dict:
@@ -53,52 +63,64 @@ class Server:
 
     async def health(self, _: Request) -> Response:
         running, waiting = self.engine.load
-        told = {"status": "ok" if self.engine.alive else "stopped", "running": running, "waiting": waiting}
-        return JSONResponse(told, 200 if self.engine.alive else 503)
+        values = {
+            "status": "ok" if self.engine.alive else "stopped",
+            "running": running,
+            "waiting": waiting,
+        }
+        return JSONResponse(values, 200 if self.engine.alive else 503)
 
     async def completions(self, request: Request) -> Response:
         body = await _body(request)
         tokenizer = self.engine.trained.tokenizer
-        # In a thread: a long prompt takes a while to tokenize.
+        # In a thread, because tokenizing a long prompt takes time.
         asked = await asyncio.to_thread(parse, body, self.name, tokenizer, self.engine.max_length)
         growing = _Growing(self.engine, asked)
         head = {
-            "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": self.name,
-        }  # fmt: skip
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self.name,
+        }
         if asked.stream:
             return StreamingResponse(growing.events(head), media_type="text/event-stream")
         return await growing.whole(head, request)
 
 
 class _Growing:
-    """The texts of one request, while they grow."""
+    """The texts of one request during generation."""
 
     def __init__(self, engine: Engine, asked: Asked):
         self.asked, self.gone = asked, threading.Event()
-        loop, self.pieces = asyncio.get_running_loop(), asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        self.pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
 
         def put(piece: Piece | None) -> None:
-            # From the engine's thread. The queue holds no more than max_tokens pieces of each text.
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server ends
+            # Called by the engine's thread. The queue has at most max_tokens pieces per text.
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server is stopping
                 loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
         prompts = [prompt for prompt in asked.prompts for _ in range(asked.n)]
         tokenizer = engine.trained.tokenizer
-        self.texts = [Text(index, asked, tokenizer, put, prompt) for index, prompt in enumerate(prompts)]
+        self.texts = [
+            Text(index, asked, tokenizer, put, prompt) for index, prompt in enumerate(prompts)
+        ]
         jobs = [
             Job(prompt, asked.settings(index % asked.n), text, self.gone, lambda: put(None))
             for index, (prompt, text) in enumerate(zip(prompts, self.texts, strict=True))
         ]
         if not engine.submit(jobs):
-            raise ProtocolError(503, "too many requests wait; try again in a second.", code="overloaded")
+            raise ProtocolError(
+                503, "too many queued requests; retry in a second.", code="overloaded"
+            )
 
-    async def _each(self) -> AsyncIterator[Piece]:
+    async def _each(self) -> AsyncGenerator[Piece, None]:
         left = len(self.texts)
         try:
             while left:
                 piece = await self.pieces.get()
                 if piece is None:
-                    raise ProtocolError(500, "the model cannot go on generating; see the server's log.")
+                    raise ProtocolError(500, "generation failed; see the server's log.")
                 left -= piece["finish_reason"] is not None
                 yield piece
         finally:
@@ -109,7 +131,9 @@ class _Growing:
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
     async def events(self, head: dict) -> AsyncIterator[str]:
-        """Server-sent events; when the client is gone, Starlette cancels this, which ends the texts."""
+        """Server-sent events. If the client disconnects, Starlette cancels this, which ends the
+        texts.
+        """
         usage = {"usage": None} if self.asked.include_usage else {}
         try:
             async with contextlib.aclosing(self._each()) as pieces:
@@ -124,11 +148,14 @@ class _Growing:
         yield "data: [DONE]\n\n"
 
     async def whole(self, head: dict, request: Request) -> Response:
-        collecting, leaving = asyncio.ensure_future(self._choices()), asyncio.ensure_future(_disconnected(request))
+        collecting, leaving = (
+            asyncio.ensure_future(self._choices()),
+            asyncio.ensure_future(_disconnected(request)),
+        )
         try:
             await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not collecting.done():
-                return Response(status_code=499)  # nobody reads it
+                return Response(status_code=499)  # the client has disconnected
             return JSONResponse({**head, "choices": collecting.result(), "usage": self._usage()})
         finally:
             self.gone.set()
@@ -136,7 +163,10 @@ class _Growing:
                 task.cancel()
 
     async def _choices(self) -> list[dict]:
-        choices = [{"index": n, "text": "", "logprobs": None, "finish_reason": None} for n in range(len(self.texts))]
+        choices = [
+            {"index": n, "text": "", "logprobs": None, "finish_reason": None}
+            for n in range(len(self.texts))
+        ]
         async for piece in self._each():
             choice = choices[piece["index"]]
             choice["text"] += piece["text"]
@@ -157,7 +187,9 @@ async def _body(request: Request) -> bytes:
                     raise ProtocolError(413, f"the body is larger than {LARGEST_BODY:,} bytes.")
                 parts.append(part)
     except TimeoutError:
-        raise ProtocolError(408, f"the body did not come within {BODY_SECONDS} seconds.") from None
+        raise ProtocolError(
+            408, f"the body did not arrive within {BODY_SECONDS} seconds."
+        ) from None
     except ClientDisconnect:
         raise ProtocolError(400, "the client left.") from None
     return b"".join(parts)
@@ -174,8 +206,10 @@ async def _protocol_error(_: Request, error: ProtocolError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    told = ProtocolError(error.status_code, f"{request.method} {request.url.path}: {error.detail}.")
-    return JSONResponse(told.as_dict(), error.status_code, error.headers)
+    described = ProtocolError(
+        error.status_code, f"{request.method} {request.url.path}: {error.detail}."
+    )
+    return JSONResponse(described.as_dict(), error.status_code, error.headers)
 
 
 async def _server_error(_: Request, __: Exception) -> Response:
@@ -183,9 +217,13 @@ async def _server_error(_: Request, __: Exception) -> Response:
 
 
 def run(engine: Engine, name: str, host: str, port: int) -> None:
-    """Serves until SIGINT or SIGTERM; texts under way then have five seconds."""
+    """Serves until SIGINT or SIGTERM. Texts in progress then have five seconds to finish."""
     config = uvicorn.Config(
-        Server(engine, name).app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5
+        Server(engine, name).app,
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=5,
     )
     try:
         uvicorn.Server(config).run()

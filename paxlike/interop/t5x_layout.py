@@ -1,74 +1,102 @@
-"""What T5X calls our parameters, and the logical axes that its partitioner knows them by. Imports no JAX.
+"""How parameters correspond to T5X's, and their logical axes in its partitioner. Imports no JAX.
 
-| here | `decoder/…` there | logical axes |
+| paxlike | T5X, below `decoder/` | logical axes |
 |---|---|---|
 | `embedding_VD` | `token_embedder/embedding` [V, D] | vocab, embed |
 | `blocks/scale_D` | `layers_i/pre_self_attention_layer_norm/scale` | embed |
 | `blocks/feed_forward_scale_D` (serial) | `layers_i/pre_mlp_layer_norm/scale` | embed |
 | `blocks/wq_DNH` | `layers_i/self_attention/query/kernel` [D, N·H] | embed, joined_kv |
-| `blocks/wk_DKH`, `wv_DKH` | `…/key/kernel`, `…/value/kernel` [D, K·H] | embed, joined_kv; embed, kv where K < N: whole |
+| `blocks/wk_DKH`, `wv_DKH` | `…/key/kernel`, `…/value/kernel` [D, K·H] | embed, joined_kv (1) |
 | `blocks/wo_NHD` | `…/out/kernel` [N·H, D] | joined_kv, embed |
-| `blocks/wgate_DF`, `wup_DF` | `layers_i/mlp/wi_0/kernel`, `wi_1/kernel`; ungated: `wi/kernel` | embed, mlp |
+| `blocks/wgate_DF`, `wup_DF` | `layers_i/mlp/wi_0/kernel`, `wi_1/kernel` (2) | embed, mlp |
 | `blocks/wdown_FD` | `layers_i/mlp/wo/kernel` | mlp, embed |
 | `scale_D` | `decoder_norm/scale` | embed |
 | `head_DV` (untied) | `logits_dense/kernel` | embed, vocab |
 
-V counts the rows that pad the vocabulary, as here. RoPE turns i with i + H/2, as here.
+(1) embed, kv if K < N, which replicates the heads. (2) Without a gate, `wup_DF` is `wi/kernel`.
+
+In both, V includes the rows that pad the vocabulary, and RoPE rotates i with i + H/2.
 """
 
 from typing import NamedTuple
 
+from paxlike.architecture.branch import WeightSpec
+from paxlike.architecture.stack import groups, outer_weights
 from paxlike.config import ModelConfig, UserError
 from paxlike.parallel.axes import LOGICAL_AXES
 
 
 class Leaf(NamedTuple):
-    """One parameter of T5X's tree and ours that it is."""
+    """A parameter of T5X's tree and the corresponding parameter of paxlike."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    ours: str
-    """Checkpoint name: `blocks/wq_DNH`, of layer `layer`."""
+    param: str
+    """Checkpoint name, such as `blocks/wq_DNH`; `layer` is its index there."""
     layer: int | None
-    ours_shape: tuple[int, ...]
-    """Of one layer: the same numbers in the same order, with heads and their width apart."""
+    param_shape: tuple[int, ...]
+    """Shape in one layer: the same elements in the same order, with heads and width separate."""
+
+
+_PATHS = {
+    "scale_D": "pre_self_attention_layer_norm/scale",
+    "wq_DNH": "self_attention/query/kernel",
+    "wk_DKH": "self_attention/key/kernel",
+    "wv_DKH": "self_attention/value/kernel",
+    "wo_NHD": "self_attention/out/kernel",
+    "feed_forward_scale_D": "pre_mlp_layer_norm/scale",
+    "wgate_DF": "mlp/wi_0/kernel",
+    "wup_DF": "mlp/wi_1/kernel",
+    "wdown_FD": "mlp/wo/kernel",
+    "embedding_VD": "token_embedder/embedding",
+    "head_DV": "logits_dense/kernel",
+}
+"""Weight -> its path in a T5X layer; for the last two, in the decoder."""
 
 
 def leaves(model: ModelConfig) -> list[Leaf]:
-    """Every parameter. Raises UserError for a model that T5X cannot compute."""
+    """Returns every parameter. Shapes and axes follow from the weights' letters.
+
+    Raises UserError for a model that T5X cannot compute.
+    """
     if model.quant.weights != "none":
-        raise UserError(f"a model with quant.weights {model.quant.weights} is not one that T5X can compute.")
-    D, F, N, K, H, V = model.d_model, model.d_ff, model.heads, model.kv_heads, model.head_dim, model.vocab_rows
-    kv = "joined_kv" if K == N else "kv"
-    up = ("wi_0", "wi_1") if model.gated else ("wi",)
-    axes = LOGICAL_AXES
-    of_layer = [
-        ("pre_self_attention_layer_norm/scale", ("embed",), "scale_D", (D,)),
-        ("self_attention/query/kernel", ("embed", "joined_kv"), "wq_DNH", (D, N, H)),
-        ("self_attention/key/kernel", ("embed", kv), "wk_DKH", (D, K, H)),
-        ("self_attention/value/kernel", ("embed", kv), "wv_DKH", (D, K, H)),
-        ("self_attention/out/kernel", ("joined_kv", "embed"), "wo_NHD", (N, H, D)),
-        *([("pre_mlp_layer_norm/scale", ("embed",), "feed_forward_scale_D", (D,))] if model.block == "serial" else []),
-        *([("mlp/wi_0/kernel", (axes["D"], axes["F"]), "wgate_DF", (D, F))] if model.gated else []),
-        (f"mlp/{up[-1]}/kernel", (axes["D"], axes["F"]), "wup_DF", (D, F)),
-        ("mlp/wo/kernel", (axes["F"], axes["D"]), "wdown_FD", (F, D)),
-    ]
-    table = [_leaf("token_embedder/embedding", (axes["V"], axes["D"]), "embedding_VD", None, (V, D))]
-    for layer in range(model.layers):
-        table += [
-            _leaf(f"layers_{layer}/{path}", names, f"blocks/{ours}", layer, shape)
-            for path, names, ours, shape in of_layer
-        ]
-    table.append(_leaf("decoder_norm/scale", ("embed",), "scale_D", None, (D,)))
-    if model.head == "untied":
-        table.append(_leaf("logits_dense/kernel", (axes["D"], axes["V"]), "head_DV", None, (D, V)))
-    return table
+        raise UserError(f"T5X cannot compute a model with quant.weights {model.quant.weights}.")
+    if model.pattern:
+        raise UserError(
+            f"T5X's decoder repeats one kind of layer, not model.pattern {model.pattern}."
+        )
+    ((group, block, layers),) = groups(model)
+    specs = {spec.name: spec for spec in block.weights(model)}
+    if unknown := sorted(set(specs) - set(_PATHS)):
+        raise UserError(
+            f"the weights {', '.join(unknown)} have no parameter in T5X's decoder; convert a model "
+            "with model.attention_bias none and without model.qk_norm."
+        )
+    embedding, *head, norm = outer_weights(model)
+    table = [_leaf(model, embedding, _PATHS[embedding.name], "", None)]
+    for layer in range(layers):
+        for name, path in _PATHS.items():
+            if name in specs:
+                path = path if model.gated else path.replace("wi_1", "wi")
+                table.append(
+                    _leaf(model, specs[name], f"layers_{layer}/{path}", f"{group}/", layer)
+                )
+    table.append(_leaf(model, norm, "decoder_norm/scale", "", None))
+    return table + [_leaf(model, spec, _PATHS[spec.name], "", None) for spec in head]
 
 
-def _leaf(path: str, axes: tuple[str, ...], ours: str, layer: int | None, shape: tuple[int, ...]) -> Leaf:
-    if len(shape) == 3:  # heads and their width are one dimension there
-        flat = (shape[0] * shape[1], shape[2]) if ours.endswith("NHD") else (shape[0], shape[1] * shape[2])
-    else:
-        flat = shape
-    return Leaf(("decoder", *path.split("/")), flat, axes, ours, layer, shape)
+def _leaf(model: ModelConfig, spec: WeightSpec, path: str, prefix: str, layer: int | None) -> Leaf:
+    """T5X joins heads and head width into one dimension."""
+    heads = {"N": "joined_kv", "K": "joined_kv" if model.kv_heads == model.heads else "kv"}
+    letters, shape = spec.letters, spec.shape(model)
+    flat: list[int] = []
+    axes: list[str] = []
+    for letter, size in zip(letters, shape, strict=True):
+        if letter == "H":
+            flat[-1] *= size
+        else:
+            flat.append(size)
+            axes.append(heads.get(letter) or LOGICAL_AXES[letter])
+    theirs = ("decoder", *path.split("/"))
+    return Leaf(theirs, tuple(flat), tuple(axes), prefix + spec.name, layer, shape)

@@ -1,8 +1,10 @@
-"""The decoder as a Linen module that T5X's `DecoderOnlyModel` takes: the same parameters (see `t5x_layout.py`), the same logits.
+"""The decoder as a Linen module for T5X's `DecoderOnlyModel`: same parameters, same logits.
 
-T5X asks of a module (t5x/models.py, DecoderOnlyModel): the signature of `Wrapped.__call__`; a collection `params_axes` beside the
-parameters, as `flax.linen.partitioning.param_with_axes` makes it; for generation a collection `cache`, whose arrays have the batch
-first, made by a call with `decode=True`, filled by one with `prefill=True`, and read by calls of one token with `decode=True`.
+See `t5x_layout.py` for the parameters. T5X requires of a module (t5x/models.py, DecoderOnlyModel):
+the signature of `Wrapped.__call__`; a collection `params_axes` in addition to the parameters, as
+`flax.linen.partitioning.param_with_axes` creates it; and for generation a collection `cache`, whose
+arrays have the batch first. A call with `decode=True` creates the cache, a call with `prefill=True`
+fills it, and calls of one token with `decode=True` use it.
 """
 
 import jax
@@ -12,36 +14,43 @@ from flax.linen.partitioning import param_with_axes
 
 from paxlike.config import Config, ModelConfig
 from paxlike.interop.t5x_layout import Leaf, leaves
-from paxlike.models.palm import ACTIVATIONS
+from paxlike.models.feed_forward import ACTIVATIONS
 from paxlike.nn.attention import attend
 from paxlike.nn.norm import norm
+from paxlike.nn.numerics import Numerics
 from paxlike.nn.rotary import rotate
-from paxlike.nn.weight import Numerics
 
 Array = jax.Array
 
 
 def decoder_module(config: Config) -> nn.Module:
-    """The module. Its parameters are those of `t5x_layout.leaves`, stored in float32; it computes in `precision.compute`.
+    """Returns the module. Its parameters are `t5x_layout.leaves` in float32; it computes in
+    `precision.compute`.
 
-    Raises UserError for a quantized model.
+    Raises UserError for a model that T5X cannot compute.
     """
     table = {leaf.path: leaf for leaf in leaves(config.model)}
     compute = Numerics.of(config.model, config.precision, jax.default_backend()).compute
     return Wrapped(config.model, compute, table)
 
 
-class _Part(nn.Module):
-    """One parameter, with its logical axes."""
+class _Parameter(nn.Module):
+    """One parameter with its logical axes."""
 
     leaf: Leaf
     deviation: float
-    """Of the initial values; 0: all ones."""
+    """Standard deviation of the initial values. 0 initializes with ones."""
 
     @nn.compact
     def __call__(self) -> Array:
-        init = nn.initializers.normal(self.deviation) if self.deviation else nn.initializers.ones_init()
-        return param_with_axes(self.leaf.path[-1], init, self.leaf.shape, jnp.float32, axes=self.leaf.axes)
+        init = (
+            nn.initializers.normal(self.deviation)
+            if self.deviation
+            else nn.initializers.ones_init()
+        )
+        return param_with_axes(
+            self.leaf.path[-1], init, self.leaf.shape, jnp.float32, axes=self.leaf.axes
+        )
 
 
 class _Attention(nn.Module):
@@ -49,12 +58,15 @@ class _Attention(nn.Module):
     table: dict[str, Leaf]
 
     @nn.compact
-    def __call__(self, y_BTD: Array, positions_BT: Array, mask_BTS: Array, mode: str, lengths_B: Array | None) -> Array:
+    def __call__(
+        self, y_BTD: Array, positions_BT: Array, mask_BTS: Array, mode: str, lengths_B: Array | None
+    ) -> Array:
         c = self.model
         q_BTNH, k_BTKH, v_BTKH = (
-            self._heads(y_BTD, name, n) for name, n in (("query", c.heads), ("key", c.kv_heads), ("value", c.kv_heads))
+            self._heads(y_BTD, name, n)
+            for name, n in (("query", c.heads), ("key", c.kv_heads), ("value", c.kv_heads))
         )
-        filled = self.has_variable("cache", "cached_key")
+        has_cache = self.has_variable("cache", "cached_key")
         if mode != "train":
             B, T, K, H = k_BTKH.shape
             k_BKHS, v_BKHS = (
@@ -62,20 +74,23 @@ class _Attention(nn.Module):
                 for name in ("key", "value")
             )
             index = self.variable("cache", "cache_index", jnp.zeros, (), jnp.int32)
-        if mode == "decode" and filled:
+        if mode == "decode" and has_cache:
             positions_BT = jnp.broadcast_to(index.value, (y_BTD.shape[0],))[:, None]
         q_BTNH = rotate(q_BTNH, positions_BT, c.rope_theta)
         k_BTKH = rotate(k_BTKH, positions_BT, c.rope_theta)
         if mode == "prefill":
+            assert lengths_B is not None
             k_BKHS.value, v_BKHS.value = jnp.moveaxis(k_BTKH, 1, -1), jnp.moveaxis(v_BTKH, 1, -1)
             index.value = lengths_B
-        if mode == "decode" and filled:
-            here_BS = jnp.arange(k_BKHS.value.shape[-1])[None] - positions_BT
+        if mode == "decode" and has_cache:
+            offsets_BS = jnp.arange(k_BKHS.value.shape[-1])[None] - positions_BT
             for cached, new_BTKH in ((k_BKHS, k_BTKH), (v_BKHS, v_BTKH)):
                 new_BKHS = jnp.moveaxis(new_BTKH, 1, -1)
-                cached.value = jnp.where((here_BS == 0)[:, None, None, :], new_BKHS, cached.value)
+                cached.value = jnp.where(
+                    (offsets_BS == 0)[:, None, None, :], new_BKHS, cached.value
+                )
             k_BTKH, v_BTKH = jnp.moveaxis(k_BKHS.value, -1, 1), jnp.moveaxis(v_BKHS.value, -1, 1)
-            mask_BTS = (here_BS <= 0)[:, None]
+            mask_BTS = (offsets_BS <= 0)[:, None]
             index.value = index.value + 1
         o_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
         return o_BTNH.reshape(*o_BTNH.shape[:2], -1) @ self._weight("out").astype(y_BTD.dtype)
@@ -86,7 +101,7 @@ class _Attention(nn.Module):
 
     def _weight(self, name: str) -> Array:
         leaf = self.table[name]
-        return _Part(leaf, leaf.shape[0] ** -0.5, name=name)()
+        return _Parameter(leaf, leaf.shape[0] ** -0.5, name=name)()
 
 
 class _FeedForward(nn.Module):
@@ -96,7 +111,7 @@ class _FeedForward(nn.Module):
     @nn.compact
     def __call__(self, y_BTD: Array) -> Array:
         w = {
-            name: _Part(leaf, leaf.shape[0] ** -0.5, name=name)().astype(y_BTD.dtype)
+            name: _Parameter(leaf, leaf.shape[0] ** -0.5, name=name)().astype(y_BTD.dtype)
             for name, leaf in self.table.items()
         }
         if self.model.gated:
@@ -112,7 +127,9 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Array, *context) -> Array:
-        attention = _Attention(self.model, _below(self.table, "self_attention"), name="self_attention")
+        attention = _Attention(
+            self.model, _below(self.table, "self_attention"), name="self_attention"
+        )
         feed_forward = _FeedForward(self.model, _below(self.table, "mlp"), name="mlp")
         y_BTD = self._norm(x_BTD, "pre_self_attention_layer_norm")
         if self.model.block == "parallel":
@@ -121,12 +138,12 @@ class _Layer(nn.Module):
         return x_BTD + feed_forward(self._norm(x_BTD, "pre_mlp_layer_norm"))
 
     def _norm(self, x_BTD: Array, name: str) -> Array:
-        scale_D = _Part(self.table[name, "scale"], 0.0, name=name)()
-        return norm(x_BTD, scale_D, self.model.norm, self.model.norm_epsilon)
+        scale_D = _Parameter(self.table[name, "scale"], 0.0, name=name)()
+        return norm(x_BTD, scale_D, self.model.norm, self.model.norm_epsilon, axes=())
 
 
 def _below(table: dict[tuple[str, ...], Leaf], name: str) -> dict[str, Leaf]:
-    """name/query/kernel -> query."""
+    """Selects the leaves below `name`: `name/query/kernel` becomes `query`."""
     return {path[1]: leaf for path, leaf in table.items() if path[0] == name}
 
 
@@ -137,28 +154,44 @@ class _Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT: Array, mask_BTS: Array, positions_BT: Array, mode: str, lengths_B: Array | None
+        self,
+        tokens_BT: Array,
+        mask_BTS: Array,
+        positions_BT: Array,
+        mode: str,
+        lengths_B: Array | None,
     ) -> Array:
         c = self.model
-        embedding_VD = _Part(self.table["decoder", "token_embedder", "embedding"], 1.0, name="token_embedder")()
+        embedding_VD = _Parameter(
+            self.table["decoder", "token_embedder", "embedding"], 1.0, name="token_embedder"
+        )()
         x_BTD = embedding_VD.astype(self.compute)[tokens_BT]
         for layer in range(c.layers):
             name = f"layers_{layer}"
             table = {path[2:]: leaf for path, leaf in self.table.items() if path[1] == name}
             x_BTD = _Layer(c, table, name=name)(x_BTD, positions_BT, mask_BTS, mode, lengths_B)
-        scale_D = _Part(self.table["decoder", "decoder_norm", "scale"], 0.0, name="decoder_norm")()
-        x_BTD = norm(x_BTD, scale_D, c.norm, c.norm_epsilon)
+        scale_D = _Parameter(
+            self.table["decoder", "decoder_norm", "scale"], 0.0, name="decoder_norm"
+        )()
+        x_BTD = norm(x_BTD, scale_D, c.norm, c.norm_epsilon, axes=())
         if c.head == "tied":
             head_DV, scale = embedding_VD.T, c.d_model**-0.5
         else:
-            head_DV = _Part(self.table["decoder", "logits_dense", "kernel"], c.d_model**-0.5, name="logits_dense")()
+            head_DV = _Parameter(
+                self.table["decoder", "logits_dense", "kernel"],
+                c.d_model**-0.5,
+                name="logits_dense",
+            )()
             scale = 1.0
-        logits_BTV = jnp.matmul(x_BTD, head_DV.astype(self.compute), preferred_element_type=jnp.float32) * scale
+        logits_BTV = (
+            jnp.matmul(x_BTD, head_DV.astype(self.compute), preferred_element_type=jnp.float32)
+            * scale
+        )
         return logits_BTV[..., : c.vocab_size]
 
 
 class Wrapped(nn.Module):
-    """The decoder under the name `decoder`, as T5X calls it. Returns float32 logits [B, T, vocab_size]."""
+    """The decoder under the name `decoder`, as T5X requires. Returns float32 [B, T, vocab_size]."""
 
     model: ModelConfig
     compute: str
@@ -181,20 +214,26 @@ class Wrapped(nn.Module):
         prefill: bool = False,
         prefill_lengths: Array | None = None,
     ) -> Array:
-        """All tokens int [B, T]. `decoder_causal_attention`: 1 where tokens see each other both ways (prefix LM).
+        """Computes logits. All token arrays are int [B, T].
 
-        Not used: targets (padding is at the end, where causal attention does not look), dropout (PaLM has none), and
-        `max_decode_length` (the cache has the length of the call that made it).
+        decoder_causal_attention: 1 for tokens that attend to each other in both directions (prefix
+        LM). Ignored: targets (padding is at the end, where causal attention never reaches), dropout
+        (PaLM has none), and `max_decode_length` (the cache has the length of the call that created
+        it).
         """
         del decoder_target_tokens, enable_dropout, max_decode_length
         tokens_BT = decoder_input_tokens.astype(jnp.int32)
         T = tokens_BT.shape[1]
-        positions_BT = jnp.arange(T, dtype=jnp.int32)[None] if decoder_positions is None else decoder_positions
+        positions_BT = (
+            jnp.arange(T, dtype=jnp.int32)[None] if decoder_positions is None else decoder_positions
+        )
         mask_BTS = jnp.tril(jnp.ones((1, T, T), bool))
         if decoder_causal_attention is not None:
             prefix_BT = decoder_causal_attention.astype(bool)
             mask_BTS = mask_BTS | (prefix_BT[:, :, None] & prefix_BT[:, None, :])
         if decoder_segment_ids is not None:
-            mask_BTS = mask_BTS & (decoder_segment_ids[:, :, None] == decoder_segment_ids[:, None, :])
+            mask_BTS = mask_BTS & (
+                decoder_segment_ids[:, :, None] == decoder_segment_ids[:, None, :]
+            )
         mode = "decode" if decode else "prefill" if prefill else "train"
         return self.decoder(tokens_BT, mask_BTS, positions_BT, mode, prefill_lengths)

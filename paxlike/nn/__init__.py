@@ -1,1 +1,3 @@
-"""Layers: weight declarations, sharded einsums, norms, rotary embeddings, attention, rematerialization."""
+"""Layers: weight declarations, sharded einsums, norms, rotary embeddings, attention,
+rematerialization.
+"""

@@ -1,11 +1,12 @@
-"""Causal attention in blocks of queries, in JAX alone: what runs where there is no kernel for it.
+"""Causal attention in blocks of queries, in plain JAX, for platforms without an attention kernel.
 
-A block of queries meets the keys up to its own end, so that most of what a causal mask would hide is never computed; the backward
-pass keeps the output and the logarithm of the softmax's normalizer and computes the probabilities again from them (FlashAttention, Dao
-et al., arXiv 2205.14135, sections 3.1 and B.2, here with whole rows of keys at a time). No array is larger than one block's scores.
+Each block of queries attends only to keys up to its own end, so most masked scores are never
+computed. The backward pass saves the output and the log of the softmax normalizer and recomputes
+the probabilities from them (FlashAttention, Dao et al., arXiv 2205.14135, sections 3.1 and B.2,
+here with full rows of keys). No array is larger than one block's scores.
 
-Query heads that share a key/value head lie beside each other as rows of one matrix: with one of them (multi-query attention) nothing
-is transposed.
+Query heads that share a key/value head are adjacent rows of one matrix, so multi-query attention
+needs no transposes.
 """
 
 import jax
@@ -18,7 +19,10 @@ Array = jax.Array
 
 
 def blocked(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, segments_BT: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(H)) v, causal, within segments; S = T. Scores and softmax in float32, o_BTNH in q's dtype."""
+    """Returns softmax(q k^T / sqrt(H)) v as o_BTNH in q's dtype; causal, within segments, S = T.
+
+    Scores and softmax are computed in float32.
+    """
     return _attend(q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
 
@@ -34,8 +38,13 @@ def _forward(q, k, v, segments):
         peak = scores.max(-1, keepdims=True)
         weights = jnp.exp((scores - peak) * scale)
         total = weights.sum(-1, keepdims=True)
-        out = jnp.einsum("BKTGS,BSKH->BKTGH", weights.astype(v.dtype), v[:, :end], preferred_element_type=jnp.float32)
-        outs.append(_of_heads(out / total, q.dtype))
+        out = jnp.einsum(
+            "BKTGS,BSKH->BKTGH",
+            weights.astype(v.dtype),
+            v[:, :end],
+            preferred_element_type=jnp.float32,
+        )
+        outs.append(_merge_heads(out / total, q.dtype))
         normalizers.append((peak * scale + jnp.log(total))[..., 0])
     out, normalizer = remat.keep(remat.ATTENTION, _joined(outs, 1), _joined(normalizers, 2))
     return out, (q, k, v, segments, out, normalizer)
@@ -44,17 +53,26 @@ def _forward(q, k, v, segments):
 def _backward(kept, dout):
     q, k, v, segments, out, normalizer = kept
     scale, kv_heads = q.shape[-1] ** -0.5, k.shape[2]
-    # sum over S of weights * dweights, by way of the output (arXiv 2205.14135, section B.2).
-    shift = _rows((dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True), kv_heads)
+    # The sum over S of weights * dweights, computed from the output (arXiv 2205.14135, section
+    # B.2).
+    shift = _rows(
+        (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True), kv_heads
+    )
     dout, rows = _rows(dout, kv_heads), _rows(q, kv_heads)
     dqs, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for begin, end in query_blocks(q.shape[1]):
         at = slice(begin, end)
-        weights = jnp.exp(_scores(q, k, segments, begin, end) * scale - normalizer[:, :, at, :, None])
-        dweights = jnp.einsum("BKTGH,BSKH->BKTGS", dout[:, :, at], v[:, :end], preferred_element_type=jnp.float32)
+        weights = jnp.exp(
+            _scores(q, k, segments, begin, end) * scale - normalizer[:, :, at, :, None]
+        )
+        dweights = jnp.einsum(
+            "BKTGH,BSKH->BKTGS", dout[:, :, at], v[:, :end], preferred_element_type=jnp.float32
+        )
         dscores = (weights * (dweights - shift[:, :, at])).astype(q.dtype)
-        dq = jnp.einsum("BKTGS,BSKH->BKTGH", dscores, k[:, :end], preferred_element_type=jnp.float32)
-        dqs.append(_of_heads(dq * scale, q.dtype))
+        dq = jnp.einsum(
+            "BKTGS,BSKH->BKTGH", dscores, k[:, :end], preferred_element_type=jnp.float32
+        )
+        dqs.append(_merge_heads(dq * scale, q.dtype))
         dk = dk.at[:, :end].add(_keys(rows[:, :, at], dscores) * scale)
         dv = dv.at[:, :end].add(_keys(dout[:, :, at], weights.astype(v.dtype)))
     return _joined(dqs, 1), dk.astype(k.dtype), dv.astype(v.dtype), None
@@ -64,25 +82,28 @@ _attend.defvjp(_forward, _backward)
 
 
 def _rows(x_BTNH: Array, kv_heads: int) -> Array:
-    """[B, K, T, G, H]: T and G beside each other, as rows of the matrix that meets one key/value head."""
+    """Returns [B, K, T, G, H]: T and G are adjacent, the rows of one key/value head's matrix."""
     B, T, N, H = x_BTNH.shape
     return jnp.moveaxis(x_BTNH.reshape(B, T, kv_heads, N // kv_heads, H), 2, 1)
 
 
-def _of_heads(x_BKTGH: Array, dtype: jnp.dtype) -> Array:
+def _merge_heads(x_BKTGH: Array, dtype: jnp.dtype) -> Array:
     B, K, T, G, H = x_BKTGH.shape
     return jnp.moveaxis(x_BKTGH, 1, 2).reshape(B, T, K * G, H).astype(dtype)
 
 
 def _keys(rows_BKTGH: Array, weights_BKTGS: Array) -> Array:
-    # The small array first: it is the one that a backend transposes.
-    return jnp.einsum("BKTGH,BKTGS->BKHS", rows_BKTGH, weights_BKTGS, preferred_element_type=jnp.float32).transpose(
-        0, 3, 1, 2
-    )
+    # The smaller array is first, because backends transpose the first operand.
+    return jnp.einsum(
+        "BKTGH,BKTGS->BKHS", rows_BKTGH, weights_BKTGS, preferred_element_type=jnp.float32
+    ).transpose(0, 3, 1, 2)
 
 
 def _scores(q, k, segments, begin, end):
-    """Not yet divided by sqrt(H): that is done where they are read, in float32 and without a pass of its own."""
+    """Returns masked scores, not yet divided by sqrt(H).
+
+    The callers divide in float32, fused into other operations.
+    """
     rows = _rows(q[:, begin:end], k.shape[2])
     scores = jnp.einsum("BKTGH,BSKH->BKTGS", rows, k[:, :end], preferred_element_type=jnp.float32)
     mask_BTS = (jnp.arange(begin, end)[:, None] >= jnp.arange(end)[None])[None]

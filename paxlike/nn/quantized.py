@@ -1,4 +1,4 @@
-"""Weights on their way from latent numbers to +1 and -1: where tiles lie, what is gathered, and what inference keeps of them."""
+"""Quantizing weights on the mesh: sharding of tiles, packed gathers, and weights for inference."""
 
 import dataclasses
 import functools
@@ -6,12 +6,12 @@ import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from paxlike.architecture.stack import groups
 from paxlike.config import ModelConfig, QuantConfig
-from paxlike.nn.einsum import gather, gather_weight, on_devices
-from paxlike.nn.weight import Numerics
+from paxlike.nn.collectives import Leaf, gather, gather_weight, on_devices
+from paxlike.nn.numerics import Numerics
 from paxlike.parallel import rules
 from paxlike.parallel.axes import letters_of
 from paxlike.parallel.mesh import axis_sizes, weight_spec
@@ -25,11 +25,14 @@ Array = jax.Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight for inference: no latent numbers, no statistics to take. Where a parameter's value is one, `param[...]` is it."""
+    """A quantized weight for inference, without latent weights; or its PartitionSpecs.
 
-    signs: Array
-    """int8, -1, 0 and +1, in the weight's shape; whole over `data`, cut over `model` as the weight is."""
-    beta: Array
+    If a parameter's value is a QuantizedWeight, `param[...]` returns it.
+    """
+
+    signs: Leaf
+    """int8 (-1, 0, +1) in the weight's shape; replicated over `data`, sharded over `model`."""
+    beta: Leaf
     """float32 [input tiles, output tiles] (`quant/tiles.py`)."""
 
     def __getitem__(self, _: object) -> "QuantizedWeight":
@@ -44,13 +47,16 @@ class Layout(NamedTuple):
     """A weight as a matrix of inputs x outputs."""
 
     places: tuple[rules.Axis, ...]
-    """Of its dimensions, as stored."""
+    """The mesh axis (or None) of each stored dimension."""
     inner: int
-    """Dimensions that are inputs."""
+    """Number of input dimensions."""
     tiles: tuple[int, int]
 
-    def cut(self, places: tuple[rules.Axis, ...]) -> tuple[rules.Axis, rules.Axis]:
-        """Places of the inputs and of the outputs; of several dimensions, only the first is ever cut."""
+    def matrix_axes(self, places: tuple[rules.Axis, ...]) -> tuple[rules.Axis, rules.Axis]:
+        """Returns the mesh axes of the inputs and of the outputs.
+
+        If either has several dimensions, only the first is ever sharded.
+        """
         return places[0], places[self.inner]
 
 
@@ -60,11 +66,14 @@ def layout_of(letters: str, shape: tuple[int, ...], quant: QuantConfig) -> Layou
 
 
 def quantized_specs(layout: Layout) -> QuantizedWeight:
-    """Where a QuantizedWeight's arrays lie: a scale where its tile is, one that all need everywhere."""
+    """Returns the PartitionSpecs of a QuantizedWeight's arrays.
+
+    A scale is sharded with its tile, or replicated if every shard needs it.
+    """
     places = rules.gathered(layout.places)
     beta = [
         place if parts % rules.shards(place, axis_sizes()) == 0 else None
-        for place, parts in zip(layout.cut(places), layout.tiles, strict=True)
+        for place, parts in zip(layout.matrix_axes(places), layout.tiles, strict=True)
     ]
     return QuantizedWeight(P(*places), P(*beta))
 
@@ -74,29 +83,37 @@ def _matrix(w: Array, layout: Layout) -> Array:
 
 
 def over_model(quant: QuantConfig) -> tuple[str, ...]:
-    """The mesh axes that statistics along heads and feed-forward columns are taken over: none where there are groups."""
+    """Returns the mesh axes that statistics along heads and feed-forward columns are reduced over.
+
+    With groups there are none.
+    """
     return ("model",) if quant.groups == 1 and axis_sizes()["model"] > 1 else ()
 
 
-def quantized(w: Array | QuantizedWeight, layout: Layout, quant: QuantConfig, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """A device's shard -> (int8 matrix, beta of its tiles), whole over `data`."""
+def quantized(
+    w: Array | QuantizedWeight, layout: Layout, quant: QuantConfig, dtype: jax.typing.DTypeLike
+) -> tuple[Array, Array]:
+    """Quantizes a device's shard. Returns the int8 matrix and its beta, gathered over `data`."""
     mesh = axis_sizes()
     if isinstance(w, QuantizedWeight):
         return _matrix(w.signs, layout), w.beta
-    sent_packed = quant.data_tiles > 1
-    places = layout.places if sent_packed else rules.gathered(layout.places)
-    if not sent_packed:
+    gathers_packed = quant.data_tiles > 1
+    places = layout.places if gathers_packed else rules.gathered(layout.places)
+    if not gathers_packed:
         w = gather_weight(w, layout.places, dtype)
-    parts = tuple(local_tiles(n, place, mesh) for n, place in zip(layout.tiles, layout.cut(places), strict=True))
-    signs, beta = quantize_weight(_matrix(w, layout), parts, quant, over_model(quant))
-    if sent_packed and mesh["data"] > 1:
+    inputs, outputs = (
+        local_tiles(n, place, mesh)
+        for n, place in zip(layout.tiles, layout.matrix_axes(places), strict=True)
+    )
+    signs, beta = quantize_weight(_matrix(w, layout), (inputs, outputs), quant, over_model(quant))
+    if gathers_packed and mesh["data"] > 1:
         signs, beta = _gather_packed(signs, beta, layout, quant.bits)
     return signs, beta
 
 
 def _gather_packed(signs: Array, beta: Array, layout: Layout, bits: int) -> tuple[Array, Array]:
     inputs, outputs = signs.shape
-    _, out_place = layout.cut(layout.places)
+    _, out_place = layout.matrix_axes(layout.places)
     packed = pack(signs, bits)
     if out_place == "data":
         packed = gather(packed, "data", 1)
@@ -105,36 +122,43 @@ def _gather_packed(signs: Array, beta: Array, layout: Layout, bits: int) -> tupl
     return unpack(packed, bits, inputs).reshape(-1, outputs), gather(beta, "data", 0)
 
 
-# ---- inference -----------------------------------------------------------------------------------------------------------
+# ---- inference -----------------------------------------------------------------------------------
 
 
 def quantize_params(config: ModelConfig, numerics: Numerics, params: dict) -> dict:
-    """Parameters for inference: the quantized weights once and for all, on the mesh in force, with the numbers that training uses.
+    """Quantizes the kernels of the blocks for inference, on the active mesh.
 
-    Those that are QuantizedWeights stay as they are.
+    The values are the same as in training. Weights that are already quantized are unchanged.
     """
     check_mesh(config.quant, axis_sizes())
-    return {**params, "blocks": _quantize_blocks(config, numerics, params["blocks"])}
+    quantized_groups = {}
+    for group, block, _ in groups(config):
+        kernels = tuple(spec.name for spec in block.weights(config) if spec.kind == "kernel")
+        quantized_groups[group] = _quantize_block(config, numerics, kernels, params[group])
+    return {**params, **quantized_groups}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _quantize_blocks(config: ModelConfig, numerics: Numerics, blocks: dict) -> dict:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _quantize_block(
+    config: ModelConfig, numerics: Numerics, kernels: tuple[str, ...], stacks: dict
+) -> dict:
     def one(name: str, stack: Array | QuantizedWeight) -> Array | QuantizedWeight:
-        if isinstance(stack, QuantizedWeight):
+        if isinstance(stack, QuantizedWeight) or name not in kernels:
             return stack
         letters = letters_of(name)
         layout = layout_of(letters, stack.shape[1:], config.quant)
-        out = jax.tree.map(lambda place: P(None, *place), quantized_specs(layout), is_leaf=lambda x: isinstance(x, P))
+        specs = quantized_specs(layout)
+        out = QuantizedWeight(P(None, *specs.signs), P(None, *specs.beta))
 
         def device(stack):
             def layer(w):
                 signs, beta = quantized(w, layout, config.quant, numerics.compute)
                 shape = [*w.shape]
-                shape[letters.index("D")] = -1  # what was gathered over `data`
+                shape[letters.index("D")] = -1  # gathered over `data`
                 return QuantizedWeight(signs.reshape(shape), beta)
 
             return jax.lax.map(layer, stack)
 
         return on_devices(device, (P(None, *layout.places),), out)(stack)
 
-    return {name: one(name, stack) for name, stack in blocks.items()}
+    return {name: one(name, stack) for name, stack in stacks.items()}

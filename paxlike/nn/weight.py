@@ -1,96 +1,83 @@
-"""Declaring a parameter: its letters give shape, sharding, fan-in and, with the attribute's name, its checkpoint name."""
+"""Weights from their declarations: initial values, and the form in which a block multiplies
+them.
+"""
 
-import dataclasses
-import functools
 import math
-from pathlib import Path
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from paxlike.config import ModelConfig, PrecisionConfig, QuantConfig
+from paxlike.architecture.branch import WeightSpec
+from paxlike.config import ModelConfig
+from paxlike.nn.bitlinear import BitLinear, Settings
+from paxlike.nn.collectives import sum_gradient_over_copies
+from paxlike.nn.einsum import Kernel, Multiplier
+from paxlike.nn.numerics import Numerics
+from paxlike.nn.quantized import QuantizedWeight, layout_of
+from paxlike.parallel import rules
 from paxlike.parallel.axes import sizes
 from paxlike.parallel.mesh import axis_sizes, weight_spec
 from paxlike.quant.tiles import check_mesh, tiles
 
-
-@dataclasses.dataclass(frozen=True)
-class Numerics:
-    """Number formats and the attention implementation, settled for the platform that the program runs on."""
-
-    compute: str
-    params: str
-    gradients: str
-    attention: str
-    integer: bool = False
-    """Whether quantized weights are multiplied by int8 products: where there is a unit for them. The results are the same."""
-
-    @classmethod
-    def of(cls, model: ModelConfig, precision: PrecisionConfig, platform: str) -> "Numerics":
-        """`platform` is `cpu`, `gpu` or `tpu`."""
-        compute = precision.compute
-        if compute == "auto":
-            compute = "bfloat16" if platform != "cpu" or _cpu_multiplies_bfloat16() else "float32"
-        attention = model.attention
-        if attention == "auto":
-            attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "blocked")
-        integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
-        return cls(compute, precision.params, precision.gradients, attention, integer)
+Array = jax.Array
 
 
-def _cpu_multiplies_int8() -> bool:
-    """Whether this processor has AMX or VNNI instructions, as Linux tells."""
-    return not {"amx_int8", "avx512_vnni", "avx_vnni"}.isdisjoint(_cpu_flags())
+def fan_in(letters: str, size: dict[str, int]) -> int:
+    """Inputs summed by one output: D where it is first (D -> others), else all but the last."""
+    return size["D"] if letters[0] == "D" else math.prod(size[letter] for letter in letters[:-1])
 
 
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for it, and this jaxlib's matmuls use them well: by docs/performance.md since 0.12."""
-    return jax.__version_info__ >= (0, 12) and not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
+def initial(spec: WeightSpec, config: ModelConfig, keys: Iterator[Array], dtype: str) -> Array:
+    """A weight's initial value, created sharded.
 
-
-@functools.cache
-def _cpu_flags() -> frozenset[str]:
-    try:
-        return frozenset(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return frozenset()
-
-
-def fan_in(dims: str, size: dict[str, int]) -> int:
-    """Inputs summed by one output: D where it comes first (D -> others), everything before D where it comes last."""
-    return size["D"] if dims[0] == "D" else math.prod(size[d] for d in dims[:-1])
-
-
-def weight(dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str, quant: QuantConfig | None = None) -> nnx.Param:
-    """A kernel drawn from N(0, 1/sqrt(fan_in)) (PaLM, arXiv 2204.02311, section 5), born sharded.
-
-    With an active `quant` these are the latent weights of a quantized kernel. Raises ConfigError where its letters are none that can
-    be quantized, or where its tiles do not fit the kernel or the mesh.
+    Kernels are drawn from N(0, 1/sqrt(fan-in)), embeddings from N(0, 1); scales are ones, biases
+    zeros (PaLM, arXiv 2204.02311, section 5).
     """
-    if quant and quant.active:
-        tiles(dims, _shape(dims, config), quant)
-        check_mesh(quant, axis_sizes())
-    return _normal(dims, config, rngs, dtype, fan_in(dims, sizes(config)) ** -0.5)
+    shape = spec.shape(config)
+    sharding = weight_spec(spec.letters, shape)
+    if spec.kind in ("scale", "bias"):
+        return jnp.full(shape, spec.kind == "scale", dtype, out_sharding=sharding)
+    deviation = fan_in(spec.letters, sizes(config)) ** -0.5 if spec.kind == "kernel" else 1.0
+    draw = jax.random.normal(next(keys), shape, jnp.float32, out_sharding=sharding)
+    return (draw * deviation).astype(dtype)
 
 
-def embedding(dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str) -> nnx.Param:
-    """An embedding table drawn from N(0, 1) (PaLM, section 5)."""
-    return _normal(dims, config, rngs, dtype, 1.0)
+def check_quantized(spec: WeightSpec, config: ModelConfig) -> None:
+    """Raises ConfigError if the tiles of a quantized kernel fit neither the kernel nor the mesh."""
+    if config.quant.active and spec.kind == "kernel":
+        tiles(spec.letters, spec.shape(config), config.quant)
+        check_mesh(config.quant, axis_sizes())
 
 
-def scale(dims: str, config: ModelConfig, dtype: str) -> nnx.Param:
-    """A norm's scale, ones."""
-    shape = _shape(dims, config)
-    return nnx.Param(jnp.ones(shape, dtype, out_sharding=weight_spec(dims, shape)))
+def in_use(
+    spec: WeightSpec,
+    value: Array | QuantizedWeight,
+    config: ModelConfig,
+    numerics: Numerics,
+) -> Array | Multiplier:
+    """A weight of a block in use: a `Multiplier` for a kernel, otherwise this device's shard."""
+    places = places_of(spec, config)
+    if spec.kind == "kernel" and config.quant.active:
+        settings = Settings(config.quant, config.norm_epsilon, numerics.integer, numerics.gradients)
+        layout = layout_of(spec.letters, spec.shape(config), config.quant)
+        return BitLinear(
+            value, layout, settings, config.quant.nonnegative and spec.feeds_activation
+        )
+    assert not isinstance(value, QuantizedWeight)
+    if spec.kind != "kernel":
+        return value
+    return Kernel(value, places, numerics.gradients, numerics.ring)
 
 
-def _shape(dims: str, config: ModelConfig) -> tuple[int, ...]:
-    size = sizes(config)
-    return tuple(size[d] for d in dims)
+def with_summed_gradient(
+    spec: WeightSpec, value: Array, config: ModelConfig, numerics: Numerics
+) -> Array:
+    """A weight's shard, whose gradient is summed over the devices that hold copies of it."""
+    dtype = numerics.gradients if spec.kind in ("kernel", "embedding") else "float32"
+    return sum_gradient_over_copies(value, places_of(spec, config), dtype)
 
 
-def _normal(dims: str, config: ModelConfig, rngs: nnx.Rngs, dtype: str, deviation: float) -> nnx.Param:
-    shape = _shape(dims, config)
-    draw = jax.random.normal(rngs.params(), shape, jnp.float32, out_sharding=weight_spec(dims, shape))
-    return nnx.Param((draw * deviation).astype(dtype))
+def places_of(spec: WeightSpec, config: ModelConfig) -> tuple[rules.Axis, ...]:
+    """The mesh axes of a stored weight's dimensions, on the active mesh."""
+    return rules.weight_spec(spec.letters, spec.shape(config), axis_sizes())

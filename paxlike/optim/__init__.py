@@ -1,1 +1,1 @@
-"""How parameters are updated: `schedules`, `optimizer`."""
+"""Optimizers (`optimizer`) and learning-rate schedules (`schedules`)."""

@@ -1,1 +1,1 @@
-"""Where arrays live: the alphabet of dimensions, the sharding rules, the mesh, host batches onto devices."""
+"""Dimension letters, sharding rules, the mesh, and processes."""

@@ -1,4 +1,4 @@
-"""The alphabet of dimensions. A name such as `wq_DNH` spells its shape with these letters. Imports no JAX."""
+"""The dimension letters. A name such as `wq_DNH` spells its shape with them. Imports no JAX."""
 
 from collections.abc import Sequence
 
@@ -20,32 +20,34 @@ ALPHABET = {
 }
 
 LOGICAL_AXES = {
-    "B": "batch", "T": "length", "S": "length", "D": "embed", "F": "mlp", "N": "heads", "K": "heads", "H": "kv", "V": "vocab",
-    "L": "layers",
+    "B": "batch", "T": "length", "S": "length", "D": "embed", "F": "mlp", "N": "heads",
+    "K": "heads", "H": "kv", "V": "vocab", "L": "layers",
 }  # fmt: skip
-"""T5X's standard name of each dimension of a model."""
+"""T5X's standard logical axis of each dimension of a model."""
 
 
 def logical_axes(letters: str) -> tuple[str, ...]:
-    """`DNH` -> (`embed`, `heads`, `kv`). Raises KeyError for a letter that T5X has no name for."""
+    """Maps `DNH` to (`embed`, `heads`, `kv`). Raises KeyError for a letter without a T5X name."""
     return tuple(LOGICAL_AXES[letter] for letter in letters)
 
 
 def as_letters(dims: str | Sequence[str]) -> str:
-    """Letters as they are, or T5X's names (`("batch", "length", "embed")`) as letters; `heads` are query heads.
+    """Converts T5X's names, such as `("batch", "length", "embed")`, to letters; keeps letters.
 
-    Raises ValueError naming one that has no letter.
+    `heads` means query heads. Raises ValueError naming a logical axis that has no letter.
     """
     if isinstance(dims, str):
         return dims
     letters = {name: letter for letter, name in reversed(LOGICAL_AXES.items())}
     if unknown := [name for name in dims if name not in letters]:
-        raise ValueError(f"the logical axes {unknown} have no letter; known are {', '.join(sorted(letters))}.")
+        raise ValueError(
+            f"the logical axes {unknown} have no letter; use {', '.join(sorted(letters))}."
+        )
     return "".join(letters[name] for name in dims)
 
 
 def sizes(model: ModelConfig) -> dict[str, int]:
-    """Letter -> size, for the letters that the model config decides."""
+    """Returns letter -> size, for the letters that the model config determines."""
     return {
         "D": model.d_model,
         "F": model.d_ff,
@@ -59,13 +61,24 @@ def sizes(model: ModelConfig) -> dict[str, int]:
 
 
 def letters_of(name: str) -> str:
-    """The dimension letters that end a parameter's or array's name: `blocks/wq_DNH` -> `DNH`.
+    """Returns the dimension letters at the end of a name: `DNH` for `blocks/wq_DNH`.
 
-    Raises ValueError where the name has no such suffix.
+    Raises ValueError if the name has no such suffix.
     """
     _, underscore, suffix = name.rpartition("_")
     if not underscore or not suffix or any(letter not in ALPHABET for letter in suffix):
         raise ValueError(
-            f"the name {name!r} must end in '_' and the letters of its dimensions, of {''.join(ALPHABET)}."
+            f"the name {name!r} must end in '_' and the letters of its dimensions, among "
+            f"{''.join(ALPHABET)}."
         )
     return suffix
+
+
+def is_stacked(name: str) -> bool:
+    """Whether a checkpoint name belongs to a block, whose parameters have a leading layer axis."""
+    return name.startswith("blocks")
+
+
+def stored_letters(name: str) -> str:
+    """Returns the letters of the stored array: `LDNH` for `blocks/wq_DNH`."""
+    return "L" * is_stacked(name) + letters_of(name)

@@ -1,6 +1,8 @@
-"""Compilers for chips that are not here (libtpu, the CUDA plugin): they shall neither be asked for devices nor fill the terminal.
+"""Handles compilers for absent chips (libtpu, the CUDA plugin): JAX must not look for devices
+through them, and their warnings must not fill the terminal.
 
-Nothing is imported from JAX at the head of this file, because importing JAX loads the CUDA plugin's libraries, and they speak.
+This module does not import JAX at the top, because importing JAX loads the CUDA plugin's libraries,
+which print warnings.
 """
 
 import contextlib
@@ -12,32 +14,40 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PLUGINS = {"jax_cuda12_plugin": "jax_plugins.xla_cuda12", "jax_cuda13_plugin": "jax_plugins.xla_cuda13"}
-"""Package with the CUDA plugin's extension -> package with the compiler."""
+PLUGINS = {
+    "jax_cuda12_plugin": "jax_plugins.xla_cuda12",
+    "jax_cuda13_plugin": "jax_plugins.xla_cuda13",
+}
+"""Package of the CUDA plugin's extension -> package of its compiler."""
 
 
 def chip_here() -> bool:
-    """Whether this machine has an accelerator, as its device files tell; nobody has to be asked who would take it."""
-    return any(any(Path("/dev").glob(kind)) for kind in ("accel*", "vfio/*", "nvidia*", "dxg", "kfd"))
+    """Whether this machine has an accelerator, by its device files, so that no driver is loaded."""
+    return any(
+        any(Path("/dev").glob(kind)) for kind in ("accel*", "vfio/*", "nvidia*", "dxg", "kfd")
+    )
 
 
 def only_compilers() -> bool:
-    """Whether libtpu or the CUDA plugin is installed to compile for chips that are not here: JAX would look for some, and complain at
-    length."""
+    """Whether libtpu or the CUDA plugin is installed on a machine without an accelerator.
+
+    JAX would look for devices and print long warnings.
+    """
     return not chip_here() and any(importlib.util.find_spec(name) for name in ("libtpu", *PLUGINS))
 
 
 def import_jax() -> None:
-    """Imports JAX, and keeps off the terminal that the CUDA plugin finds no driver on a machine without a GPU.
+    """Imports JAX without the CUDA plugin's warning that it found no driver.
 
-    Each of its libraries says so in two lines when it is loaded, whatever JAX_PLATFORMS is and before any level of logging counts. Only
-    these lines are left out, and only where there is no GPU: beside one, a driver that is not found is a fault that must be seen.
+    Each of the plugin's libraries prints two lines when it is loaded, regardless of JAX_PLATFORMS
+    and of the logging level. Only these lines are removed, and only on machines without a GPU: on a
+    machine with one, a missing driver is an error that must be visible.
     """
-    with _without(_of_the_stub) if only_compilers() else contextlib.nullcontext():
+    with _without(_is_stub_warning) if only_compilers() else contextlib.nullcontext():
         importlib.import_module("jax")
         for extension, compiler in PLUGINS.items():
-            # JAX would load these when it is first asked for devices, wherever that is; it finds them loaded then. What is wrong with
-            # a plugin it says itself.
+            # JAX would load these on its first use of a device. It then finds them loaded, and
+            # reports problems of a plugin itself.
             with contextlib.suppress(ImportError, OSError):
                 importlib.import_module(f"{extension}.cuda_plugin_extension")
                 for folder in importlib.import_module(compiler).__path__:
@@ -46,17 +56,19 @@ def import_jax() -> None:
 
 
 def silent() -> contextlib.AbstractContextManager[None]:
-    """Keeps off the terminal what compilers say while they are loaded: that there is no chip here, at length, past Python."""
+    """Suppresses the output of compilers while they load, including output of C++ code."""
     return _without(lambda line: True)
 
 
-def _of_the_stub(line: bytes) -> bool:
+def _is_stub_warning(line: bytes) -> bool:
     return b"cudart_stub.cc" in line or b"log messages before absl::InitializeLog()" in line
 
 
 @contextlib.contextmanager
 def _without(unwanted: Callable[[bytes], bool]) -> Iterator[None]:
-    """Standard error without the lines that are unwanted, those of C++ too; the others come when the block ends."""
+    """Removes unwanted lines from standard error, including those of C++ code. The other lines are
+    written when the block ends.
+    """
     if sys.stderr is None:
         yield
         return

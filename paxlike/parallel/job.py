@@ -1,6 +1,7 @@
-"""What the processes of a job tell each other besides arrays: through the coordination service of `jax.distributed`.
+"""Exchanges small values between the processes of a job, through the coordination service of
+`jax.distributed`.
 
-A process that is alone (no job) meets itself: every function works and returns at once.
+In a job of one process every function works and returns immediately.
 """
 
 import json
@@ -15,20 +16,20 @@ from paxlike.config import JobError, UserError
 from paxlike.parallel import runtime
 
 _names: list[str] = []
-_met: dict[str, int] = {}
+_exchanges: dict[str, int] = {}
 
 
 def exchange(name: str, value: object, seconds: float) -> list:
-    """What every process gave for `value` (anything JSON can hold), in the order of their numbers. All must call it.
+    """The `value` (any JSON value) of every process, in order of process ids. All must call it.
 
-    Raises JobError naming the processes that did not come within `seconds`.
+    Raises JobError naming the processes that did not call it within `seconds`.
     """
     client = runtime.client()
     if client is None:
         return [value]
-    # The same name may be met at again, after a rewind for example.
-    _met[name] = _met.get(name, 0) + 1
-    key = f"paxlike/{name}/{_met[name]}"
+    # The same name may be used again, for example after a rewind.
+    _exchanges[name] = _exchanges.get(name, 0) + 1
+    key = f"paxlike/{name}/{_exchanges[name]}"
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
     try:
         client.wait_at_barrier(key, round(seconds * 1000))
@@ -40,19 +41,22 @@ def exchange(name: str, value: object, seconds: float) -> list:
 
 def _absent(client, key: str, seconds: float) -> str:
     try:
-        came = {int(name.rpartition("/")[2]) for name, _ in client.key_value_dir_get(f"{key}/")}
+        present = {int(name.rpartition("/")[2]) for name, _ in client.key_value_dir_get(f"{key}/")}
     except jax.errors.JaxRuntimeError:
-        return f"{called(0)}, which coordinates the job, does not answer"
-    absent = [called(k) for k in range(jax.process_count()) if k not in came]
-    return f"{' and '.join(absent) or 'nobody'} did not come within {seconds:.0f} s"
+        return f"{process_name(0)}, the coordinator, does not answer"
+    absent = [process_name(k) for k in range(jax.process_count()) if k not in present]
+    return f"{' and '.join(absent) or 'no process'} did not respond within {seconds:.0f} s"
 
 
 T = TypeVar("T")
 
 
 def each(name: str, action: Callable[[], T], seconds: float) -> T:
-    """What `action` returned in this process. All run it; a UserError in one of them is raised in all, naming the process."""
-    value, error = None, None
+    """Runs `action` in every process; returns this process's result.
+
+    A UserError in one process is raised in all of them and names that process.
+    """
+    error: UserError | None = None
     try:
         value = action()
     except UserError as raised:
@@ -60,30 +64,38 @@ def each(name: str, action: Callable[[], T], seconds: float) -> T:
     outcomes = exchange(name, None if error is None else str(error), seconds)
     failed = [(k, message) for k, message in enumerate(outcomes) if message is not None]
     if failed:
-        linger()
-        raise error or UserError(f"{called(failed[0][0])}: {failed[0][1]}")
+        wait_for_readers()
+        raise error or UserError(f"{process_name(failed[0][0])}: {failed[0][1]}")
     return value
 
 
-def first(name: str, action: Callable[[], object], seconds: float) -> object:
-    """What `action` returned (anything JSON can hold) in process 0, the only one that runs it. An error as in `each`."""
+def first(name: str, action: Callable[[], T], seconds: float) -> T:
+    """Runs `action` in process 0 only; returns its result (any JSON value) in every process.
+
+    Raises as `each` does.
+    """
     value = each(name, lambda: action() if jax.process_index() == 0 else None, seconds)
     return exchange(f"{name}: result", value, seconds)[0]
 
 
-def linger() -> None:
-    """The service ends with process 0, which therefore waits a moment: the others are still reading what was said."""
+def wait_for_readers() -> None:
+    """Process 0 waits a second before it exits, because the service ends with it and the other
+    processes are still reading their messages.
+    """
     if jax.process_index() == 0 and runtime.client() is not None:
         time.sleep(1)
 
 
-def introduce(host: str, seconds: float) -> None:
-    """Tells the others the name of this process's host, for messages. Raises JobError naming those that did not."""
-    _names[:] = exchange("introduction", host, seconds)
+def exchange_host_names(host: str, seconds: float) -> None:
+    """Sends this process's host name to the others, for messages.
+
+    Raises JobError naming the processes that did not send theirs within `seconds`.
+    """
+    _names[:] = exchange("host names", host, seconds)
 
 
-def called(k: int) -> str:
-    """Process k as messages name it."""
+def process_name(k: int) -> str:
+    """The name of process k in messages."""
     return f"process {k} on {_names[k]}" if k < len(_names) else f"process {k}"
 
 

@@ -1,7 +1,7 @@
-"""Waits until every process of a job has come, and says which ones have not.
+"""Waits until all processes of a job have connected, and reports the missing ones.
 
-JAX's own start waits, too, but when its time is over it ends the process without a name. So process 0 first takes one line from each
-of the others, at the address where JAX's coordinator will listen next.
+JAX waits too, but on a timeout it ends the process without naming anyone. So process 0 first
+receives one line from every other process, at the address where JAX's coordinator listens later.
 """
 
 import socket
@@ -15,9 +15,10 @@ _LONGEST_LINE = 200
 
 
 def gather(hosts: Hosts, seconds: float) -> None:
-    """Returns when all `hosts.count` processes have called it. Raises JobError naming those that have not after `seconds`.
+    """Returns when all `hosts.count` processes have called it.
 
-    Raises UserError where two processes say the same number, or the address is none of process 0.
+    Raises JobError naming the processes that have not connected after `seconds`, and UserError if
+    two processes have the same id or the address does not belong to process 0.
     """
     if hosts.count == 1:
         return
@@ -31,38 +32,42 @@ def gather(hosts: Hosts, seconds: float) -> None:
 
 
 def _receive(hosts: Hosts, address: tuple[str, int], deadline: float, seconds: float) -> None:
-    came: dict[int, tuple[socket.socket, str]] = {}
+    connected: dict[int, tuple[socket.socket, str]] = {}
     try:
         family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         with socket.create_server(address, family=family, backlog=hosts.count) as server:
-            while len(came) < hosts.count - 1:
+            while len(connected) < hosts.count - 1:
                 server.settimeout(max(deadline - time.monotonic(), 0.001))
                 connection, _ = server.accept()
                 k, name = _read(connection, hosts)
                 if k is None:
                     connection.close()
-                elif k in came:
-                    raise UserError(f"two processes say that they are process {k}: on {came[k][1]} and on {name}.")
+                elif k in connected:
+                    raise UserError(
+                        f"two processes have hosts.id {k}: on {connected[k][1]} and on {name}."
+                    )
                 else:
-                    came[k] = (connection, name)
-            for connection, _ in came.values():
+                    connected[k] = (connection, name)
+            for connection, _ in connected.values():
                 connection.sendall(GO)
     except TimeoutError:
-        absent = [k for k in range(1, hosts.count) if k not in came]
-        there = ", ".join(f"{k} on {name}" for k, (_, name) in sorted(came.items())) or "none"
+        absent = [k for k in range(1, hosts.count) if k not in connected]
+        there = ", ".join(f"{k} on {name}" for k, (_, name) in sorted(connected.items())) or "none"
         raise JobError(
-            f"processes {absent} of {hosts.count} have not come to {hosts.coordinator} within {seconds:.0f} s; there are, besides "
-            f"process 0: {there}."
+            f"processes {absent} of {hosts.count} have not connected to {hosts.coordinator} within "
+            f"{seconds:.0f} s; connected, besides process 0: {there}."
         ) from None
     except OSError as error:
-        raise UserError(f"process 0 cannot listen at hosts.coordinator {hosts.coordinator}: {error}.") from error
+        raise UserError(
+            f"process 0 cannot listen at hosts.coordinator {hosts.coordinator}: {error}."
+        ) from error
     finally:
-        for connection, _ in came.values():
+        for connection, _ in connected.values():
             connection.close()
 
 
 def _read(connection: socket.socket, hosts: Hosts) -> tuple[int | None, str]:
-    """(number, host) of who called; (None, "") of a stranger."""
+    """(process id, host) of the caller; (None, "") if it is not a process of this job."""
     connection.settimeout(5)
     try:
         with connection.makefile() as lines:
@@ -85,10 +90,11 @@ def _call(hosts: Hosts, address: tuple[str, int], deadline: float, seconds: floa
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))
                 if connection.recv(len(GO)) == GO:
                     return
-                reason = "it has closed the connection: see what process 0 says"
+                reason = "it closed the connection; see the output of process 0"
         except OSError as error:
             reason = error.strerror or str(error)
         time.sleep(0.2)
     raise JobError(
-        f"process {hosts.id} of {hosts.count} has not been let in by process 0 at {hosts.coordinator} within {seconds:.0f} s: {reason}."
+        f"process {hosts.id} of {hosts.count} could not join process 0 at {hosts.coordinator} "
+        f"within {seconds:.0f} s: {reason}."
     )

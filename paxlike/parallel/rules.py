@@ -1,23 +1,28 @@
-"""The one table that says where every dimension lives. Imports no JAX.
+"""The sharding rules: one table from dimension letters to mesh axes. Imports no JAX.
 
-A mesh has the axes `pod` x `data` x `model`. Each letter of the alphabet has one row for weights and one for activations:
+The mesh axes are `pod` x `data` x `model`. Each letter has one row for weights and one for
+activations:
 
-- **Weights** are fully sharded: the model width D over `data`, the wide dimension (heads, feed-forward, vocabulary) over
-  `model`. A matmul gathers its weight over `data` just before use, in the compute dtype, and the weight's gradient is
-  reduce-scattered back over `data` (see `nn/einsum.py`). Nothing of a weight lies along `pod`: every pod has a copy.
-- **Activations** have their batch over `pod` and `data`. The residual stream has D over `model`, so that what is kept per
-  layer is fully sharded; a projection gathers D over `model`, works on its own heads or feed-forward columns, and the
-  projection back reduce-scatters onto D.
+- **Weights** are fully sharded: the model width D over `data`, and the wide dimension (heads,
+  feed-forward, vocabulary) over `model`. A matmul gathers its weight over `data` just before use,
+  in the compute dtype; the weight's gradient is reduce-scattered over `data` (see `nn/einsum.py`).
+  Weights are replicated over `pod`.
+- **Activations** have their batch sharded over `pod` and `data`. The residual stream has D over
+  `model`, so activations saved per layer are fully sharded. A projection gathers D over `model` and
+  computes its own heads or feed-forward columns; the output projection reduce-scatters over D.
 
-Three things follow from the letters and need no rows of their own:
+Three cases follow from the letters and need no rows:
 
-- A matrix with no letter on `model` (key/value weights with fewer heads than model shards, as in multi-query attention)
-  stores its D over `model` and `data` together, and its product is summed over `model`.
-- A vector (norm scales, D alone) lies as the activation that it multiplies: it is too small to be worth a gather.
-- K is whole where there are fewer key/value heads than model shards: each shard then reads the one that its query heads use.
+- A matrix with no letter on `model` (key/value weights with fewer heads than model shards, as in
+  multi-query attention) has its D sharded over `model` and `data` together, and its product is
+  summed over `model`.
+- A vector (norm scales, D alone) is sharded like the activation that it multiplies, because it is
+  too small to be worth a gather.
+- K is replicated if there are fewer key/value heads than model shards. Each shard then uses the
+  head that its query heads share.
 
-`spec` and `weight_spec` raise ConfigError for a letter without a row, for two letters on one mesh axis and for a size that
-does not divide. Nothing is replicated silently.
+`spec` and `weight_spec` raise ConfigError for a letter without a row, for two letters on one mesh
+axis, and for a size that the axis does not divide. Nothing is replicated silently.
 """
 
 from collections.abc import Mapping
@@ -26,9 +31,17 @@ from paxlike.config import ConfigError
 from paxlike.parallel.axes import ALPHABET
 
 Axis = str | tuple[str, ...] | None
-"""A dimension's place: a mesh axis, several (major first), or none."""
+"""Where a dimension is sharded: over one mesh axis, several (major first), or none."""
 
-WEIGHTS: dict[str, Axis] = {"L": None, "D": "data", "N": "model", "K": "model", "F": "model", "V": "model", "H": None}
+WEIGHTS: dict[str, Axis] = {
+    "L": None,
+    "D": "data",
+    "N": "model",
+    "K": "model",
+    "F": "model",
+    "V": "model",
+    "H": None,
+}
 ACTIVATIONS: dict[str, Axis] = {
     "A": None, "B": ("pod", "data"), "T": None, "S": None,
     "D": "model", "N": "model", "K": "model", "F": "model", "V": "model", "H": None,
@@ -38,15 +51,22 @@ MESH_AXES = ("pod", "data", "model")
 
 
 def spec(dims: str, shape: tuple[int, ...], mesh: Mapping[str, int]) -> tuple[Axis, ...]:
-    """Places of an activation's dimensions, a letter each. `mesh` maps each axis to its size."""
-    return _checked(dims, shape, mesh, [_row(ACTIVATIONS, d, n, mesh) for d, n in zip(dims, shape, strict=True)])
+    """Returns the mesh axes of each dimension of an activation. mesh: axis -> size."""
+    return _checked(
+        dims, shape, mesh, [_row(ACTIVATIONS, d, n, mesh) for d, n in zip(dims, shape, strict=True)]
+    )
 
 
 def weight_spec(dims: str, shape: tuple[int, ...], mesh: Mapping[str, int]) -> tuple[Axis, ...]:
-    """Places of a stored weight's dimensions. `dims` may begin with L, the stack of layers."""
+    """Returns the mesh axes of each dimension of a stored weight. dims may start with L."""
     matrix = dims.removeprefix("L")
     if len(matrix) == 1:
-        return _checked(dims, shape, mesh, [None] * (len(dims) - 1) + [_row(ACTIVATIONS, matrix, shape[-1], mesh)])
+        return _checked(
+            dims,
+            shape,
+            mesh,
+            [None] * (len(dims) - 1) + [_row(ACTIVATIONS, matrix, shape[-1], mesh)],
+        )
     places = [_row(WEIGHTS, d, n, mesh) for d, n in zip(dims, shape, strict=True)]
     if "model" not in places and "D" in dims:
         places[dims.index("D")] = ("model", "data")
@@ -54,19 +74,20 @@ def weight_spec(dims: str, shape: tuple[int, ...], mesh: Mapping[str, int]) -> t
 
 
 def gathered(places: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """A weight's places while it is used: gathered over `data`, still split over `model`."""
-    kept = [tuple(axis for axis in _axes(place) if axis != "data") for place in places]
+    """Returns a weight's mesh axes after it is gathered over `data`; `model` remains."""
+    kept = [tuple(axis for axis in axes_of(place) if axis != "data") for place in places]
     return tuple(axes[0] if len(axes) == 1 else axes or None for axes in kept)
 
 
-def _axes(place: Axis) -> tuple[str, ...]:
+def axes_of(place: Axis) -> tuple[str, ...]:
+    """Returns the mesh axes of one dimension as a tuple."""
     return () if place is None else (place,) if isinstance(place, str) else place
 
 
 def shards(place: Axis, mesh: Mapping[str, int]) -> int:
-    """Into how many parts a dimension is cut."""
+    """Returns the number of shards of a dimension."""
     parts = 1
-    for axis in _axes(place):
+    for axis in axes_of(place):
         parts *= mesh[axis]
     return parts
 
@@ -84,28 +105,33 @@ def _row(table: dict[str, Axis], letter: str, size: int, mesh: Mapping[str, int]
     if letter == "K" and size < mesh["model"]:
         if mesh["model"] % size:
             raise ConfigError(
-                f"mesh.model {mesh['model']} is not a multiple of model.kv_heads {size}; each model shard uses one "
-                "key/value head: choose a mesh.model that is a multiple or a divisor of kv_heads."
+                f"mesh.model {mesh['model']} is not a multiple of model.kv_heads {size}: each "
+                "model shard uses one key/value head; choose a mesh.model that is a multiple or a "
+                "divisor of kv_heads."
             )
         return None
     return table[letter]
 
 
-def _checked(dims: str, shape: tuple[int, ...], mesh: Mapping[str, int], places: list[Axis]) -> tuple[Axis, ...]:
+def _checked(
+    dims: str, shape: tuple[int, ...], mesh: Mapping[str, int], places: list[Axis]
+) -> tuple[Axis, ...]:
     used: dict[str, str] = {}
     for letter, size, place in zip(dims, shape, places, strict=True):
-        for axis in _axes(place):
+        for axis in axes_of(place):
             if axis in used:
                 raise ConfigError(
-                    f"in {dims}, both {used[axis]} and {letter} lie on the mesh axis {axis!r}; "
-                    "an axis can cut one dimension of an array: change the sharding rules."
+                    f"in {dims}, both {used[axis]} and {letter} are sharded over the mesh axis "
+                    f"{axis!r}; an axis can shard only one dimension of an array: change the "
+                    "sharding rules."
                 )
             used[axis] = letter
         if size % shards(place, mesh):
-            names = " x ".join(f"{axis} {mesh[axis]}" for axis in _axes(place))
+            names = " x ".join(f"{axis} {mesh[axis]}" for axis in axes_of(place))
             raise ConfigError(
-                f"in {dims} {tuple(shape)}, {letter} ({ALPHABET[letter]}) is {size}, which the mesh axis {names} does not "
-                f"divide; change the size or the mesh ({_remedy(letter)})."
+                f"in {dims} {tuple(shape)}, {letter} ({ALPHABET[letter]}) is {size}, which the "
+                f"mesh axis {names} does not divide; change the size or the mesh "
+                f"({_remedy(letter)})."
             )
     return tuple(places)
 

@@ -18,7 +18,10 @@ from paxlike.config import *
 def config() -> Config:
     return Config(
         name="small",
-        model=ModelConfig(layers=2, d_model=32, heads=4, kv_heads=1, head_dim=8, d_ff=64, vocab_size=320, vocab_multiple=64),
+        model=ModelConfig(
+            layers=2, d_model=32, heads=4, kv_heads=1, head_dim=8, d_ff=64, vocab_size=320,
+            vocab_multiple=64,
+        ),
         data=DataConfig(store="store", sequence_length=32),
         optim=OptimConfig(name="palm", learning_rate=0.05, warmup_steps=10),
         train=TrainConfig(steps=40, batch_size=8),
@@ -29,13 +32,13 @@ def config() -> Config:
 '''
 
 
-# A run that stops at a step until it is killed: saving goes on beside it.
+# A run that stops at a step until it is killed: saving continues in the background.
 HELD = """
 import os
 import threading
 from pathlib import Path
 
-from paxlike.train.clock import ReadyClock
+from paxlike.training.clock import ReadyClock
 
 watch, seen = ReadyClock.watch, []
 
@@ -58,11 +61,24 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     (folder / "texts").mkdir()
     for number in range(30):
-        (folder / "texts" / f"{number}.txt").write_text(f"The number {number} is followed by {number + 1}.\n" * 20)
+        (folder / "texts" / f"{number}.txt").write_text(
+            f"The number {number} is followed by {number + 1}.\n" * 20
+        )
     (folder / "small.py").write_text(CONFIG)
     (folder / "held.py").write_text(CONFIG + HELD)
-    done = paxlike(folder, "data", "prepare", "--input", "texts/*.txt", "--output", "store", "--tokenizer", "bytes",
-                   "--validation-fraction", "0.2")  # fmt: skip
+    done = paxlike(
+        folder,
+        "data",
+        "prepare",
+        "--input",
+        "texts/*.txt",
+        "--output",
+        "store",
+        "--tokenizer",
+        "bytes",
+        "--validation-fraction",
+        "0.2",
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -79,11 +95,17 @@ def environment() -> dict:
 
 def paxlike(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "paxlike", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=300)
+    return subprocess.run(
+        command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=300
+    )
 
 
 def losses(run: Path) -> dict:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    lines = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        if line.endswith("}")
+    ]
     return {line["step"]: line["loss"] for line in lines if "event" not in line}
 
 
@@ -106,7 +128,7 @@ def test_train_shows_progress_a_sample_and_the_run_folder(whole):
         "MFU",
         "left",
         "sample:\nThe ",
-        f"run folder: {run}",
+        f"run directory: {run}",
     ):
         assert expected in done.stdout
     assert "Traceback" not in done.stderr
@@ -118,8 +140,12 @@ def test_killed_and_resumed_equals_the_undisturbed_run(place, whole):
     for hold_after, newest in ((8, 5), (12, 15)):
         process = subprocess.Popen(
             [sys.executable, "-m", "paxlike", "train", "held.py", "--run-dir", "killed"],
-            cwd=place, env=environment() | {"HOLD_AFTER": str(hold_after)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            cwd=place,
+            env=environment() | {"HOLD_AFTER": str(hold_after)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         deadline = time.monotonic() + 300
         while not ((place / "held").exists() and (run / "checkpoints" / str(newest)).is_dir()):
             assert process.poll() is None, process.stderr.read()
@@ -130,22 +156,36 @@ def test_killed_and_resumed_equals_the_undisturbed_run(place, whole):
         (place / "held").unlink()
     done = paxlike(place, "train", "small.py", "--run-dir", "killed")
     assert done.returncode == 0, done.stderr
-    assert "going on from step 15" in done.stdout
+    assert "resuming from step 15" in done.stdout
     assert losses(run) == losses(whole[0])
 
 
 def test_sigterm_saves_and_exits_cleanly(place, whole):
     process = subprocess.Popen(
-        [sys.executable, "-m", "paxlike", "train", "small.py", "--run-dir", "stopped", "--train.steps", "1000000"],
-        cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "paxlike",
+            "train",
+            "small.py",
+            "--run-dir",
+            "stopped",
+            "--train.steps",
+            "1000000",
+        ],
+        cwd=place,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("step"):
             break
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in error, error
-    assert "go on with --run-dir" in out
+    assert "resume with --run-dir" in out
     step = max(losses(place / "stopped"))
     assert (place / "stopped" / "checkpoints" / str(step)).is_dir()
 
@@ -155,7 +195,10 @@ def test_eval_and_generate(place, whole):
     assert done.returncode == 0, done.stderr
     event = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()][-2]
     assert event["event"] == "evaluation" and f"loss {event['loss']:.4f}" in done.stdout
-    again = [paxlike(place, "generate", "whole", "The ", "--max-new-tokens", "20", "--seed", "3") for _ in range(2)]
+    again = [
+        paxlike(place, "generate", "whole", "The ", "--max-new-tokens", "20", "--seed", "3")
+        for _ in range(2)
+    ]
     assert again[0].returncode == 0, again[0].stderr
     assert again[0].stdout.startswith("The ") and again[0].stdout == again[1].stdout
 
@@ -165,15 +208,21 @@ def test_eval_and_generate(place, whole):
     [
         (("train", "small.py", "--train.stpes", "3"), "--train.steps"),
         (("train", "small.py", "--model.kv-heads", "3"), "choose kv_heads among"),
-        (("train", "smal.py"), "Perhaps you meant small.py"),
-        (("train", "small.py", "--fake-devices", "8", "--mesh.model", "3"), "does not fit 8 devices"),
+        (("train", "smal.py"), "Did you mean small.py"),
+        (
+            ("train", "small.py", "--fake-devices", "8", "--mesh.model", "3"),
+            "does not fit 8 devices",
+        ),
         (("train", "small.py", "--data.store", "elsewhere"), "elsewhere"),
-        (("train", "small.py", "--run-dir", "whole", "--optim.learning-rate", "9"), "belongs to another config"),
-        (("train", "small.py", "--run-dir", "texts"), "is not a run folder"),
-        (("generate", "texts", "x"), "is not a run folder"),
+        (
+            ("train", "small.py", "--run-dir", "whole", "--optim.learning-rate", "9"),
+            "belongs to another config",
+        ),
+        (("train", "small.py", "--run-dir", "texts"), "is not a run directory"),
+        (("generate", "texts", "x"), "is not a run directory"),
         (("data", "prepare", "--input", "nothing/*.txt", "--output", "new"), "nothing/*.txt"),
         (("data", "prepare", "--input", "texts/*.txt", "--output", "store"), "store"),
-        (("trian", "small.py"), "Perhaps you meant 'train'"),
+        (("trian", "small.py"), "Did you mean 'train'"),
     ],
 )
 def test_mistakes_get_one_message_and_exit_code_2(place, whole, arguments, message):
@@ -184,7 +233,9 @@ def test_mistakes_get_one_message_and_exit_code_2(place, whole, arguments, messa
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_readable(place, whole):
-    """A limit on file sizes stands for the disk: every write beyond 16 KiB fails, as on a full one."""
+    """A limit on file sizes stands for the disk: every write beyond 16 KiB fails, as on a full
+    one.
+    """
     first = paxlike(place, "train", "small.py", "--run-dir", "full", "--train.steps", "10")
     assert first.returncode == 0, first.stderr
 
@@ -193,13 +244,29 @@ def test_a_full_disk_leaves_earlier_checkpoints_readable(place, whole):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY)); "
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
-    command = [sys.executable, "-c", limited, "-m", "paxlike", "train", "small.py", "--run-dir", "full"]
-    done = subprocess.run(command, cwd=place, env=environment(), text=True, capture_output=True, timeout=300)
+    command = [
+        sys.executable,
+        "-c",
+        limited,
+        "-m",
+        "paxlike",
+        "train",
+        "small.py",
+        "--run-dir",
+        "full",
+    ]
+    done = subprocess.run(
+        command, cwd=place, env=environment(), text=True, capture_output=True, timeout=300
+    )
     assert done.returncode == 2, done.stderr
-    assert "is full" in done.stderr and "Earlier checkpoints" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "is full" in done.stderr
+        and "earlier checkpoints [5, 10] are complete" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     again = paxlike(place, "train", "small.py", "--run-dir", "full")
     assert again.returncode == 0, again.stderr
-    assert "going on from step 10" in again.stdout
+    assert "resuming from step 10" in again.stdout
     assert losses(place / "full") == losses(whole[0])
 
 
@@ -210,7 +277,14 @@ def test_info_needs_no_jax(place):
     env = environment()
     env["PYTHONPATH"] = f"{place / 'blocked'}:{env['PYTHONPATH']}"
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "paxlike", "info", str(root / "configs" / "palm_540b.py"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "paxlike",
+        "info",
+        str(root / "configs" / "palm_540b.py"),
+        "--json",
+    ]
     done = subprocess.run(command, cwd=place, env=env, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parameters"]["total"] == 540_356_474_880

@@ -1,4 +1,4 @@
-"""`paxlike report` as a user runs it: on a real run that was killed and went on, and the page in a real browser."""
+"""Runs `paxlike report` on a run that was killed and resumed, and opens the page in a browser."""
 
 import json
 import os
@@ -13,93 +13,100 @@ import zlib
 from pathlib import Path
 
 import pytest
-from made_runs import lifelike
+from sample_runs import realistic_run
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
 )
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def paxlike(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "paxlike", *arguments]
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-# Seconds that may pass between two readings of the clock for one line: a process may have to wait for its turn.
+# Maximum seconds between two clock readings for one line: on a busy machine a process waits to run.
 TOLERANCE = 1.0
 TRAIN = (
-    "train", str(ROOT / "configs" / "tiny.py"), "--run-dir", "run", "--data.store", "store", "--data.sequence-length", "32",
-    "--model.layers", "2", "--model.d-model", "32", "--model.heads", "4", "--model.head-dim", "8", "--model.d-ff", "64",
-    "--model.vocab-size", "320", "--train.steps", "30", "--checkpoint.every", "5", "--eval.every", "10", "--eval.batches", "1",
+    "train", str(ROOT / "configs" / "tiny.py"), "--run-dir", "run",
+    "--data.store", "store", "--data.sequence-length", "32",
+    "--model.layers", "2", "--model.d-model", "32", "--model.heads", "4", "--model.head-dim", "8",
+    "--model.d-ff", "64", "--model.vocab-size", "320",
+    "--train.steps", "30", "--checkpoint.every", "5", "--eval.every", "10", "--eval.batches", "1",
     "--log.every", "1000", "--log.sample", "", "--log.no-tensorboard",
 )  # fmt: skip
 
 
-# The same config, in a run that stops at step 60 until it is killed: saving goes on beside it.
-HELD = f"""
+# The same config, but the training loop blocks at step 60. Checkpoints are still written.
+BLOCKED = f"""
 import runpy
 import threading
 from pathlib import Path
 
-from paxlike.train.clock import ReadyClock
+from paxlike.training.clock import ReadyClock
 
 config = runpy.run_path({TRAIN[1]!r})["config"]
 watch, seen = ReadyClock.watch, []
 
 
-def held(clock, arrays):
+def blocked(clock, arrays):
     watch(clock, arrays)
     seen.append(1)
     if len(seen) == 60:
-        Path("held").touch()
+        Path("blocked").touch()
         threading.Event().wait()
 
 
-ReadyClock.watch = held
+ReadyClock.watch = blocked
 """
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_and_went_on(tmp_path):
-    """kill -9 between two checkpoints; the report's goodput agrees with the wall clock, and lost steps with the lines."""
+def test_report_of_a_killed_and_resumed_run(tmp_path):
+    """After kill -9 between checkpoints, goodput matches the wall clock and the repeated steps."""
     for number in range(20):
-        (tmp_path / f"{number}.txt").write_text(f"The number {number} is followed by {number + 1}.\n" * 20)
-    paxlike(
-        tmp_path,
-        "data",
-        "prepare",
-        "--input",
-        "*.txt",
-        "--output",
-        "store",
-        "--tokenizer",
-        "bytes",
-        "--validation-fraction",
-        "0.2",
-    )
-    (tmp_path / "held.py").write_text(HELD)
-    held = ["train", "held.py", *TRAIN[2:], "--train.steps", "100000", "--checkpoint.every", "40"]
+        (tmp_path / f"{number}.txt").write_text(
+            f"The number {number} is followed by {number + 1}.\n" * 20
+        )
+    prepare = "data prepare --input *.txt --output store --tokenizer bytes"
+    paxlike(tmp_path, *prepare.split(), "--validation-fraction", "0.2")
+    (tmp_path / "blocked.py").write_text(BLOCKED)
+    command = ["train", "blocked.py", *TRAIN[2:]]
+    command += ["--train.steps", "100000", "--checkpoint.every", "40"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "paxlike", *held],
+        [sys.executable, "-m", "paxlike", *command],
         cwd=tmp_path,
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
-    while not ((tmp_path / "held").exists() and (tmp_path / "run" / "checkpoints" / "40").is_dir()):
+    while not (
+        (tmp_path / "blocked").exists() and (tmp_path / "run" / "checkpoints" / "40").is_dir()
+    ):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     running = json.loads(paxlike(tmp_path, "report", "run", "--json"))["runs"][0]
-    assert running["status"] == "in progress" and any("in progress" in note for note in running["notes"])
+    assert running["status"] == "in progress" and any(
+        "in progress" in note for note in running["notes"]
+    )
     process.send_signal(signal.SIGKILL)
     process.wait()
     lines = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if line.endswith("}")
+        json.loads(line)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        if line.endswith("}")
     ]
     reached = max(line["step"] for line in lines if "event" not in line)
     killed = json.loads(paxlike(tmp_path, "report", "run", "--json"))["runs"][0]
@@ -109,28 +116,36 @@ def test_a_run_that_was_killed_and_went_on(tmp_path):
     )
 
     paxlike(tmp_path, *TRAIN, "--train.steps", str(reached + 20))
-    told = json.loads(paxlike(tmp_path, "report", "run", "--json"))["runs"][0]
-    second = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][len(lines) :]
-    begun = next(line for line in second if line.get("event") == "start")
-    lost = sum(line["step_seconds"] for line in lines if "event" not in line and line["step"] > begun["step"])
-    seconds = told["goodput"]["seconds"]
-    assert told["status"] == "finished" and len(told["attempts"]) == 2
+    resumed = json.loads(paxlike(tmp_path, "report", "run", "--json"))["runs"][0]
+    second = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ][len(lines) :]
+    restart = next(line for line in second if line.get("event") == "start")
+    lost = sum(
+        line["step_seconds"]
+        for line in lines
+        if "event" not in line and line["step"] > restart["step"]
+    )
+    seconds = resumed["goodput"]["seconds"]
+    assert resumed["status"] == "finished" and len(resumed["attempts"]) == 2
     assert lost > 0 and seconds["repeated steps"] == pytest.approx(lost, abs=0.05)
-    assert seconds["restart"] >= begun["time"] - lines[-1]["time"] - TOLERANCE
+    assert seconds["restart"] >= restart["time"] - lines[-1]["time"] - TOLERANCE
     wall = second[-1]["time"] - lines[0]["time"] + sum(lines[0]["goodput"].values())
-    assert told["goodput"]["wall_seconds"] == pytest.approx(wall, abs=TOLERANCE)
+    assert resumed["goodput"]["wall_seconds"] == pytest.approx(wall, abs=TOLERANCE)
     out = paxlike(tmp_path, "report", "run")
-    assert "done again" in out and "goodput" in out and (tmp_path / "run" / "report.html").is_file()
+    assert re.search(r"steps? repeated", " ".join(out.split()))
+    assert "goodput" in out and (tmp_path / "run" / "report.html").is_file()
 
 
-# ---- in a browser ----------------------------------------------------------------------------------------------------
+# ---- in a browser --------------------------------------------------------------------------------
 
 
-def browse(folder: Path, page: Path, *what: str) -> str:
+def browse(folder: Path, page: Path, *arguments: str) -> str:
     command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1280,2200", *what, page.as_uri(),
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}", "--window-size=1280,2200",
+        *arguments, page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, text=True, capture_output=True, timeout=180)
     assert done.returncode == 0, done.stderr
@@ -138,7 +153,7 @@ def browse(folder: Path, page: Path, *what: str) -> str:
 
 
 def pixels(png: bytes) -> tuple[int, int, list[bytes]]:
-    """(width, height, rows of RGB or RGBA) of a picture as Chromium writes it: 8 bits, not interlaced."""
+    """Returns (width, height, rows of RGB) of a PNG by Chromium: 8 bits, not interlaced."""
     width, height, depth, kind, *_, interlaced = struct.unpack(">IIBBBBB", png[16:29])
     assert (depth, interlaced) == (8, 0) and kind in (2, 6)
     at, packed = 8, b""
@@ -153,24 +168,38 @@ def pixels(png: bytes) -> tuple[int, int, list[bytes]]:
         filtered = data[y * (wide + 1)]
         row = bytearray(data[y * (wide + 1) + 1 : (y + 1) * (wide + 1)])
         for x in range(wide) if filtered else ():
-            left, up, corner = row[x - size] if x >= size else 0, above[x], above[x - size] if x >= size else 0
+            left, up, corner = (
+                row[x - size] if x >= size else 0,
+                above[x],
+                above[x - size] if x >= size else 0,
+            )
             guess = left + up - corner
-            paeth = min((abs(guess - left), 0, left), (abs(guess - up), 1, up), (abs(guess - corner), 2, corner))[2]
+            paeth = min(
+                (abs(guess - left), 0, left),
+                (abs(guess - up), 1, up),
+                (abs(guess - corner), 2, corner),
+            )[2]
             row[x] = (row[x] + (0, left, up, (left + up) // 2, paeth)[filtered]) & 255
         rows.append(bytes(row))
         above = row
-    return width, height, [row if size == 3 else b"".join(row[k : k + 3] for k in range(0, wide, 4)) for row in rows]
+    return (
+        width,
+        height,
+        [row if size == 3 else b"".join(row[k : k + 3] for k in range(0, wide, 4)) for row in rows],
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium on this machine; the page is checked without one in test_report_page.py"
+    BROWSER is None,
+    reason="needs Chromium; test_report_page.py tests the page without it",
 )
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_page_in_a_browser(tmp_path, count):
-    folders = [lifelike(tmp_path / name, 300, seed, restart_at=200) for name, seed in (("<b>first", 1), ("second", 2))][
-        :count
-    ]
+def test_page_renders_in_a_browser(tmp_path, count):
+    folders = [
+        realistic_run(tmp_path / name, 300, seed, restart_at=200)
+        for name, seed in (("<b>first", 1), ("second", 2))
+    ][:count]
     page = tmp_path / "page.html"
     paxlike(tmp_path, "report", *map(str, folders), "--html", str(page))
     page.write_text(page.read_text().replace("</body>", "<p id=end></p></body>"))
@@ -178,7 +207,7 @@ def test_the_page_in_a_browser(tmp_path, count):
     dom = browse(tmp_path, page, "--dump-dom")
     assert dom.count("<svg") == dom.count("</svg>") == 7 and dom.count("<polyline") >= 6 * count
     assert "&lt;b&gt;first" in dom and "<b>first" not in dom
-    assert "Where the wall time went" in dom and 'id="end"' in dom and dom.count("<small>") >= 5 * count
+    assert "Wall time by cause" in dom and 'id="end"' in dom and dom.count("<small>") >= 5 * count
     addresses = set(re.findall(r"https?://[^\"'\s<]*", dom))
     assert addresses <= {"http://www.w3.org/2000/svg"}
 
@@ -191,6 +220,6 @@ def test_the_page_in_a_browser(tmp_path, count):
             color = row[k : k + 3]
             colors[color] = colors.get(color, 0) + 1
     common = max(colors.values()) / sum(colors.values())
-    assert len(colors) > 100 and common < 0.9  # text and lines, not one sheet of color
+    assert len(colors) > 100 and common < 0.9  # The page is not blank.
     blue = bytes.fromhex("2563d9"), bytes.fromhex("6ea0ff")  # the first series, light or dark
     assert any(colors.get(color, 0) > 50 for color in blue)

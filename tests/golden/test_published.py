@@ -1,4 +1,6 @@
-"""The published runs: all of them are predicted, the guide shows what was predicted, and it is as near as it says."""
+"""Predictions for published runs: they are complete, match the guide, and are as accurate as
+stated.
+"""
 
 import json
 import statistics
@@ -10,22 +12,28 @@ def rows():
     return json.loads(published.FILE.read_text())
 
 
-def test_every_run_has_its_prediction_and_the_guide_shows_them():
+def test_every_run_has_a_prediction_that_the_guide_shows():
     assert [row["name"] for row in rows()] == [run.name for run in published.RUNS]
     assert [row["published"] for row in rows()] == [run.published for run in published.RUNS]
     guide = (published.ROOT / "docs" / "planning.md").read_text()
     assert published.table(rows()) in guide, "python -m tools.bench.published --table"
 
 
-def test_the_median_is_within_a_tenth_and_none_beyond_a_quarter():
+def test_the_median_error_is_below_10_percent_and_the_largest_below_25():
     errors = [abs(published.error(row)) for row in rows()]
     assert statistics.median(errors) < 0.10 and max(errors) < 0.25
 
 
-def test_a_prediction_is_its_step_time():
-    """MFU of the stated step: model FLOPs by the compiled program's over its ratio, on the row's chips."""
+def test_a_predicted_mfu_follows_from_the_step_time():
+    """MFU is tokens per predicted second times model FLOPs per token, over the chips' peak."""
     by_name = {row["name"]: row for row in rows()}
     two, one = by_name["PaLM 540B, two pods"], by_name["PaLM 540B, one pod"]
     tokens, model_flops = 2048 * 2048, 6 * 540_356_474_880 + 12 * 118 * 48 * 256 * 2048
-    assert abs(two["predicted"] - tokens / two["seconds"]["step"] * model_flops / (6144 * 275e12)) < 1e-4
-    assert abs(one["predicted"] - tokens / 2 / one["seconds"]["step"] * model_flops / (3072 * 275e12)) < 1e-4
+    assert (
+        abs(two["predicted"] - tokens / two["seconds"]["step"] * model_flops / (6144 * 275e12))
+        < 1e-4
+    )
+    assert (
+        abs(one["predicted"] - tokens / 2 / one["seconds"]["step"] * model_flops / (3072 * 275e12))
+        < 1e-4
+    )

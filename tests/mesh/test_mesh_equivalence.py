@@ -1,21 +1,41 @@
-"""Loss and every gradient are the same on every mesh: one parametrized test over architectures and meshes."""
+"""Loss and every gradient are the same on every mesh, over architectures and meshes."""
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import error, flat, host_batch, host_params, loss_and_gradients, mesh_of, model_config
+from helpers import (
+    error,
+    flat,
+    host_batch,
+    host_params,
+    loss_and_gradients,
+    mesh_of,
+    model_config,
+    outside_and_inside,
+)
 
 from paxlike.config import PrecisionConfig
+from paxlike.nn.collectives import gather, total
+from paxlike.training import step
 
 # With 1, 2, 4 and 8 model shards: fewer key/value heads than shards, as many, and more.
 ARCHITECTURES = {
     "multi-query": {"kv_heads": 1},
     "grouped-serial-rms-untied-relu2": {
-        "kv_heads": 2, "block": "serial", "norm": "rms", "head": "untied", "feed_forward": "relu2", "remat": "dots",
+        "kv_heads": 2, "block": "serial", "norm": "rms", "head": "untied", "feed_forward": "relu2",
+        "remat": "dots",
     },
-    "grouped-segments-xla": {"kv_heads": 4, "attention": "xla", "segments": True, "remat": "attention"},
-    "multi-head-segments": {"kv_heads": 8, "feed_forward": "gelu", "segments": True, "remat": "full"},
+    "grouped-segments-xla": {
+        "kv_heads": 4, "attention": "xla", "segments": True, "remat": "attention",
+    },
+    "multi-head-segments": {
+        "kv_heads": 8, "feed_forward": "gelu", "segments": True, "remat": "full",
+    },
+    "biases-qk-norm": {"kv_heads": 2, "attention_bias": "qkvo", "qk_norm": True},
+    "pattern": {"pattern": ("parallel", "serial"), "layers": 4, "remat": "dots"},
 }  # fmt: skip
 MESHES = {"8x1": (1, 8, 1), "1x8": (1, 1, 8), "2x4": (1, 2, 4), "2x2x2": (2, 2, 2)}
 
@@ -23,31 +43,66 @@ MESHES = {"8x1": (1, 8, 1), "1x8": (1, 1, 8), "2x4": (1, 2, 4), "2x2x2": (2, 2, 
 @pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES)
 def alone(request):
     """(config, parameters, batch, loss, gradients) on one device."""
-    words = dict(request.param)
-    segments = words.pop("segments", False)
-    config = model_config(**words)
+    changes = dict(request.param)
+    segments = changes.pop("segments", False)
+    config = model_config(**changes)
     params, batch = host_params(config), host_batch(config, segments=segments)
     return config, params, batch, *loss_and_gradients(config, mesh_of(), params, batch)
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 def test_loss_and_gradients_are_those_of_one_device(alone, sizes):
+    """Differentiated outside of the map, and inside as in training."""
     config, params, batch, expected_loss, expected = alone
-    loss, gradients = loss_and_gradients(config, mesh_of(*sizes), params, batch)
-    assert loss == pytest.approx(expected_loss, rel=1e-6)
-    errors = {name: error(gradient, flat(expected)[name]) for name, gradient in flat(gradients).items()}
-    assert max(errors.values()) < 5e-6, errors
+    found = outside_and_inside(config, mesh_of(*sizes), params, batch)
+    for kind, (loss, gradients) in found.items():
+        assert loss == pytest.approx(expected_loss, rel=1e-6), kind
+        errors = {name: error(g, flat(expected)[name]) for name, g in flat(gradients).items()}
+        assert max(errors.values()) < 5e-6, (kind, errors)
     assert all(np.linalg.norm(gradient) > 1e-4 for gradient in flat(expected).values())
 
 
-def test_bfloat16_stays_near_float32():
-    """bfloat16 has 8 bits of mantissa: 0.4 % for each rounding. Gradients come back in the parameters' own dtype."""
+def test_an_auxiliary_loss_has_the_same_gradients_on_every_mesh(monkeypatch):
+    """A scalar that all devices along `model` compute alike counts once, and parameters of which
+    several devices hold a copy get the sum of their gradients.
+
+    One term is of the gathered stream, the other a sum over `model` of the shards. Not a mean of
+    squares, because the last norm fixes it.
+    """
+    next_token = step.OBJECTIVE
+
+    def with_auxiliary_loss(config, decoder, x_BTD, part):
+        losses = next_token(config, decoder, x_BTD, part)
+        gathered = jnp.mean(gather(x_BTD, "model", 2) ** 4, axis=-1).sum()
+        summed = total((jnp.abs(x_BTD) ** 3).sum(), "model")
+        return losses._replace(loss=losses.loss + gathered + summed)
+
+    config = model_config(kv_heads=2, attention_bias="qkvo", qk_norm=True)
+    params, batch = host_params(config), host_batch(config)
+    plain = loss_and_gradients(config, mesh_of(), params, batch)[1]
+    monkeypatch.setattr(step, "OBJECTIVE", with_auxiliary_loss)
+    expected = loss_and_gradients(config, mesh_of(), params, batch)[1]
+    changes = jax.tree.map(error, plain, expected)
+    assert min(flat(changes).values()) > 0.1, changes
+    for sizes in ((1, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
+        for kind, (_, gradients) in outside_and_inside(
+            config, mesh_of(*sizes), params, batch
+        ).items():
+            errors = jax.tree.map(error, gradients, expected)
+            assert max(flat(errors).values()) < 5e-6, (sizes, kind, errors)
+
+
+def test_bfloat16_is_close_to_float32():
+    """bfloat16 has 8 bits of mantissa: 0.4 % for each rounding. Gradients have dtype float32."""
     config = model_config()
     params, batch = host_params(config), host_batch(config)
     expected_loss, expected = loss_and_gradients(config, mesh_of(), params, batch)
-    narrow = dataclasses.replace(config, precision=PrecisionConfig(compute="bfloat16", gradients="bfloat16"))
-    loss, found = loss_and_gradients(narrow, mesh_of(data=2, model=4), params, batch)
-    assert loss == pytest.approx(expected_loss, rel=5e-3)
-    errors = {name: error(gradient, flat(expected)[name]) for name, gradient in flat(found).items()}
-    assert 1e-4 < max(errors.values()) < 0.05, errors
-    assert {gradient.dtype for gradient in flat(found).values()} == {np.dtype("float32")}
+    narrow = dataclasses.replace(
+        config, precision=PrecisionConfig(compute="bfloat16", gradients="bfloat16")
+    )
+    found = outside_and_inside(narrow, mesh_of(data=2, model=4), params, batch)
+    for kind, (loss, gradients) in found.items():
+        assert loss == pytest.approx(expected_loss, rel=5e-3), kind
+        errors = {name: error(g, flat(expected)[name]) for name, g in flat(gradients).items()}
+        assert 1e-4 < max(errors.values()) < 0.05, (kind, errors)
+        assert {gradient.dtype for gradient in flat(gradients).values()} == {np.dtype("float32")}

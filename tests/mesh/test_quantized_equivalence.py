@@ -1,12 +1,22 @@
-"""A quantized model's groups belong to the model: loss and every gradient are the same on every mesh whose axes divide them."""
+"""Loss and gradients of a quantized model are equal on all meshes whose axes divide its groups."""
 
 import numpy as np
 import pytest
-from helpers import error, flat, host_batch, host_params, loss_and_gradients, mesh_of, model_config
+from helpers import (
+    error,
+    flat,
+    host_batch,
+    host_params,
+    loss_and_gradients,
+    mesh_of,
+    model_config,
+    outside_and_inside,
+)
 
 from paxlike.config import ConfigError, QuantConfig
 
-# With fewer key/value heads than groups, as many, and tiles over data; every kind of weight, variant and statistic.
+# With fewer key/value heads than groups, as many, and tiles over data; every kind of weight,
+# variant and statistic.
 CASES = {
     "multi-query": ({}, {"groups": 8}),
     "ternary-code-tiles": (
@@ -14,7 +24,9 @@ CASES = {
         {"weights": "bitnet_b158", "variant": "code", "groups": 8, "data_tiles": 8},
     ),
     "ungrouped": ({"kv_heads": 8}, {"groups": 1}),
-    "tensor-statistics": ({"feed_forward": "relu2"}, {"groups": 8, "statistics": "tensor", "nonnegative": True}),
+    "tensor-statistics": (
+        {"feed_forward": "relu2"}, {"groups": 8, "statistics": "tensor", "nonnegative": True},
+    ),
 }  # fmt: skip
 MESHES = {"8x1": (1, 8, 1), "1x8": (1, 1, 8), "2x4": (1, 2, 4)}
 
@@ -30,22 +42,28 @@ def alone(request):
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 def test_loss_and_gradients_are_those_of_one_device(alone, sizes):
-    """A float32 sum in another order can move an activation across the border between two of its 256 steps: one such in the
-    thousands here moves the loss by 1e-5 and gradients by 1e-3. Groups that followed the mesh would move them by more than 0.1.
+    """Differentiated outside of the map, and inside as in training.
+
+    A float32 sum in another order can round an activation to the next of its 256 steps. One of the
+    thousands here changes the loss by 1e-5 and gradients by 1e-3. Groups that followed the mesh
+    would change them by more than 0.1.
     """
     config, params, batch, expected_loss, expected = alone
-    loss, gradients = loss_and_gradients(config, mesh_of(*sizes), params, batch)
-    assert loss == pytest.approx(expected_loss, rel=5e-5)
-    errors = {name: error(gradient, flat(expected)[name]) for name, gradient in flat(gradients).items()}
-    assert max(errors.values()) < 5e-3, errors
+    found = outside_and_inside(config, mesh_of(*sizes), params, batch)
+    for kind, (loss, gradients) in found.items():
+        assert loss == pytest.approx(expected_loss, rel=5e-5), kind
+        errors = {name: error(g, flat(expected)[name]) for name, g in flat(gradients).items()}
+        assert max(errors.values()) < 5e-3, (kind, errors)
     assert all(np.linalg.norm(gradient) > 1e-4 for gradient in flat(expected).values())
 
 
 def test_another_number_of_groups_is_another_model():
-    """What the test above would see if groups followed the mesh."""
+    """What the test above would find if groups followed the mesh."""
     found = []
     for groups in (1, 4, 8):
-        config = model_config(quant=QuantConfig(weights="bitnet", groups=groups, statistics="token"))
+        config = model_config(
+            quant=QuantConfig(weights="bitnet", groups=groups, statistics="token")
+        )
         found.append(loss_and_gradients(config, mesh_of(), host_params(config), host_batch(config)))
     for (loss, gradients), (other_loss, other) in zip(found, found[1:], strict=False):
         assert abs(loss - other_loss) > 1e-3
@@ -56,11 +74,15 @@ def test_another_number_of_groups_is_another_model():
     ("quant", "sizes", "message"),
     [
         ({"groups": 2}, (1, 2, 4), "mesh.model 4 does not divide model.quant.groups 2"),
-        ({"groups": 4, "data_tiles": 2}, (1, 4, 2), "mesh.data 4 does not divide model.quant.data_tiles 2"),
-        ({"data_tiles": 2}, (1, 2, 2), "with model.quant.groups 1 needs mesh.model 1, not 2"),
+        (
+            {"groups": 4, "data_tiles": 2},
+            (1, 4, 2),
+            "mesh.data 4 does not divide model.quant.data_tiles 2",
+        ),
+        ({"data_tiles": 2}, (1, 2, 2), "with model.quant.groups 1 requires mesh.model 1, not 2"),
     ],
 )
-def test_a_mesh_that_would_cut_a_group_is_refused(quant, sizes, message):
+def test_a_mesh_that_would_split_a_group_raises(quant, sizes, message):
     config = model_config(quant=QuantConfig(weights="bitnet", **quant))
     with pytest.raises(ConfigError, match=message):
         loss_and_gradients(config, mesh_of(*sizes), host_params(config), host_batch(config))

@@ -18,12 +18,18 @@ SECRET = "not-to-be-seen-anywhere"
 CONFIG = '''
 """A run of seconds."""
 from paxlike.config import *
+from paxlike.training import peak_flops
+
+peak_flops.SIDE = 256  # Measures the peak for MFU in milliseconds.
 
 
 def config() -> Config:
     return Config(
         name="small",
-        model=ModelConfig(layers=1, d_model=32, heads=4, kv_heads=1, head_dim=8, d_ff=64, vocab_size=320, vocab_multiple=64),
+        model=ModelConfig(
+            layers=1, d_model=32, heads=4, kv_heads=1, head_dim=8, d_ff=64, vocab_size=320,
+            vocab_multiple=64,
+        ),
         data=DataConfig(store="store", sequence_length=32),
         optim=OptimConfig(name="adamw", schedule="constant", learning_rate=0.01, warmup_steps=2),
         train=TrainConfig(steps=24, batch_size=8),
@@ -33,8 +39,9 @@ def config() -> Config:
         precision=PrecisionConfig(compute="float32"),
     )
 '''
-# Steps and saves of some tenths of a second: what befalls such a run befalls it before its end, on the fastest machine too. The process
-# whose number is in the file `hold` stands still after step 12, and the others wait for it in step 13; it says so by the file `held`.
+# Steps and saves of some tenths of a second: what befalls such a run befalls it before its end, on
+# the fastest machine too. The process whose number is in the file `hold` stops after step
+# 12, and the others wait for it in step 13; it says so by the file `held`.
 PACED = """
 import os
 import threading
@@ -43,7 +50,7 @@ from pathlib import Path
 
 import jax
 
-from paxlike.train.clock import ReadyClock
+from paxlike.training.clock import ReadyClock
 
 watch, rename, steps = ReadyClock.watch, os.rename, []
 
@@ -52,7 +59,8 @@ def late_watch(clock, arrays):
     time.sleep(0.15)
     watch(clock, arrays)
     steps.append(1)
-    if len(steps) == 12 and Path("hold").exists() and Path("hold").read_text() == str(jax.process_index()):
+    hold = Path("hold").read_text() if Path("hold").exists() else None
+    if len(steps) == 12 and hold == str(jax.process_index()):
         Path("held").touch()
         threading.Event().wait()
 
@@ -73,10 +81,17 @@ class Process:
     def __init__(self, place: Path, command: list[str]):
         self.begin = time.monotonic()
         self.process = subprocess.Popen(
-            command, cwd=place, env=environment(place), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            cwd=place,
+            env=environment(place),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         self.lines: list[str] = []
-        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
+        self._reader = threading.Thread(
+            target=lambda: self.lines.extend(self.process.stdout), daemon=True
+        )
         self._reader.start()
 
     @property
@@ -86,7 +101,12 @@ class Process:
     @property
     def pids(self) -> list[int]:
         """Of a launcher: its processes, those of the last attempt."""
-        return [int(pid) for pid in re.findall(r"\[launch\] processes ([\d ]+) meet", self.output)[-1].split()]
+        return [
+            int(pid)
+            for pid in re.findall(r"\[launch\] started processes ([\d ]+);", self.output)[
+                -1
+            ].split()
+        ]
 
     def until(self, condition) -> None:
         deadline = time.monotonic() + 300
@@ -120,11 +140,15 @@ def environment(place: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """A folder with a prepared store and two configs of one run, one of them slow enough to be disturbed."""
+    """A folder with a prepared store and two configs of one run, one of them slow enough to be
+    disturbed.
+    """
     folder = tmp_path_factory.mktemp("place")
     (folder / "texts").mkdir()
     for number in range(30):
-        (folder / "texts" / f"{number}.txt").write_text(f"The number {number} is followed by {number + 1}.\n" * 20)
+        (folder / "texts" / f"{number}.txt").write_text(
+            f"The number {number} is followed by {number + 1}.\n" * 20
+        )
     (folder / "small.py").write_text(CONFIG)
     (folder / "paced.py").write_text(CONFIG + PACED)
     prepare = [
@@ -146,10 +170,20 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def launch(place):
-    """launch(run, *flags, hosts=2, …) -> the launcher's Process. `within`: what Python runs it with, instead of by itself."""
+    """launch(run, *flags, hosts=2, …) -> the launcher's Process. `within`: what Python runs it
+    with, instead of by itself.
+    """
 
-    def start(run: str, *flags: str, hosts=2, devices=1, restarts=0, config="small.py", within=()) -> Process:
-        command = [str(ROOT / "launch" / "local.py"), "--hosts", str(hosts), "--devices-per-host", str(devices)]
+    def start(
+        run: str, *flags: str, hosts=2, devices=1, restarts=0, config="small.py", within=()
+    ) -> Process:
+        command = [
+            str(ROOT / "launch" / "local.py"),
+            "--hosts",
+            str(hosts),
+            "--devices-per-host",
+            str(devices),
+        ]
         command += ["--restarts", str(restarts), config, "--run-dir", run, *flags]
         return Process(place, [sys.executable, *within, *command])
 
@@ -158,35 +192,59 @@ def launch(place):
 
 @pytest.fixture(scope="session")
 def processes(place):
-    """processes(program, words of process 0, words of process 1, …): one Process each, that work together."""
+    """processes(program, words of process 0, words of process 1, …): one Process each, that work
+    together.
+    """
 
     def start(program: list[str], *words: list[str]) -> list[Process]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         return [
-            Process(place, [sys.executable, *program, *own, "--fake-devices", "1",
-                            "--hosts.coordinator", address, "--hosts.count", str(len(words)), "--hosts.id", str(k)])
+            Process(
+                place,
+                [
+                    sys.executable,
+                    *program,
+                    *own,
+                    "--fake-devices",
+                    "1",
+                    "--hosts.coordinator",
+                    address,
+                    "--hosts.count",
+                    str(len(words)),
+                    "--hosts.id",
+                    str(k),
+                ],
+            )
             for k, own in enumerate(words)
-        ]  # fmt: skip
+        ]
 
     return start
 
 
 def read(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    return [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+        if line.endswith("}")
+    ]
 
 
 @pytest.fixture(scope="session")
 def losses(place):
     """losses(run) -> {step: loss}, the last line of a step counts."""
-    return lambda run: {line["step"]: line["loss"] for line in read(place / run) if "event" not in line}
+    return lambda run: {
+        line["step"]: line["loss"] for line in read(place / run) if "event" not in line
+    }
 
 
 @pytest.fixture(scope="session")
 def fingerprints(place):
     """fingerprints(run) -> {step: fingerprint of its batch}."""
-    return lambda run: {line["step"]: line["batch_fingerprint"] for line in read(place / run) if "event" not in line}
+    return lambda run: {
+        line["step"]: line["batch_fingerprint"] for line in read(place / run) if "event" not in line
+    }
 
 
 @pytest.fixture(scope="session")
@@ -211,14 +269,18 @@ def reached(place):
 
     def check(run: str, step: int) -> bool:
         path = place / run / "metrics.jsonl"
-        return path.exists() and any(line.get("step", 0) >= step for line in read(place / run) if "event" not in line)
+        return path.exists() and any(
+            line.get("step", 0) >= step for line in read(place / run) if "event" not in line
+        )
 
     return check
 
 
 @pytest.fixture(scope="session")
 def recovery():
-    """Measured seconds from each fault until training went on, shown at the end (see docs/hosts.md)."""
+    """Measured seconds from each fault until training went on, shown at the end (see
+    docs/hosts.md).
+    """
     seconds: dict[str, float] = {}
     yield seconds
     print("\n" + "\n".join(f"{fault}: {value:.1f} s" for fault, value in seconds.items()))

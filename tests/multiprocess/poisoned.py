@@ -1,4 +1,6 @@
-"""`paxlike` as ever, but a batch has a NaN in it: the first one that $POISON names turns the parameters' gradients into NaN."""
+"""`paxlike` as ever, but a batch has a NaN in it: the first one that $POISON names turns the
+parameters' gradients into NaN.
+"""
 
 import os
 
@@ -6,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from paxlike import cli
-from paxlike.train import loop
+from paxlike.training import loop
 
 POISONED = int(os.environ["POISON"])
 

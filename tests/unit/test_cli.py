@@ -1,4 +1,6 @@
-"""The command line: verbs, help, messages, exit codes, and that it starts without the heavy modules."""
+"""The command line: commands, help, messages, exit codes, and that it starts without the heavy
+modules.
+"""
 
 import errno
 import json
@@ -7,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_runs import start, step, write
+from sample_runs import start, step, write
 
 from paxlike import __version__, cli
 from paxlike.config import UserError, load
 from paxlike.data.prepare import PrepareConfig, prepare
+from paxlike.planning.simulated_step import Step
+from paxlike.planning.timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -38,26 +42,37 @@ def good_store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("verified")
     for number in range(4):
         (folder / f"{number}.txt").write_text(f"text number {number}\n" * 20)
-    prepare(PrepareConfig((str(folder / "*.txt"),), str(folder / "store"), tokenizer="bytes", validation_fraction=0.3))
+    prepare(
+        PrepareConfig(
+            (str(folder / "*.txt"),),
+            str(folder / "store"),
+            tokenizer="bytes",
+            validation_fraction=0.3,
+        )
+    )
     return folder / "store"
 
 
-# ---- verbs and help --------------------------------------------------------------------------------------------------
+# Commands and help
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
-def test_help_has_every_verb(run, arguments):
+def test_help_has_every_command(run, arguments):
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
     listed = [line[2:] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
-    missing = [verb for verb in cli.VERBS if not any(line.startswith(f"{verb} ") for line in listed)]
-    assert missing == [] and len(listed) == len(cli.VERBS)
+    missing = [
+        command
+        for command in cli.COMMANDS
+        if not any(line.startswith(f"{command} ") for line in listed)
+    ]
+    assert missing == [] and len(listed) == len(cli.COMMANDS)
 
 
-@pytest.mark.parametrize("verb", list(cli.VERBS))
-def test_every_verb_has_help(run, verb):
-    code, out, _ = run(*verb.split(), "--help")
-    assert code == 0 and f"paxlike {verb}" in out.replace("\n", " ")
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_has_help(run, command):
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0 and f"paxlike {command}" in out.replace("\n", " ")
 
 
 def test_version(run):
@@ -67,29 +82,30 @@ def test_version(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("trian",), "there is no verb 'trian'. Perhaps you meant 'train'?"),
-        (("data", "verfy"), "there is no verb 'data verfy'. Perhaps you meant 'data verify'?"),
-        (("data",), "there is no verb 'data'."),
-        (("zzz",), "there is no verb 'zzz'.\n"),
+        (("trian",), "unknown command 'trian'. Did you mean 'train'?"),
+        (("data", "verfy"), "unknown command 'data verfy'. Did you mean 'data verify'?"),
+        (("data",), "unknown command 'data'."),
+        (("zzz",), "unknown command 'zzz'.\n"),
     ],
 )
-def test_an_unknown_verb(run, arguments, message):
+def test_an_unknown_command(run, arguments, message):
     code, out, err = run(*arguments)
     assert code == 2 and out == "" and err.startswith("paxlike: ") and message.rstrip("?") in err
-    assert "usage: paxlike VERB" in err
+    assert "usage: paxlike COMMAND" in err
 
 
 @pytest.mark.parametrize(
-    ("verb", "what"), [("train", "CONFIG"), ("eval", "RUN"), ("info", "CONFIG"), ("generate", "RUN")]
+    ("command", "what"),
+    [("train", "CONFIG"), ("eval", "RUN"), ("info", "CONFIG"), ("generate", "RUN")],
 )
-def test_a_verb_without_what_it_works_on(run, verb, what):
-    code, _, err = run(verb)
-    assert code == 2 and err.startswith(f"paxlike: `paxlike {verb}` needs {what} first")
+def test_a_command_without_what_it_works_on(run, command, what):
+    code, _, err = run(command)
+    assert code == 2 and err.startswith(f"paxlike: `paxlike {command}` requires {what} first")
 
 
 def test_a_missing_config_is_one_message(run):
     code, _, err = run("info", TINY.replace("tiny", "tini"))
-    assert code == 2 and "there is no config file" in err and f"Perhaps you meant {TINY}." in err
+    assert code == 2 and "there is no config file" in err and f"Did you mean {TINY}?" in err
     assert "Traceback" not in err
 
 
@@ -103,13 +119,16 @@ def test_a_value_that_cannot_work(run):
     assert code == 2 and "model.kv_heads 3" in " ".join((out + err).replace("│", " ").split())
 
 
-# ---- report ----------------------------------------------------------------------------------------------------------
+# Report
 
 
 @pytest.fixture
 def made(tmp_path):
-    """A run folder of four steps."""
-    return write(tmp_path / "made", [start(), *(step(k) for k in range(1, 5)), {"event": "finish", "step": 4}])
+    """A run directory with four steps."""
+    return write(
+        tmp_path / "made",
+        [start(), *(step(k) for k in range(1, 5)), {"event": "finish", "step": 4}],
+    )
 
 
 def test_report_shows_a_table_and_writes_a_page_into_the_run(run, made):
@@ -118,16 +137,25 @@ def test_report_shows_a_table_and_writes_a_page_into_the_run(run, made):
     assert "paxlike report" in (made / "report.html").read_text() and "page: " in out
 
 
-def test_report_of_several_runs_writes_its_page_here_or_where_it_is_told(run, made, tmp_path, monkeypatch):
+def test_report_of_several_runs_writes_its_page_here_or_where_it_is_told(
+    run, made, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert run("report", str(made), str(made))[0] == 0 and (tmp_path / "report.html").is_file()
-    assert run("report", str(made), str(made), "--html", "both.html")[0] == 0 and (tmp_path / "both.html").is_file()
+    assert (
+        run("report", str(made), str(made), "--html", "both.html")[0] == 0
+        and (tmp_path / "both.html").is_file()
+    )
     assert not (made / "report.html").exists()
 
 
 def test_report_as_json_writes_no_page_unless_asked(run, made, tmp_path):
     code, out, _ = run("report", str(made), "--json")
-    assert code == 0 and json.loads(out)["runs"][0]["steps"]["done"] == 4 and not (made / "report.html").exists()
+    assert (
+        code == 0
+        and json.loads(out)["runs"][0]["steps"]["done"] == 4
+        and not (made / "report.html").exists()
+    )
     code, out, _ = run("report", str(made), "--json", "--html", str(tmp_path / "page.html"))
     assert code == 0 and json.loads(out) and (tmp_path / "page.html").is_file()
 
@@ -155,14 +183,14 @@ def test_report_from_plain_numbers(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "needs either run folders or --config"),
-        (("nowhere",), "nowhere is not there. Name a folder"),
-        ((str(ROOT),), "is no run folder"),
-        (PLAIN[:2], "--config also needs --tokens-per-second, --chip, --chips"),
+        ((), "requires either run directories or --config"),
+        (("nowhere",), "nowhere does not exist. Specify a directory"),
+        ((str(ROOT),), "is not a run directory"),
+        (PLAIN[:2], "--config also requires --tokens-per-second, --chip, --chips"),
         ((*PLAIN, "--chip", "v44"), "there is no chip 'v44'"),
         ((*PLAIN, "--tokens-per-second", "0"), "tokens per second is 0"),
         ((*PLAIN, "--dtype", "float8"), "has no peak for float8"),
-        ((*PLAIN, "--html", "/nowhere/page.html"), "there is no folder /nowhere"),
+        ((*PLAIN, "--html", "/nowhere/page.html"), "there is no directory /nowhere"),
     ],
 )
 def test_report_mistakes(run, arguments, message):
@@ -171,19 +199,27 @@ def test_report_mistakes(run, arguments, message):
 
 
 def test_report_takes_runs_or_a_config_but_not_both(run, made):
-    assert "needs either" in run("report", str(made), *PLAIN)[2]
-    assert "--chips go with --config" in run("report", str(made), "--chips", "4")[2]
+    assert "requires either" in run("report", str(made), *PLAIN)[2]
+    assert "--chips require --config" in run("report", str(made), "--chips", "4")[2]
 
 
-# ---- exit codes ------------------------------------------------------------------------------------------------------
+# Exit codes
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (UserError("mend this"), 2, "paxlike: mend this\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "run/x"), 2, "paxlike: No space left on device: run/x."),
-        (PermissionError(errno.EACCES, "Permission denied", "run/y"), 2, "paxlike: Permission denied: run/y."),
+        (UserError("fix this"), 2, "paxlike: fix this\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "run/x"),
+            2,
+            "paxlike: No space left on device: run/x.",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "run/y"),
+            2,
+            "paxlike: Permission denied: run/y.",
+        ),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -191,7 +227,7 @@ def test_exit_codes(run, monkeypatch, error, code, message):
     def fail(arguments):
         raise error
 
-    monkeypatch.setattr("paxlike.verbs.tell.info_verb", fail)
+    monkeypatch.setattr("paxlike.commands.analysis.info_command", fail)
     found, _, err = run("info")
     assert found == code and err.startswith(message) and "Traceback" not in err
 
@@ -200,16 +236,18 @@ def test_a_mistake_of_the_program_keeps_its_traceback(run, monkeypatch):
     def fail(arguments):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr("paxlike.verbs.tell.info_verb", fail)
+    monkeypatch.setattr("paxlike.commands.analysis.info_command", fail)
     with pytest.raises(OSError, match="Bad file descriptor"):
         run("info")
 
 
-# ---- info ------------------------------------------------------------------------------------------------------------
+# Info
 
 
 def test_info_prints_counts(run):
-    """Those of a PaLM: a layer has a norm, three feed-forward matrices, q and o, k and v; then the embedding, a last norm."""
+    """Those of a PaLM: a layer has a norm, three feed-forward matrices, q and o, k and v; then the
+    embedding, a last norm.
+    """
     m = load(TINY).model
     layer = m.d_model * (1 + 3 * m.d_ff + 2 * m.heads * m.head_dim + 2 * m.kv_heads * m.head_dim)
     total = m.layers * layer + m.vocab_size * m.d_model + m.d_model
@@ -220,10 +258,16 @@ def test_info_prints_counts(run):
 
 
 def test_info_takes_overrides_and_shows_sharding(run):
-    base, more = (_numbers(json.loads(run("info", TINY, "--json", "--model.layers", n)[1])) for n in ("4", "5"))
+    base, more = (
+        _numbers(json.loads(run("info", TINY, "--json", "--model.layers", n)[1]))
+        for n in ("4", "5")
+    )
     assert base != more
     assert "Sharding on" not in run("info", TINY)[1]
-    assert "Sharding on pod 1 x data 4 x model 2" in run("info", TINY, "--devices", "8", "--mesh.model", "2")[1]
+    assert (
+        "Sharding on pod 1 x data 4 x model 2"
+        in run("info", TINY, "--devices", "8", "--mesh.model", "2")[1]
+    )
 
 
 def test_info_of_a_mesh_that_does_not_fit(run):
@@ -239,12 +283,12 @@ def _numbers(value: object) -> list:
     return [value]
 
 
-# ---- data ------------------------------------------------------------------------------------------------------------
+# Data
 
 
 def test_verify_a_whole_store(run, good_store):
     code, out, err = run("data", "verify", str(good_store))
-    assert (code, err) == (0, "") and out.startswith(f"{good_store}: whole, fingerprint ")
+    assert (code, err) == (0, "") and out.startswith(f"{good_store}: verified, fingerprint ")
 
 
 @pytest.mark.parametrize("damage", ["a bit", "cut short", "missing"])
@@ -275,15 +319,19 @@ def test_verify_takes_one_store(run, good_store):
     assert code == 2 and out.startswith("usage: paxlike data verify STORE")
 
 
-# ---- start-up --------------------------------------------------------------------------------------------------------
+# Start-up
 
 
 def imported(*arguments: str) -> set[str]:
-    """Top-level modules that `python -m paxlike arguments` imports, as `-X importtime` tells."""
+    """Top-level modules that `python -m paxlike arguments` imports, by `-X importtime`."""
     command = [sys.executable, "-X", "importtime", "-m", "paxlike", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = (line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:"))
+    lines = (
+        line.rsplit("|", 1)[-1].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    )
     return {line.split(".")[0] for line in lines}
 
 
@@ -297,20 +345,23 @@ def test_info_starts_without_jax():
     assert {"tyro", "rich"} <= found and found & {"jax", "flax", "orbax", "grain"} == set()
 
 
-# ---- plan -----------------------------------------------------------------------------------------------------------
+# Plan
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "`paxlike plan` needs a --topology: v4:4x4x4, h100:4x8, cpu:8."),
+        ((), "`paxlike plan` requires --topology: v4:4x4x4, h100:4x8, cpu:8."),
         (("--topology", "v4-128"), "the topology 'v4-128' is not of the form v4:4x4x4"),
-        (("--topology", "v9:4x4"), "of the chip 'v9'; known are v2, v3"),
-        (("--topology", "h100:16"), "needs two sizes, hosts x GPUs of a host, such as h100:16x8"),
-        (("--topology", "cpu:8", "--mesh.model", "3"), "mesh pod 1 x data -1 x model 3 does not fit 8 devices"),
+        (("--topology", "v9:4x4"), "unknown chip 'v9'; known chips are v2, v3"),
+        (("--topology", "h100:16"), "needs two sizes, hosts x GPUs per host, such as h100:16x8"),
+        (
+            ("--topology", "cpu:8", "--mesh.model", "3"),
+            "mesh pod 1 x data -1 x model 3 does not fit 8 devices",
+        ),
         (
             ("--topology", "v4:2x2x4", "--pods", "2"),
-            "--pods is 2, but mesh.pod is 1: give --mesh.pod 2, or leave --pods out.",
+            "--pods is 2, but mesh.pod is 1; set --mesh.pod 2, or omit --pods.",
         ),
         (("--topology", "cpu:8", "--pods", "0"), "--pods is 0"),
     ],
@@ -321,7 +372,9 @@ def test_plan_refuses_in_one_message(run, arguments, message):
     assert err.startswith("paxlike: ") and message in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("topology", "extra"), [("v4:2x2x1", "plan-tpu"), ("h100:1x8", "plan-gpu")])
+@pytest.mark.parametrize(
+    ("topology", "extra"), [("v4:2x2x1", "plan-tpu"), ("h100:1x8", "plan-gpu")]
+)
 def test_plan_without_the_compiler_names_the_extra_and_estimates(run, monkeypatch, topology, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("paxlike.parallel.runtime.start", lambda devices: None)
@@ -332,6 +385,18 @@ def test_plan_without_the_compiler_names_the_extra_and_estimates(run, monkeypatc
         and "Estimated by arithmetic, nothing compiled" in err
         and "optimizer state" in err
     )
+
+
+def test_a_model_larger_than_the_machine_is_refused_at_once(run, tmp_path, monkeypatch):
+    """Its heads are valid, but XLA would wait forever for memory that does not exist."""
+    monkeypatch.setattr("paxlike.parallel.runtime.start", lambda *_, **__: None)
+    code, _, err = run(
+        "train", TINY, "--model.heads", "2147483648", "--run-dir", str(tmp_path / "run")
+    )
+    assert code == 2 and "on each device, which has" in err and "Traceback" not in err
+
+
+NO_STEP = Step(Timeline(), [], 0.0, 0.0)
 
 
 def test_plan_prints_writes_and_exits_by_whether_it_fits(run, monkeypatch, tmp_path):
@@ -347,10 +412,15 @@ def test_plan_prints_writes_and_exits_by_whether_it_fits(run, monkeypatch, tmp_p
         "remat": "none",
         "buffers": [],
     }
-    told |= {"batch": {"sequences": 1, "sequence_length": 2, "tokens_per_chip": 0.25}, "compile": {"seconds": 1}}
+    told |= {
+        "batch": {"sequences": 1, "sequence_length": 2, "tokens_per_chip": 0.25},
+        "compile": {"seconds": 1},
+    }
     monkeypatch.setattr("paxlike.parallel.runtime.start", lambda devices: None)
-    monkeypatch.setattr("paxlike.plan.command.plan", lambda config, made, say: told)
-    monkeypatch.setattr("paxlike.plan.command.with_remedies", lambda told, *rest: told)
+    monkeypatch.setattr(
+        "paxlike.planning.command.plan_and_step", lambda config, made, say: (told, None, NO_STEP)
+    )
+    monkeypatch.setattr("paxlike.planning.command.with_remedies", lambda told, *rest: told)
     code, out, _ = run("plan", TINY, "--topology", "cpu:8", "--html", str(tmp_path / "page.html"))
     assert code == 1 and "DOES NOT FIT: 2.00 GiB of 1.00 GiB usable" in out
     assert "DOES NOT FIT" in (tmp_path / "page.html").read_text()
@@ -363,9 +433,10 @@ def test_plan_prints_writes_and_exits_by_whether_it_fits(run, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(
-    "verb",
+    "command",
     [
         ("plan", TINY, "--topology", "cpu:8", "--html", "mine"),
+        ("plan", TINY, "--topology", "cpu:8", "--trace", "mine"),
         ("report", *PLAIN, "--html", "mine"),
         ("pack", "runs/any", "mine"),
         ("convert", "to-hf", "runs/any", "mine"),
@@ -377,12 +448,22 @@ def test_plan_prints_writes_and_exits_by_whether_it_fits(run, monkeypatch, tmp_p
     ],
     ids=lambda words: " ".join(words[:2]),
 )
-def test_what_a_user_has_is_not_written_over(run, verb, tmp_path, monkeypatch):
-    """And it is said before anything that takes long: the runs and folders to read are not even there."""
+def test_what_a_user_has_is_not_written_over(run, command, tmp_path, monkeypatch):
+    """And it is said before anything that takes long: the runs and folders to read are not even
+    there.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("paxlike.parallel.runtime.start", lambda *_, **__: None)
-    monkeypatch.setattr("paxlike.plan.command.plan", lambda *_: pytest.fail("it was compiled"))
+    monkeypatch.setattr(
+        "paxlike.planning.command.plan_and_step", lambda *_: pytest.fail("it was compiled")
+    )
     (tmp_path / "mine").write_text("dear diary")
-    code, _, err = run(*verb)
-    assert code == 2 and "mine" in err and "left alone" in err
-    assert (tmp_path / "mine").read_text() == "dear diary" and [p.name for p in tmp_path.iterdir()] == ["mine"]
+    code, _, err = run(*command)
+    assert (
+        code == 2
+        and "mine" in err
+        and ("is not overwritten" in err or "left alone" in err or "not a directory" in err)
+    )
+    assert (tmp_path / "mine").read_text() == "dear diary" and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["mine"]

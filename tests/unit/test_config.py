@@ -1,8 +1,10 @@
-"""Configs that cannot work are refused with the field, the values and the remedy; the others survive their JSON."""
+"""Invalid configs raise errors with field, value and remedy; valid ones round-trip through JSON."""
 
 import dataclasses
 import inspect
 import json
+import math
+import time
 
 import pytest
 
@@ -25,6 +27,7 @@ from paxlike.config import (
     UserError,
     WatchdogConfig,
     differences,
+    divisors,
     from_json,
     load,
     to_json,
@@ -33,11 +36,27 @@ from paxlike.config import (
 # (dataclass, fields, a part of the message)
 REFUSED = [
     (ModelConfig, {"layers": 0}, "model.layers is 0; it must be greater than 0"),
-    (ModelConfig, {"norm_epsilon": float("nan")}, "model.norm_epsilon is nan; it must be greater than 0"),
-    (ModelConfig, {"heads": 6, "kv_heads": 4}, r"heads 6 is not a multiple .*kv_heads 4.*among \[1, 2, 3, 6\]"),
-    (ModelConfig, {"heads": 4, "kv_heads": 8}, r"heads 4 is not a multiple .*kv_heads 8.*among \[1, 2, 4\]"),
+    (
+        ModelConfig,
+        {"norm_epsilon": float("nan")},
+        "model.norm_epsilon is nan; it must be a finite number",
+    ),
+    (
+        ModelConfig,
+        {"heads": 6, "kv_heads": 4},
+        r"heads 6 is not a multiple .*kv_heads 4.*among \[1, 2, 3, 6\]",
+    ),
+    (
+        ModelConfig,
+        {"heads": 4, "kv_heads": 8},
+        r"heads 4 is not a multiple .*kv_heads 8.*among \[1, 2, 4\]",
+    ),
     (ModelConfig, {"head_dim": 5}, "model.head_dim 5 is odd"),
-    (ModelConfig, {"remat": "ful"}, "model.remat is 'ful'; choose among none, full,.* Perhaps you meant full."),
+    (
+        ModelConfig,
+        {"remat": "ful"},
+        "model.remat is 'ful'; choose among none, full,.* Did you mean full.",
+    ),
     (ModelConfig, {"norm": "batch"}, "model.norm is 'batch'; choose among layer, rms."),
     (ModelConfig, {"layers": 4.0}, "model.layers is 4.0; it must be of type int"),
     (ModelConfig, {"heads": True}, "model.heads is True; it must be of type int"),
@@ -45,7 +64,7 @@ REFUSED = [
     (DataConfig, {"sequence_length": 0}, "data.sequence_length is 0"),
     (DataConfig, {"tokenizer_vocab": -1}, "data.tokenizer_vocab is -1"),
     (DataConfig, {"seed": -1}, "data.seed is -1; it must be in 0"),
-    (DataConfig, {"packing": "hole"}, "data.packing is 'hole'.* Perhaps you meant whole."),
+    (DataConfig, {"packing": "hole"}, "data.packing is 'hole'.* Did you mean whole."),
     (OptimConfig, {"learning_rate": 0.0}, "optim.learning_rate is 0.0"),
     (OptimConfig, {"epsilon": -1e-8}, "optim.epsilon is -1e-08"),
     (OptimConfig, {"warmup_steps": -1}, "optim.warmup_steps is -1; it must be 0 or more"),
@@ -57,51 +76,76 @@ REFUSED = [
     (
         OptimConfig,
         {"second_learning_rate": 1e-3},
-        "second_learning_rate is 0.001 and optim.schedule palm; two_stage needs",
+        "second_learning_rate is 0.001 and optim.schedule is palm; two_stage requires",
     ),
-    (OptimConfig, {"schedule": "two_stage"}, "second_learning_rate is 0.0 and optim.schedule two_stage"),
+    (
+        OptimConfig,
+        {"schedule": "two_stage"},
+        "second_learning_rate is 0.0 and optim.schedule is two_stage",
+    ),
     (QuantConfig, {"weights": "bitnet", "groups": 0}, "model.quant.groups is 0"),
-    (QuantConfig, {"weights": "bit"}, "model.quant.weights is 'bit'.* Perhaps you meant bitnet"),
-    (QuantConfig, {"groups": 4}, "model.quant.groups is set, but model.quant.weights is none; choose bitnet"),
+    (QuantConfig, {"weights": "bit"}, "model.quant.weights is 'bit'.* Did you mean bitnet"),
+    (
+        QuantConfig,
+        {"groups": 4},
+        "model.quant.groups is set, but model.quant.weights is none; choose bitnet",
+    ),
     (
         QuantConfig,
         {"weights": "bitnet", "variant": "code", "nonnegative": True},
-        "nonnegative is of the paper's variant",
+        "nonnegative requires model.quant.variant paper",
     ),
     (
         ModelConfig,
         {"quant": QuantConfig("bitnet", groups=3)},
         r"quant.groups 3 does not divide model.heads 4;.*\[1, 2, 4\]",
     ),
-    (ModelConfig, {"quant": QuantConfig("bitnet", groups=4), "d_ff": 258}, "groups 4 does not divide model.d_ff 258"),
+    (
+        ModelConfig,
+        {"quant": QuantConfig("bitnet", groups=4), "d_ff": 258},
+        "groups 4 does not divide model.d_ff 258",
+    ),
     (
         ModelConfig,
         {"quant": QuantConfig("bitnet", data_tiles=3)},
-        "d_model 256 into 3 parts .data_tiles 3., which do not",
+        "d_model 256 into 3 parts .data_tiles 3., which does not",
     ),
     (
         ModelConfig,
         {"quant": QuantConfig("bitnet", groups=4, data_tiles=5), "d_model": 250},
-        "d_model 250 into 20 parts .data_tiles 5 x groups 4., which do not divide",
+        "d_model 250 into 20 parts .data_tiles 5 x groups 4., which does not divide",
     ),
     (OptimConfig, {"name": "adamw", "weight_decay": -0.1}, "optim.weight_decay is -0.1"),
     (OptimConfig, {"name": "palm", "weight_decay": 0.1}, "which optim.name palm does not use"),
     (TrainConfig, {"steps": 0}, "train.steps is 0"),
     (TrainConfig, {"z_loss": -1.0}, "train.z_loss is -1.0"),
     (TrainConfig, {"seed": 2**32}, "train.seed is 4294967296; it must be in 0"),
-    (TrainConfig, {"batch_size": 12, "accumulate": 5}, r"12 sequences .*accumulate 5 .*\[1, 2, 3, 4, 6, 12\]"),
-    (TrainConfig, {"batch_size": 8, "accumulate": 4, "batch_ramp": ((6, 5),)}, "batch of 6 sequences"),
-    (TrainConfig, {"batch_ramp": ((4, 10), (8, 10))}, "with rising steps above 0"),
-    (TrainConfig, {"batch_ramp": ((4, 10), (8, 5))}, "with rising steps above 0"),
-    (TrainConfig, {"batch_ramp": ((4, 0),)}, "with rising steps above 0"),
+    (
+        TrainConfig,
+        {"batch_size": 12, "accumulate": 5},
+        r"12 sequences .*accumulate 5 .*\[1, 2, 3, 4, 6, 12\]",
+    ),
+    (
+        TrainConfig,
+        {"batch_size": 8, "accumulate": 4, "batch_ramp": ((6, 5),)},
+        "batch of 6 sequences",
+    ),
+    (TrainConfig, {"batch_ramp": ((4, 10), (8, 10))}, "with increasing steps"),
+    (TrainConfig, {"batch_ramp": ((4, 10), (8, 5))}, "with increasing steps"),
+    (TrainConfig, {"batch_ramp": ((4, 0),)}, "with increasing steps"),
     (TrainConfig, {"batch_ramp": ((0, 5),)}, "batch of 0 sequences"),
+    (TrainConfig, {"batch_ramp": ((-3, 5),)}, "batch of -3 sequences"),
     (TrainConfig, {"batch_ramp": [(4, 5)]}, "must be .*sequences, until step"),
     (TrainConfig, {"batch_ramp": ((4,),)}, "must be .*sequences, until step"),
-    (TrainConfig, {"batch_ramp": ((4, 1e3),)}, "of whole numbers"),
+    (TrainConfig, {"batch_ramp": ((4, 1e3),)}, "all integers"),
     (MeshConfig, {"pod": 0}, "mesh.pod is 0; give a size above 0, or -1"),
     (MeshConfig, {"model": -2}, "mesh.model is -2"),
     (MeshConfig, {"data": -1, "model": -1}, "mesh 1 x -1 x -1 has -1 more than once"),
-    (PrecisionConfig, {"compute": "bf16"}, "precision.compute is 'bf16'; .* Perhaps you meant bfloat16."),
+    (
+        PrecisionConfig,
+        {"compute": "bf16"},
+        "precision.compute is 'bf16'; .* Did you mean bfloat16.",
+    ),
     (CheckpointConfig, {"every": 0}, "checkpoint.every is 0"),
     (CheckpointConfig, {"keep": 0}, "checkpoint.keep is 0"),
     (CheckpointConfig, {"keep_every": -1}, "checkpoint.keep_every is -1"),
@@ -110,9 +154,9 @@ REFUSED = [
     (LogConfig, {"every": 0}, "log.every is 0"),
     (LogConfig, {"wandb": 1}, "log.wandb is 1; it must be of type bool"),
     (ProfileConfig, {"steps": 0}, "profile.steps is 0"),
-    (Config, {"name": ""}, "name '' is used as a folder name"),
-    (Config, {"name": "a/b"}, "name 'a/b' is used as a folder name"),
-    (Config, {"name": ".hidden"}, "name '.hidden' is used as a folder name"),
+    (Config, {"name": ""}, "name '' is used as a directory name"),
+    (Config, {"name": "a/b"}, "name 'a/b' is used as a directory name"),
+    (Config, {"name": ".hidden"}, "name '.hidden' is used as a directory name"),
     (Config, {"model": {"layers": 2}}, "config.model is .*; it must be of type ModelConfig"),
 ]
 
@@ -123,13 +167,71 @@ def test_refused(kind, fields, message):
         kind(**fields)
 
 
-def test_every_section_is_checked():
-    """A field of a wrong type is refused in every section, so that none forgot to ask."""
-    for kind in [type(getattr(Config(), field.name)) for field in dataclasses.fields(Config)]:
-        if kind is not str:
-            first = dataclasses.fields(kind)[0].name
-            with pytest.raises(ConfigError, match=f"{first} is None"):
-                kind(**{first: None})
+def sections(kind: type = Config) -> list[type]:
+    """A config dataclass and those of its fields."""
+    fields = [field.type for field in dataclasses.fields(kind)]
+    return [kind, *(s for f in fields if dataclasses.is_dataclass(f) for s in sections(f))]
+
+
+@pytest.mark.parametrize("kind", sections())
+def test_every_section_checks_types(kind):
+    first = dataclasses.fields(kind)[0].name
+    with pytest.raises(ConfigError, match=f"{first} is None"):
+        kind(**{first: None})
+
+
+FLOATS = [
+    (kind, f.name) for kind in sections() for f in dataclasses.fields(kind) if f.type is float
+]
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, 10**400], ids=lambda v: str(v)[:9]
+)
+@pytest.mark.parametrize(("kind", "field"), FLOATS)
+def test_every_float_must_be_finite(kind, field, value):
+    with pytest.raises(ConfigError, match=f"{field} is .*; it must be a finite number"):
+        kind(**{field: value})
+
+
+def test_the_finite_check_covers_the_learning_rate():
+    assert (OptimConfig, "learning_rate") in FLOATS and len({kind for kind, _ in FLOATS}) >= 5
+
+
+@pytest.mark.parametrize("n", [*range(1, 200), 720_720, 65_537**2])
+def test_divisors_are_complete_below_2_to_the_32(n):
+    # 65,537 is above the limit of the trial division.
+    expected = [1, n] if n > 10**9 else [d for d in range(1, n + 1) if n % d == 0]
+    assert divisors(n) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "nearest"),
+    [
+        (ModelConfig, {"heads": 2**31, "kv_heads": 3}, "[1, 2, 4, 8, "),
+        (ModelConfig, {"heads": 2**61 - 1, "kv_heads": 3}, f"[1, {2**61 - 1}]."),
+        (ModelConfig, {"heads": 10**30, "kv_heads": 3}, "[1, 2, 4, 5, "),
+        (TrainConfig, {"batch_size": 2**40, "accumulate": 3}, "[1, 2, 4, 8, "),
+        (TrainConfig, {"batch_size": 720_720, "accumulate": 721}, " 715, 720, 728, "),
+        (ModelConfig, {"quant": QuantConfig("bitnet", groups=3), "heads": 2**31}, "[1, 2, 4, 8, "),
+    ],
+)
+def test_suggested_divisors_are_few_and_quick(kind, fields, nearest):
+    start = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        kind(**fields)
+    message = str(caught.value)
+    assert nearest in message and len(message) < 400
+    assert time.monotonic() - start < 5  # counting to 2**31 takes minutes
+
+
+def test_a_mesh_with_many_devices_suggests_the_nearest_divisors():
+    with pytest.raises(
+        ConfigError, match=r"among \[1, 2, 4, .*, 2048\] or another divisor of 2147"
+    ):
+        MeshConfig(1, -1, 3).resolve(2**31)
+    with pytest.raises(ConfigError, match="the number of devices is 0"):
+        MeshConfig().resolve(0)
 
 
 @pytest.mark.parametrize(
@@ -143,18 +245,24 @@ def test_every_section_is_checked():
         ((2, -1, 12), 6144, (2, 256, 12)),
     ],
 )
-def test_mesh_takes_what_is_there(sizes, devices, resolved):
+def test_an_open_mesh_axis_takes_the_remaining_devices(sizes, devices, resolved):
     assert MeshConfig(*sizes).resolve(devices) == resolved
 
 
-@pytest.mark.parametrize(("sizes", "devices"), [((1, -1, 3), 8), ((1, 2, 2), 8), ((4, 4, 1), 8), ((1, -1, 16), 8)])
-def test_a_mesh_that_does_not_fit(sizes, devices):
-    with pytest.raises(ConfigError, match=rf"does not fit {devices} devices; .*among \[1, 2, 4, 8\]"):
+@pytest.mark.parametrize(
+    ("sizes", "devices"), [((1, -1, 3), 8), ((1, 2, 2), 8), ((4, 4, 1), 8), ((1, -1, 16), 8)]
+)
+def test_a_mesh_that_does_not_fit_the_devices(sizes, devices):
+    with pytest.raises(
+        ConfigError, match=rf"does not fit {devices} devices; .*among \[1, 2, 4, 8\]"
+    ):
         MeshConfig(*sizes).resolve(devices)
 
 
-def test_vocabulary_is_stored_in_whole_multiples():
-    rows = [ModelConfig(vocab_size=size, vocab_multiple=128).vocab_rows for size in (1, 127, 128, 129)]
+def test_the_vocabulary_is_padded_to_a_multiple():
+    rows = [
+        ModelConfig(vocab_size=size, vocab_multiple=128).vocab_rows for size in (1, 127, 128, 129)
+    ]
     assert rows == [128, 128, 128, 256]
     assert ModelConfig(vocab_size=256_000, vocab_multiple=1536).vocab_rows == 256_512
 
@@ -164,32 +272,37 @@ def test_batch_ramp(ramp):
     train = TrainConfig(steps=10, batch_size=8, accumulate=2, batch_ramp=ramp)
     wanted = [next((size for size, until in ramp if step < until), 8) for step in range(12)]
     assert [train.batch_size_at(step) for step in range(12)] == wanted
-    assert [train.sequences_before(step) for step in range(13)] == [sum(wanted[:step]) for step in range(13)]
+    assert [train.sequences_before(step) for step in range(13)] == [
+        sum(wanted[:step]) for step in range(13)
+    ]
 
 
 def changed() -> Config:
-    """A config in which no field that can differ is as it was by default."""
+    """A config in which every field that can differ from its default does."""
     return Config(
         name="other-1",
         model=ModelConfig(
-            3,
-            48,
-            6,
-            2,
-            10,
-            96,
-            300,
-            64,
-            "serial",
-            "rms",
-            "relu2",
-            "untied",
-            5e5,
-            1e-5,
-            "xla",
-            "dots",
-            QuantConfig("bitnet", "code", 2, 3, "tensor"),
-        ),  # fmt: skip
+            layers=3,
+            d_model=48,
+            heads=6,
+            kv_heads=2,
+            head_dim=10,
+            d_ff=96,
+            vocab_size=300,
+            vocab_multiple=64,
+            block="serial",
+            pattern=("serial", "parallel", "serial"),
+            norm="rms",
+            feed_forward="relu2",
+            attention_bias="qkvo",
+            qk_norm=True,
+            head="untied",
+            rope_theta=5e5,
+            norm_epsilon=1e-5,
+            attention="xla",
+            remat="dots",
+            quant=QuantConfig("bitnet", "code", 2, 3, "tensor"),
+        ),
         data=DataConfig("", 128, "whole", "bytes", 300, 7, "mixture", "tasks.py"),
         optim=OptimConfig("adamw", 1e-3, "two_stage", 5e-4, 5, 0.2, 0.8, 0.95, 1e-9, 0.1, 0.5),
         train=TrainConfig(7, 12, ((4, 2), (6, 5)), 2, 1e-3, 3),
@@ -218,39 +331,48 @@ def test_every_field_differs_by_its_dotted_name():
         return [
             name
             for key, value in section.items()
-            for name in (names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
+            for name in (
+                names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+            )
         ]
 
-    # The published code has no non-negative inputs, and a mixture is read in place of a store: not all can differ at once.
+    # variant code excludes nonnegative, and a mixture excludes a store.
     cannot = ("model.quant.nonnegative", "data.store")
     assert found == [name for name in names(dataclasses.asdict(Config())) if name not in cannot]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())
 
 
-def test_json_with_a_field_that_is_not_there():
+def test_json_with_an_unknown_field():
     values = json.loads(to_json(Config()))
     values["optim"]["learning_rat"] = 1.0
     with pytest.raises(
-        ConfigError, match="unknown config field optim.learning_rat; .* Perhaps you meant learning_rate."
+        ConfigError,
+        match="unknown config field optim.learning_rat; .* Did you mean learning_rate.",
     ):
         from_json(json.dumps(values))
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", '{"model": 3}', '{"train": {"steps": "many"}}', '{"train": {"batch_ramp": [[1]]}}']
+    "text",
+    ["[]", '{"model": 3}', '{"train": {"steps": "many"}}', '{"train": {"batch_ramp": [[1]]}}'],
 )
-def test_json_that_is_no_config(text):
+def test_json_that_is_not_a_config(text):
     with pytest.raises(ConfigError):
         from_json(text)
 
 
-GOOD = "from paxlike.config import Config, ModelConfig\n\n\ndef config():\n    return Config(name='mine')\n"
+GOOD = (
+    "from paxlike.config import Config, ModelConfig\n\n\ndef config():\n    return "
+    "Config(name='mine')\n"
+)
 
 
-def test_a_star_import_gives_every_section_and_no_library():
-    """A user's config file opens with it, so neither `model` nor `json` may come in beside the sections."""
+def test_a_star_import_has_every_section_and_no_module():
+    """A user's config file starts with it, so it must not define `model` or `json`."""
     names = {name: getattr(paxlike.config, name) for name in paxlike.config.__all__}
-    sections = {type(value).__name__ for value in (Config(), *vars(Config()).values(), QuantConfig())} - {"str"}
+    sections = {
+        type(value).__name__ for value in (Config(), *vars(Config()).values(), QuantConfig())
+    } - {"str"}
     assert sections < set(names) and {"Hosts", "load", "to_json", "UserError"} < set(names)
     assert not [name for name, value in names.items() if inspect.ismodule(value)]
 
@@ -266,26 +388,35 @@ def test_load(tmp_path):
     [
         ("x = 1\n", "mine.py: it defines no function `config"),
         ("config = 3\n", "mine.py: it defines no function `config"),
-        (GOOD.replace("Config(name='mine')", "{}"), r"mine.py: config\(\) returned a dict, not a paxlike Config"),
+        (
+            GOOD.replace("Config(name='mine')", "{}"),
+            r"mine.py: config\(\) returned a dict, not a paxlike Config",
+        ),
         (GOOD.replace("return ", ""), r"config\(\) returned a NoneType"),
         (GOOD.replace("name='mine'", "ModelConfig(layers=0)"), "mine.py: model.layers is 0"),
-        (GOOD.replace("name='mine'", "model=ModelConfig(layer=2)"), "argument 'layer'.*Perhaps you meant layers."),
-        (GOOD.replace("name=", "modle="), "argument 'modle'.*Perhaps you meant model."),
+        (
+            GOOD.replace("name='mine'", "model=ModelConfig(layer=2)"),
+            "argument 'layer'.*Did you mean layers.",
+        ),
+        (GOOD.replace("name=", "modle="), "argument 'modle'.*Did you mean model."),
         (GOOD.replace("Config(name", "Confg(name"), "NameError: name 'Confg' is not defined"),
         (GOOD.replace("'mine'", "'mine"), "mine.py: SyntaxError"),
-        ("import nothing_of_the_sort\n", "mine.py: ModuleNotFoundError: No module named 'nothing_of_the_sort'"),
+        (
+            "import nothing_of_the_sort\n",
+            "mine.py: ModuleNotFoundError: No module named 'nothing_of_the_sort'",
+        ),
     ],
     ids=range(10),
 )
-def test_load_says_what_is_wrong(tmp_path, source, message):
+def test_load_reports_the_problem(tmp_path, source, message):
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(UserError, match=message):
         load(tmp_path / "mine.py")
 
 
-def test_load_of_a_missing_file_names_a_near_one(tmp_path):
+def test_load_of_a_missing_file_suggests_a_similar_name(tmp_path):
     (tmp_path / "palm_8b.py").write_text(GOOD)
-    with pytest.raises(UserError, match=r"no config file .*palm8b.py. Perhaps you meant .*palm_8b.py."):
+    with pytest.raises(UserError, match=r"no config file .*palm8b.py. Did you mean .*palm_8b.py."):
         load(tmp_path / "palm8b.py")
     with pytest.raises(UserError, match=r"no config file .*zzz.py.$"):
         load(tmp_path / "nowhere" / "zzz.py")

@@ -1,11 +1,14 @@
-"""Does BitNet learn? Trains `configs/bitnet_tiny.py` and its 16-bit twin on the default corpus, and draws what became of them.
+"""Trains `configs/bitnet_tiny.py` and its high-precision equivalent on the default corpus.
 
-    python -m tools.bench.bitnet_learning                 runs what docs/bitnet_learning.json does not have yet, then draws
-    python -m tools.bench.bitnet_learning --draw          draws docs/bitnet_learning.svg only
+    python -m tools.bench.bitnet_learning           does the runs missing in
+                                                    docs/bitnet_learning.json, then plots
+    python -m tools.bench.bitnet_learning --draw    only plots docs/bitnet_learning.svg
 
-Two questions, each run alike in everything but what it asks about:
-- Loss: high precision, BitNet without groups, BitNet with groups; each at its best learning rate of the second question; three seeds.
-- Stability (BitNet, arXiv 2310.11453, figure 5a): both at rising peak learning rates, without clipping of gradients.
+Two comparisons, each with all other settings equal:
+- Loss: high precision, BitNet without groups, BitNet with groups; three seeds; each variant at its
+  best learning rate in the second comparison.
+- Stability (BitNet, arXiv 2310.11453, figure 5a): high precision and BitNet at increasing peak
+  learning rates, without gradient clipping.
 """
 
 import argparse
@@ -29,13 +32,14 @@ VARIANTS = {
 }
 SEARCHED = ("float", "bitnet, 4 groups")
 RATES = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
-HIGHER = (0.32, 1.28)
-"""Of the stability question alone."""
+HIGH_RATES = (0.32, 1.28)
+"""For the stability comparison only."""
 SEEDS = (0, 1, 2)
 STEPS = 120
 
 
 def run_config(variant: str, rate: float, seed: int) -> Config:
+    """The config of one run; `rate` is the peak learning rate."""
     base = load(ROOT / "configs" / "bitnet_tiny.py")
     return dataclasses.replace(
         base,
@@ -50,58 +54,70 @@ def run_config(variant: str, rate: float, seed: int) -> Config:
 
 
 def run(variant: str, rate: float, seed: int) -> dict:
-    """Trains once. `validation` is None where the loss was not finite."""
-    from paxlike.train.loop import train
+    """Trains once. `validation` is None if the loss was not finite."""
+    from paxlike.training.loop import train
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            ended = train(run_config(variant, rate, seed), Path(folder) / "run")
-            validation = ended.evaluation["loss"]
+            result = train(run_config(variant, rate, seed), Path(folder) / "run")
+            validation = result.evaluation["loss"]
         except UserError as error:
             print(f"{variant} at {rate}: {error}")
             validation = None
         lines = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())
-        losses = [round(line["loss"], 4) for line in lines if "loss" in line and "event" not in line]
-    return {"variant": variant, "rate": rate, "seed": seed, "validation": validation, "losses": losses}
+        losses = [
+            round(line["loss"], 4) for line in lines if "loss" in line and "event" not in line
+        ]
+    return {
+        "variant": variant,
+        "rate": rate,
+        "seed": seed,
+        "validation": validation,
+        "losses": losses,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draw", action="store_true", help="only draw the results that are there")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--draw", action="store_true", help="only plot the existing results")
     if not parser.parse_args().draw:
         for rate in RATES:
             for variant in SEARCHED:
-                once(variant, rate, SEEDS[0])
+                run_if_missing(variant, rate, SEEDS[0])
         for seed in SEEDS:
             for variant in VARIANTS:
-                once(variant, best_rate(variant), seed)
-        for rate in HIGHER:
+                run_if_missing(variant, best_rate(variant), seed)
+        for rate in HIGH_RATES:
             for variant in SEARCHED:
-                once(variant, rate, SEEDS[0])
+                run_if_missing(variant, rate, SEEDS[0])
     summarize()
 
 
 def summarize() -> None:
     """Prints the table and draws the plot."""
-    drawn = []
+    plotted = []
     for variant in VARIANTS:
         rate = best_rate(variant)
         runs = [r for r in results() if (r["variant"], r["rate"]) == (variant, rate)]
-        ends = np.array([r["validation"] for r in runs])
-        told = ", ".join(f"{end:.3f}" for end in ends)
-        print(f"{variant:18} peak {rate:g}: {ends.mean():.3f} +- {ends.std(ddof=1):.3f} ({told})")
-        drawn += runs
+        losses = np.array([r["validation"] for r in runs])
+        each = ", ".join(f"{loss:.3f}" for loss in losses)
+        print(
+            f"{variant:18} peak {rate:g}: {losses.mean():.3f} +- {losses.std(ddof=1):.3f} ({each})"
+        )
+        plotted += runs
     searched = [r for r in results() if r["variant"] in SEARCHED and r["seed"] == SEEDS[0]]
     for r in sorted(searched, key=lambda r: (r["variant"], r["rate"])):
         print(f"{r['variant']:18} peak {r['rate']:g}: {r['validation']}")
-    RESULTS.with_suffix(".svg").write_text(draw(VARIANTS, drawn, searched))
+    RESULTS.with_suffix(".svg").write_text(draw(VARIANTS, plotted, searched))
 
 
 def results() -> list[dict]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
 
 
-def once(variant: str, rate: float, seed: int) -> None:
+def run_if_missing(variant: str, rate: float, seed: int) -> None:
     known = results()
     if any((r["variant"], r["rate"], r["seed"]) == (variant, rate, seed) for r in known):
         return
@@ -111,9 +127,16 @@ def once(variant: str, rate: float, seed: int) -> None:
 
 
 def best_rate(variant: str) -> float:
-    """The peak learning rate of the lowest loss of the stability runs; without groups, that of the runs with groups."""
+    """The peak learning rate of the stability runs with the lowest loss.
+
+    BitNet without groups uses the rate found with groups.
+    """
     searched = SEARCHED[variant != "float"]
-    runs = [r for r in results() if r["variant"] == searched and r["seed"] == SEEDS[0] and r["rate"] in RATES]
+    runs = [
+        r
+        for r in results()
+        if r["variant"] == searched and r["seed"] == SEEDS[0] and r["rate"] in RATES
+    ]
     return min((r for r in runs if r["validation"]), key=lambda r: r["validation"])["rate"]
 
 

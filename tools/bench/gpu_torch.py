@@ -1,10 +1,11 @@
-"""The PyTorch twin of one size of `tools/bench/gpu.py`: the same decoder, batch and optimizer, as a PyTorch user would write it for speed.
+"""The PyTorch baseline for one size of `tools/bench/gpu.py`: same decoder, batch and optimizer.
 
     python -m tools.bench.gpu_torch NAME BATCH
 
-torch.compile over the whole model and its loss, scaled-dot-product attention in its flash kernel, autocast to bfloat16 over float32
-parameters (or bfloat16 parameters where the size says so), one fused matmul into a block and one out of it, fused AdamW, clipping. Needs no
-JAX. Prints one line of JSON. Exit code 3: out of memory.
+Written for speed: torch.compile over the whole model and its loss, scaled-dot-product attention
+with the flash kernel, autocast to bfloat16 over float32 parameters (bfloat16 parameters if the size
+says so), one fused matmul into a block and one out of it, fused AdamW, clipping. Needs no JAX.
+Prints one line of JSON. Exit code 3: out of memory.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import time
 
 BEGIN = time.time()
 
-import torch  # noqa: E402 - the first step's time counts from the start of the program
+import torch  # noqa: E402 - the time to the first step includes imports
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
@@ -24,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from paxlike.config import Config, ModelConfig  # noqa: E402
 from tools.bench.gpu_sizes import SIZES  # noqa: E402
 
-WARM, ROUNDS, STEPS, OUT_OF_MEMORY = 3, 5, 5, 3
+WARMUP, ROUNDS, STEPS, OUT_OF_MEMORY = 3, 5, 5, 3
 
 
 def rotate(x_BNTH: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -34,7 +35,10 @@ def rotate(x_BNTH: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)) + feed_forward(norm(x)): PaLM's parallel block (arXiv 2204.02311, section 2)."""
+    """PaLM's parallel block, x + attention(norm(x)) + feed_forward(norm(x)).
+
+    arXiv 2204.02311, section 2.
+    """
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -42,23 +46,26 @@ class Block(nn.Module):
         queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.parts = (queries, keys, keys, c.d_ff, c.d_ff)
         self.scale = nn.Parameter(torch.ones(c.d_model))
-        self.wide = nn.Linear(c.d_model, sum(self.parts), bias=False)
-        self.back = nn.Linear(queries + c.d_ff, c.d_model, bias=False)
-        nn.init.normal_(self.wide.weight, std=c.d_model**-0.5)
-        nn.init.normal_(self.back.weight, std=(queries + c.d_ff) ** -0.5)
+        self.into = nn.Linear(c.d_model, sum(self.parts), bias=False)
+        self.out = nn.Linear(queries + c.d_ff, c.d_model, bias=False)
+        nn.init.normal_(self.into.weight, std=c.d_model**-0.5)
+        nn.init.normal_(self.out.weight, std=(queries + c.d_ff) ** -0.5)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         c, (B, T, _) = self.c, x.shape
         y = F.layer_norm(x, (c.d_model,), self.scale.to(x.dtype), eps=c.norm_epsilon)
-        q, k, v, gate, up = self.wide(y).split(self.parts, -1)
+        q, k, v, gate, up = self.into(y).split(self.parts, -1)
         q, k, v = (p.reshape(B, T, -1, c.head_dim).transpose(1, 2) for p in (q, k, v))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c.kv_heads < c.heads)
-        return x + self.back(torch.cat((o.transpose(1, 2).reshape(B, T, -1), F.silu(gate) * up), -1))
+        return x + self.out(torch.cat((o.transpose(1, 2).reshape(B, T, -1), F.silu(gate) * up), -1))
 
 
 class Decoder(nn.Module):
-    """Returns the loss: mean cross-entropy and z-loss, with tied logits scaled by 1/sqrt(d_model) (section 5)."""
+    """Returns the loss: mean cross-entropy plus z-loss.
+
+    Tied logits are scaled by 1/sqrt(d_model) (section 5).
+    """
 
     def __init__(self, config: Config):
         super().__init__()
@@ -68,9 +75,9 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.scale = nn.Parameter(torch.ones(c.d_model))
         half = torch.arange(0, c.head_dim, 2) / c.head_dim
-        turns = torch.outer(torch.arange(config.data.sequence_length), c.rope_theta**-half)
-        self.register_buffer("cos", turns.cos(), persistent=False)
-        self.register_buffer("sin", turns.sin(), persistent=False)
+        angles = torch.outer(torch.arange(config.data.sequence_length), c.rope_theta**-half)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         c = self.c
@@ -83,7 +90,8 @@ class Decoder(nn.Module):
         return F.cross_entropy(logits, targets.flatten()) + self.z_loss * (log_z**2).mean()
 
 
-def measured_step(config: Config, device: str) -> dict:
+def measure_step(config: Config, device: str) -> dict:
+    """Speed, peak memory and time to the first step."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     dtype = getattr(torch, config.precision.params)
@@ -91,9 +99,13 @@ def measured_step(config: Config, device: str) -> dict:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.optim.learning_rate, betas=(config.optim.beta1, config.optim.beta2), eps=config.optim.epsilon,
-        weight_decay=0.0, fused=device == "cuda",
-    )  # fmt: skip
+        model.parameters(),
+        lr=config.optim.learning_rate,
+        betas=(config.optim.beta1, config.optim.beta2),
+        eps=config.optim.epsilon,
+        weight_decay=0.0,
+        fused=device == "cuda",
+    )
     compiled = torch.compile(model, dynamic=False)
     shape = (config.train.batch_size, config.data.sequence_length + 1)
     stream = torch.randint(config.model.vocab_size, shape, device=device)
@@ -112,7 +124,7 @@ def measured_step(config: Config, device: str) -> dict:
     loss = step()
     wait()
     first = time.time() - BEGIN
-    for _ in range(WARM):
+    for _ in range(WARMUP):
         step()
     rounds = []
     for _ in range(ROUNDS):
@@ -124,31 +136,39 @@ def measured_step(config: Config, device: str) -> dict:
         rounds.append((time.perf_counter() - begin) / STEPS)
     tokens_per_second = tokens.numel() / statistics.median(rounds)
     return {
-        "torch": torch.__version__, "batch": shape[0], "length": shape[1] - 1, "seconds": rounds, "tokens_per_second": tokens_per_second,
-        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None, "first_step": first, "loss": loss.item(),
+        "torch": torch.__version__,
+        "batch": shape[0],
+        "length": shape[1] - 1,
+        "seconds": rounds,
+        "tokens_per_second": tokens_per_second,
+        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        "first_step": first,
+        "loss": loss.item(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }  # fmt: skip
+    }
 
 
 def flash(device: str) -> contextlib.AbstractContextManager:
-    """Flash attention or an error, on a GPU: nothing slower is taken silently."""
+    """On a GPU, allows only flash attention: PyTorch raises instead of using a slower kernel."""
     if device != "cuda":
         return contextlib.nullcontext()
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("batch", type=int)
     flags = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        told = measured_step(SIZES[flags.size].config(flags.batch), device)
+        result = measure_step(SIZES[flags.size].config(flags.batch), device)
     except torch.OutOfMemoryError as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(OUT_OF_MEMORY)
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

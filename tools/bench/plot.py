@@ -1,14 +1,17 @@
-"""Bars of compared figures as one SVG file: groups beneath each other, the longest bar of a group as wide as the plot."""
+"""Bar charts as SVG: groups stacked vertically, the longest bar of a group as wide as the plot."""
 
 from html import escape
 
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
-"""Told apart by the color-blind as well (Okabe and Ito)."""
+"""Distinguishable with color blindness (Okabe and Ito)."""
 WIDTH, LEFT, RIGHT, ROW, GAP, TOP = 900, 390, 110, 18, 10, 34
 
 
 def bar_plot(title: str, groups: list[tuple[str, list[tuple[str, float]]]]) -> str:
-    """groups: (name, [(label, value)]). Values of a group share a unit; a group without values is left out."""
+    """SVG of groups [(name, [(label, value)])].
+
+    The values of a group share a unit. Groups without values are omitted.
+    """
     groups = [(name, bars) for name, bars in groups if bars]
     parts, y = [f'<text x="12" y="20" font-size="14">{escape(title)}</text>'], TOP
     for name, bars in groups:
@@ -17,13 +20,16 @@ def bar_plot(title: str, groups: list[tuple[str, list[tuple[str, float]]]]) -> s
         for number, (label, value) in enumerate(bars):
             width = max(value / most * (WIDTH - LEFT - RIGHT - 90), 1.0)
             color = COLORS[number % len(COLORS)]
+            text = f"{value:,.4g} {escape(label)}"
             parts.append(
-                f'<rect x="{LEFT}" y="{y + 2}" width="{width:.1f}" height="{ROW - 4}" fill="{color}"/>'
-                f'<text x="{LEFT + width + 6:.1f}" y="{y + 13}">{value:,.4g} {escape(label)}</text>'
+                f'<rect x="{LEFT}" y="{y + 2}" width="{width:.1f}" height="{ROW - 4}"'
+                f' fill="{color}"/>'
+                f'<text x="{LEFT + width + 6:.1f}" y="{y + 13}">{text}</text>'
             )
             y += ROW
         y += GAP
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 6}" font-family="sans-serif" font-size="12">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 6}"'
+        ' font-family="sans-serif" font-size="12">'
         f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
     )

@@ -1,15 +1,15 @@
-"""How long a user waits for the command line: wall seconds of whole processes.
+"""Startup time of the command line: wall seconds of whole processes.
 
     python -m tools.bench.startup [--size test] [--json FILE]
 
-`python -c pass` is what Python itself takes to start and end.
+The baseline, `python -c pass`, is the time that Python itself takes to start and exit.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-from tools.bench.measure import Row, command, take_turns
+from tools.bench.measure import Row, command_line, interleave
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
@@ -22,25 +22,29 @@ GOALS = {"paxlike --help": 0.4, "paxlike info configs/palm_540b.py": 1.0}
 
 def rows(size: str) -> list[Row]:
     def run(arguments: list[str]) -> None:
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        )
 
-    works = {name: lambda arguments=arguments: run(arguments) for name, arguments in COMMANDS.items()}
-    taken = take_turns(works, turns=9 if size == "full" else 1)
-    bare = taken["python -c pass"].wall
+    workloads = {
+        name: lambda arguments=arguments: run(arguments) for name, arguments in COMMANDS.items()
+    }
+    timings = interleave(workloads, turns=9 if size == "full" else 1)
+    python = timings["python -c pass"].wall
     return [
         Row(
             name,
-            taken[name].wall,
+            timings[name].wall,
             "s",
             "python -c pass",
-            bare,
+            python,
             f"under {goal:g} s",
-            taken[name].wall < goal,
-            taken[name].spread,
-        )  # fmt: skip
+            timings[name].wall < goal,
+            timings[name].spread,
+        )
         for name, goal in GOALS.items()
     ]
 
 
 if __name__ == "__main__":
-    command("Start-up", __doc__, rows)
+    command_line("Startup", __doc__, rows)

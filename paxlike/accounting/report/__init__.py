@@ -1,1 +1,1 @@
-"""What `paxlike report` says of runs: `summary` (numbers), `table` (terminal), `page` (one HTML file)."""
+"""Reports of runs: `summary` (numbers), `table` (terminal) and `page` (one HTML file)."""

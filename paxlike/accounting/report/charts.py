@@ -1,4 +1,7 @@
-"""The charts of the page: plots over steps with one curve a run, and bars of wall time, FLOPs and memory. Every text is escaped."""
+"""The page's charts: plots over steps, and bars of wall time, FLOPs and memory. Escapes all text.
+
+Plots have one curve per run.
+"""
 
 from collections.abc import Callable
 from html import escape
@@ -10,157 +13,256 @@ from paxlike.accounting.report.table import duration
 from paxlike.accounting.units import gib, si
 
 COLORS = 8
-"""Colors of series in the style sheet, s0 to s7."""
+"""Number of series colors in the style sheet: s0 to s7."""
 CAUSE_COLORS = {
-    "step": "c-step", "repeated steps": "c-repeated", "compile": "c-compile", "checkpoint": "c-checkpoint",
-    "evaluation": "c-evaluation", "data stall": "c-data", "restart": "c-restart", "other": "c-other",
-}  # fmt: skip
+    "step": "c-step",
+    "repeated steps": "c-repeated",
+    "compile": "c-compile",
+    "checkpoint": "c-checkpoint",
+    "evaluation": "c-evaluation",
+    "data stall": "c-data",
+    "restart": "c-restart",
+    "other": "c-other",
+}
 
 
-# ---- plots ---------------------------------------------------------------------------------------------------------------
+# ---- plots ---------------------------------------------------------------------------------------
 
 
 def plots(runs: list[dict], histories: list[History], names: list[str]) -> str:
+    """Returns the cards with plots over steps. `names` are the labels of the runs."""
+    named = list(zip(names, histories, strict=True))
     several = len(runs) > 1
-
-    def curves(series: str, **more) -> list[Curve]:
-        return [
-            Curve(name if several else series.replace("_", " "), k % COLORS, h.steps, h.series[series], **more)
-            for k, (name, h) in enumerate(zip(names, histories, strict=True))
-        ]
-
-    marks = [
-        Mark(f"{name + ', ' if several else ''}validation", k % COLORS if several else 1, *pair)
-        for k, (name, h) in enumerate(zip(names, histories, strict=True))
-        for pair in h.evaluations
-    ]
     lines = [] if several else _restarts(histories[0])
-    keys = [(name, k % COLORS, "") for k, name in enumerate(names)] if several else []
-    loss_keys = keys or [("training", 0, ""), *([("validation", 1, "ring")] if marks else [])]
-    loss = plot(curves("loss"), lambda v: f"{v:.4g}", marks=marks, lines=lines, zero=False, width=1260, height=300)
-    told = [
-        _chart("Loss, nats per token", loss, loss_keys, "wide", extra="rings: validation" if marks and several else ""),
-        _chart("Step time", plot(curves("step_seconds"), duration, lines=lines), keys),
-        _chart("Tokens per second", plot(curves("tokens_per_second"), short, lines=lines), keys),
-    ]  # fmt: skip
-    shares = []
-    for k, (name, h) in enumerate(zip(names, histories, strict=True)):
-        shares.append(Curve(f"{name} MFU" if several else "MFU", k % COLORS, h.steps, h.series["mfu"], raw=not several))
-        shares.append(
+    keys = [(name, k % COLORS, "") for k, (name, _) in enumerate(named)] if several else []
+
+    def over_steps(series: str, show: Callable[[float], str]) -> tuple[str, str]:
+        curves = [
             Curve(
-                f"{name} HFU" if several else "HFU", k % COLORS if several else 1, h.steps, h.series["hfu"], True, False
+                name if several else series.replace("_", " "),
+                k % COLORS,
+                history.steps,
+                history.series[series],
             )
-        )
-    share_keys = [*keys, ("HFU dashed", -1, "dash")] if several else [("MFU", 0, ""), ("HFU", 1, "dash")]
+            for k, (name, history) in enumerate(named)
+        ]
+        return plot(curves, show, lines=lines)
+
+    utilization = plot(_utilization_curves(named), _percent, lines=lines)
+    utilization_keys = (
+        [*keys, ("HFU dashed", -1, "dash")] if several else [("MFU", 0, ""), ("HFU", 1, "dash")]
+    )
     peaks = dict.fromkeys(run["utilization"][0]["peak"] for run in runs if run["utilization"])
-    told.append(
-        _chart("MFU (palm) and HFU (executed)", plot(shares, lambda v: f"{v:.1%}".replace(".0%", "%"), lines=lines),
-               share_keys, extra="of " + "; ".join(peaks) if peaks else "")
-    )  # fmt: skip
-    return "".join(told)
+    return (
+        _loss_chart(named, keys, lines)
+        + _chart("Step time", over_steps("step_seconds", duration), keys)
+        + _chart("Tokens per second", over_steps("tokens_per_second", short), keys)
+        + _chart(
+            "MFU (palm) and HFU (executed)",
+            utilization,
+            utilization_keys,
+            note="relative to " + "; ".join(peaks) if peaks else "",
+        )
+    )
 
 
 def short(value: float) -> str:
-    """`513 K`."""
+    """Formats a count with three digits, such as `513 K`."""
     return si(value, "", 3).strip() if value else "0"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}".replace(".0%", "%")
+
+
+def _loss_chart(
+    named: list[tuple[str, History]], keys: list[tuple[str, int, str]], lines: list[tuple[int, str]]
+) -> str:
+    several = len(named) > 1
+    curves = [
+        Curve(name if several else "loss", k % COLORS, history.steps, history.series["loss"])
+        for k, (name, history) in enumerate(named)
+    ]
+    marks = [
+        Mark(f"{name}, validation" if several else "validation", k % COLORS if several else 1, *at)
+        for k, (name, history) in enumerate(named)
+        for at in history.evaluations
+    ]
+    drawn = plot(
+        curves,
+        lambda loss: f"{loss:.4g}",
+        marks=marks,
+        lines=lines,
+        zero=False,
+        width=1260,
+        height=300,
+    )
+    keys = keys or [("training", 0, ""), *([("validation", 1, "ring")] if marks else [])]
+    note = "rings: validation" if marks and several else ""
+    return _chart("Loss, nats per token", drawn, keys, "wide", note)
+
+
+def _utilization_curves(named: list[tuple[str, History]]) -> list[Curve]:
+    several = len(named) > 1
+    curves = []
+    for k, (name, history) in enumerate(named):
+        mfu, hfu = (f"{name} MFU", f"{name} HFU") if several else ("MFU", "HFU")
+        color, steps, series = k % COLORS, history.steps, history.series
+        curves += [
+            Curve(mfu, color, steps, series["mfu"], raw=not several),
+            Curve(hfu, color if several else 1, steps, series["hfu"], dashed=True, raw=False),
+        ]
+    return curves
 
 
 def _restarts(history: History) -> list[tuple[int, str]]:
     return [
-        (a.first_step, f"attempt {n} went on from step {a.first_step:,}") for n, a in enumerate(history.attempts[1:], 2)
+        (attempt.first_step, f"attempt {n} resumed from step {attempt.first_step:,}")
+        for n, attempt in enumerate(history.attempts[1:], 2)
     ]
 
 
 def _chart(
-    title: str, drawn: tuple[str, str], keys: list[tuple[str, int, str]], style: str = "", extra: str = ""
+    title: str,
+    drawn: tuple[str, str],
+    keys: list[tuple[str, int, str]],
+    style: str = "",
+    note: str = "",
 ) -> str:
-    svg, told = drawn
+    """Returns a card with a plot, or "" for an empty plot.
+
+    drawn: (SVG, caption). keys: (name, color, mark) of each entry of the legend. note: is added to
+    the caption.
+    """
+    svg, caption = drawn
     if not svg:
         return ""
-    told = "; ".join(part for part in (told, extra) if part)
+    caption = "; ".join(part for part in (caption, note) if part)
     items = "".join(
-        f'<li class="s{color}"><i class="{mark}"></i><span>{escape(name)}</span></li>' for name, color, mark in keys
+        f'<li class="s{color}"><i class="{mark}"></i><span>{escape(name)}</span></li>'
+        for name, color, mark in keys
     )
     legend = f'<ul class="legend">{items}</ul>' if items else ""
-    return f'<figure class="card {style}"><h2>{title}</h2>{legend}{svg}<figcaption>{escape(told)}</figcaption></figure>'
+    return (
+        f'<figure class="card {style}"><h2>{title}</h2>{legend}{svg}'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
-# ---- bars ----------------------------------------------------------------------------------------------------------------
+# ---- bars ----------------------------------------------------------------------------------------
 
 
 def bar_charts(runs: list[dict], names: list[str]) -> str:
+    """Returns the cards with bars of wall time, FLOPs and memory."""
     named = list(zip(runs, names, strict=True))
-    times, parts = [], []
-    colors = list(dict.fromkeys(part for run in runs for part in run["flops_by_part"] or {}))
-    for run, name in named:
-        if run["goodput"] and (wall := run["goodput"]["wall_seconds"]):
-            segments = tuple((cause, s, CAUSE_COLORS[cause]) for cause, s in run["goodput"]["seconds"].items())
-            times.append(Bar(name, segments, duration(wall)))
-        if flops := run["flops_by_part"]:
-            segments = tuple((part, n, f"s{colors.index(part) % COLORS}") for part, n in flops.items())
-            parts.append(Bar(name, segments, _flops(sum(flops.values()))))
     memory = [bar for run, name in named for bar in _memory(run, name if len(runs) > 1 else "")]
-    most = max((sum(value for _, value, _ in bar.segments) for bar in memory), default=0) or None
+    largest = max((sum(value for _, value, _ in bar.segments) for bar in memory), default=0) or None
     devices = [(run["memory"] or {}).get("device") or {} for run in runs]
     limits = sorted({gib(device["limit"]) for device in devices if "limit" in device})
     limit = f"; a device has {' or '.join(limits)}" if limits else ""
-    told = "a bar is a run's whole wall time; only steps that count are productive"
     return (
-        bar_chart("Where the wall time went", times, duration, told)
-        + bar_chart("FLOPs by part of the model, per token", parts, _flops, "matrix products as they run, forward and backward")
-        + bar_chart(
-            "Memory of a device: plan against use", memory, gib,
-            f"plan: estimated before anything ran; program: laid out by the compiler for a step{limit}", most,
+        bar_chart(
+            "Wall time by cause",
+            _wall_times(named),
+            duration,
+            "each bar is the whole wall time of a run; only `step` counts as productive",
         )
-    )  # fmt: skip
+        + bar_chart(
+            "FLOPs by part of the model, per token",
+            _flops_by_part(named),
+            _flops,
+            "matmuls as executed, forward and backward",
+        )
+        + bar_chart(
+            "Memory of a device: planned and used",
+            memory,
+            gib,
+            "plan: estimate before the start; program: the compiler's memory layout of a step"
+            + limit,
+            largest,
+        )
+    )
 
 
 def _flops(value: float) -> str:
     return si(value, "FLOP")
 
 
+def _wall_times(named: list[tuple[dict, str]]) -> list[Bar]:
+    found = []
+    for run, name in named:
+        if run["goodput"] and (wall := run["goodput"]["wall_seconds"]):
+            seconds = run["goodput"]["seconds"]
+            segments = tuple((cause, s, CAUSE_COLORS[cause]) for cause, s in seconds.items())
+            found.append(Bar(name, segments, duration(wall)))
+    return found
+
+
+def _flops_by_part(named: list[tuple[dict, str]]) -> list[Bar]:
+    parts = list(dict.fromkeys(part for run, _ in named for part in run["flops_by_part"] or {}))
+    color = {part: f"s{k % COLORS}" for k, part in enumerate(parts)}
+    found = []
+    for run, name in named:
+        if flops := run["flops_by_part"]:
+            segments = tuple((part, n, color[part]) for part, n in flops.items())
+            found.append(Bar(name, segments, _flops(sum(flops.values()))))
+    return found
+
+
 def _memory(run: dict, name: str) -> list[Bar]:
+    """Returns up to three bars of a run: plan, program and device."""
     memory, found = run["memory"] or {}, []
-    label = lambda what: f"{name} {what}".strip()  # noqa: E731
+
+    def add(label: str, segments: tuple[tuple[str, float, str], ...], total: float) -> None:
+        found.append(Bar(f"{name} {label}".strip(), segments, gib(total)))
+
     if plan := memory.get("plan"):
-        segments = tuple((part, size, f"s{k % COLORS}") for k, (part, size) in enumerate(plan["parts"].items()))
-        found.append(Bar(label("plan"), segments, gib(plan["total"])))
+        parts = enumerate(plan["parts"].items())
+        segments = tuple((part, size, f"s{k % COLORS}") for k, (part, size) in parts)
+        add("plan", segments, plan["total"])
     if compiled := memory.get("compiled"):
-        fresh = compiled.get("outputs", 0) - compiled.get("aliased", 0)
-        sizes = (
-            ("arguments", compiled.get("arguments", 0)),
-            ("outputs not in their place", fresh),
-            ("temporaries", compiled.get("temporaries", 0)),
+        not_aliased = compiled.get("outputs", 0) - compiled.get("aliased", 0)
+        segments = (
+            ("arguments", max(0, compiled.get("arguments", 0)), "s6"),
+            ("outputs that do not overwrite arguments", max(0, not_aliased), "c-other"),
+            ("temporaries", max(0, compiled.get("temporaries", 0)), "s5"),
         )
-        segments = tuple(
-            (part, max(0, size), color) for (part, size), color in zip(sizes, ("s6", "c-other", "s5"), strict=True)
-        )
-        found.append(Bar(label("program"), segments, gib(compiled["peak"])))
-    if "peak" in (memory.get("device") or {}):
-        found.append(
-            Bar(label("device"), (("at most in use", memory["device"]["peak"], "s7"),), gib(memory["device"]["peak"]))
-        )
+        add("program", segments, compiled["peak"])
+    device = memory.get("device") or {}
+    if "peak" in device:
+        add("device", (("peak in use", device["peak"], "s7"),), device["peak"])
     return found
 
 
 def bar_chart(
-    title: str, drawn: list[Bar], show: Callable, caption: str, scale: float | None = None, limit: float | None = None
+    title: str,
+    drawn: list[Bar],
+    show: Callable[[float], str],
+    caption: str,
+    scale: float | None = None,
+    limit: float | None = None,
 ) -> str:
-    """A card with bars (see `bars`) and what their colors mean; nothing where there are no bars."""
+    """Returns a card with bars and a legend, or "" if there are no bars.
+
+    The legend lists the values if each color occurs in one bar only. show, scale, limit: as in
+    `bars`.
+    """
     if not drawn:
         return ""
-    colors = {(name, color): [] for bar in drawn for name, value, color in bar.segments if value > 0}
+    values: dict[tuple[str, str], list[str]] = {}
     for bar in drawn:
         whole = sum(value for _, value, _ in bar.segments)
         for name, value, color in bar.segments:
             if value > 0:
-                colors[name, color].append(f"{show(value)}, {value / whole:.1%}" if scale is None else show(value))
-    alone = all(len(told) == 1 for told in colors.values())
-    items = "".join(
-        f'<li class="{color}"><i></i><span>{escape(name)}{" <b>" + escape(told[0]) + "</b>" if alone else ""}</span></li>'
-        for (name, color), told in colors.items()
-    )
+                share = f", {value / whole:.1%}" if scale is None else ""
+                values.setdefault((name, color), []).append(f"{show(value)}{share}")
+    listed = all(len(found) == 1 for found in values.values())
+    items = ""
+    for (name, color), found in values.items():
+        shown = f" <b>{escape(found[0])}</b>" if listed else ""
+        items += f'<li class="{color}"><i></i><span>{escape(name)}{shown}</span></li>'
     return (
         f'<figure class="card"><h2>{title}</h2>{bars(drawn, show, scale=scale, limit=limit)}'
-        f'<ul class="legend after{" listed" if alone else ""}">{items}</ul><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<ul class="legend after{" listed" if listed else ""}">{items}</ul>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

@@ -1,6 +1,7 @@
-"""Line plots over steps as inline SVG, without any script: values show when the pointer rests on a band of steps (SVG `<title>`).
+"""Line plots over steps as inline SVG without scripts.
 
-Curves of many steps are thinned before they are drawn: of each run of neighbors the lowest and the highest stay, so that no spike is lost.
+Pointing at a band of steps shows its values (SVG `<title>`). Curves with many steps are thinned:
+each bucket of neighboring steps keeps its lowest and highest value, so that spikes stay visible.
 """
 
 import dataclasses
@@ -10,30 +11,30 @@ from html import escape
 
 import numpy as np
 
+from paxlike.accounting.report.smoothing import half_life, smooth, thin
+
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 10, 26
 WIDTH = 620
-"""Of a plot that takes half of the page, in its own units: about pixels."""
-BUCKETS = 360
-"""Runs of neighbors that a curve is thinned to, two points each."""
+"""Width of a plot that takes half of the page, in SVG units (about pixels)."""
 BANDS = 72
-"""Places of a plot that tell their values."""
+"""Number of bands that show their values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
     label: str
     color: int
-    """Number of the series, which is a color of the style sheet."""
+    """Series color of the style sheet."""
     steps: np.ndarray
     values: np.ndarray
     dashed: bool = False
     raw: bool = True
-    """Also draw each step faintly behind the smoothed line."""
+    """Also draw the value of every step faintly behind the smoothed line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A point beside the curves, such as an evaluation."""
+    """A single point, such as an evaluation."""
 
     label: str
     color: int
@@ -51,83 +52,64 @@ def plot(
     width: int = WIDTH,
     height: int = 240,
 ) -> tuple[str, str]:
-    """(SVG, what to say beneath it: smoothing, and values above the axis). ("", "") where no curve has a value.
+    """Returns (SVG, caption), or ("", "") if no curve has a finite value.
 
-    lines: (step, what happened there). zero: the axis begins at 0 and ends where all but the outermost values do; otherwise it
-    holds every value, on a logarithmic scale where they span more than a factor of 4.
+    The caption states the smoothing and how many values are above the axis. show: formats a value.
+    lines: (step, description) of each vertical line. zero: start the axis at 0 and cut it above
+    most values, so that outliers do not flatten the curve. Otherwise the axis covers all values,
+    logarithmically if they span more than a factor of 4.
     """
     curves = [c for c in (_finite(curve) for curve in curves) if c.steps.size]
     marks = [mark for mark in marks if math.isfinite(mark.value)]
     if not curves:
         return "", ""
     values = np.concatenate([c.values for c in curves] + [np.array([m.value for m in marks])])
-    low, high = (0.0, _robust_top(values)) if zero else (float(values.min()), float(values.max()))
-    log = not zero and low > 0 and high > 4 * low
-    axis = _Axis(low, high, log, height)
-    first = min(int(c.steps[0]) for c in curves)
-    last = max(max(int(c.steps[-1]) for c in curves), first + 1)
-    x = lambda step: LEFT + (np.asarray(step, float) - first) / (last - first) * (width - LEFT - RIGHT)  # noqa: E731
-    parts = [_grid(axis, show, x, first, last, width, height)]
-    for step, what in lines:
-        at = float(x(step))
-        parts.append(
-            f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{height - BOTTOM}"><title>{escape(what)}</title></line>'
-        )
-    parts += [_path(c, c.values, x, axis, "raw") for c in curves if c.raw]
-    parts += [_path(c, smooth(c.values, _half_life(c)), x, axis, "dash" if c.dashed else "line") for c in curves]
-    parts += [_circle(mark, x, axis, show) for mark in marks]
-    parts += _bands(curves, show, x, first, last, height)
-    log_scale = ", logarithmic scale" if log else ""
+    frame = _Frame(curves, _axis(values, zero, height), width, height)
+    parts = [_grid(frame, show)]
+    parts += [_event(frame, step, description) for step, description in lines]
+    parts += [_path(frame, c, c.values, "raw") for c in curves if c.raw]
+    parts += [
+        _path(frame, c, smooth(c.values, half_life(c.steps.size)), "dash" if c.dashed else "line")
+        for c in curves
+    ]
+    parts += [_circle(frame, mark, show) for mark in marks]
+    parts += _bands(frame, curves, show)
+    svg = (
+        f'<svg viewBox="0 0 {width} {height}" role="img" xmlns="http://www.w3.org/2000/svg">'
+        f"{''.join(parts)}</svg>"
+    )
+    return svg, _caption(curves, values, frame.axis, show)
+
+
+def _caption(curves: list[Curve], values: np.ndarray, axis: "_Axis", show: Callable) -> str:
     faint = "faint: every step; " if any(c.raw for c in curves) else ""
-    spans = " or ".join(f"{n:,}" for n in sorted({_half_life(c) for c in curves}))
-    told = f"{faint}line: exponential mean to both sides, half-life {spans} {'step' if spans == '1' else 'steps'}{log_scale}"
+    spans = " or ".join(f"{n:,}" for n in sorted({half_life(c.steps.size) for c in curves}))
+    caption = (
+        f"{faint}line: two-sided exponential average, half-life {spans} "
+        f"{'step' if spans == '1' else 'steps'}{', logarithmic scale' if axis.log else ''}"
+    )
     above = int((values > axis.high).sum())
     if above:
-        told += f"; {above:,} above the axis, the highest {show(float(values.max()))}"
-    svg = f'<svg viewBox="0 0 {width} {height}" role="img" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    return svg, told
+        caption += f"; {above:,} above the axis, maximum {show(float(values.max()))}"
+    return caption
 
 
-def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most two points of each of BUCKETS runs of neighbors, the lowest and the highest, in order; first and last stay."""
-    if steps.size <= 2 * BUCKETS:
-        return steps, values
-    edges = np.linspace(0, steps.size, BUCKETS + 1).astype(int)
-    chosen = {0, steps.size - 1}
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
-        chosen |= {begin + int(values[begin:end].argmin()), begin + int(values[begin:end].argmax())}
-    picked = np.array(sorted(chosen))
-    return steps[picked], values[picked]
-
-
-def smooth(values: np.ndarray, half_life: float) -> np.ndarray:
-    """Exponential mean to both sides, so that the line does not lag: a value `half_life` places away weighs half as much as the own."""
-    return (_mean_so_far(values.tolist(), half_life) + _mean_so_far(values.tolist()[::-1], half_life)[::-1]) / 2
-
-
-def _half_life(curve: Curve) -> int:
-    return max(1, curve.steps.size // 80)
-
-
-def _mean_so_far(values: list[float], half_life: float) -> np.ndarray:
-    keep, mean, weight = 0.5 ** (1 / half_life), 0.0, 0.0
-    smoothed = []
-    for value in values:
-        mean, weight = keep * mean + value, keep * weight + 1
-        smoothed.append(mean / weight)
-    return np.array(smoothed)
+# ---- axes ----------------------------------------------------------------------------------------
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from low to high, about `count`."""
+    """Returns about `count` evenly spaced round numbers between low and high."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
-    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        round(k * step, 12)
+        for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 class _Axis:
-    """Values to heights."""
+    """The vertical axis: converts values to SVG y coordinates."""
 
     def __init__(self, low: float, high: float, log: bool, height: int):
         if not high > low:
@@ -138,56 +120,91 @@ class _Axis:
         self.log, self._bottom, self._top = log, height - BOTTOM, TOP
 
     def __call__(self, values: object) -> np.ndarray:
-        change = np.log if self.log else np.asarray
-        low, high = change(self.low), change(self.high)
-        at = (change(np.clip(np.asarray(values, float), self.low, self.high)) - low) / (high - low)
+        scale = np.log if self.log else np.asarray
+        low, high = scale(self.low), scale(self.high)
+        at = (scale(np.clip(np.asarray(values, float), self.low, self.high)) - low) / (high - low)
         return self._bottom - at * (self._bottom - self._top)
 
     def ticks(self) -> list[float]:
         if not self.log:
             return ticks(self.low, self.high)
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        few = self.high > 100 * self.low
-        tried = [m * 10.0**p for p in powers for m in ((1,) if few else (1, 1.5, 2, 3, 4, 5, 6, 8))]
-        return [value for value in tried if self.low <= value <= self.high]
+        multiples = (1,) if self.high > 100 * self.low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+        candidates = [m * 10.0**p for p in powers for m in multiples]
+        return [value for value in candidates if self.low <= value <= self.high]
 
 
-def _robust_top(values: np.ndarray) -> float:
-    """Where an axis ends that a few slow steps shall not flatten."""
-    return float(min(values.max(), 1.5 * np.percentile(values, 99)))
+def _axis(values: np.ndarray, zero: bool, height: int) -> _Axis:
+    if zero:
+        # A few slow steps must not flatten the curve.
+        high = min(values.max(), 1.5 * np.percentile(values, 99))
+        return _Axis(0.0, float(high), False, height)
+    low, high = float(values.min()), float(values.max())
+    return _Axis(low, high, low > 0 and high > 4 * low, height)
+
+
+class _Frame:
+    """The plot's area: converts steps to SVG x coordinates."""
+
+    def __init__(self, curves: list[Curve], axis: _Axis, width: int, height: int):
+        self.axis, self.width, self.height = axis, width, height
+        self.first = min(int(c.steps[0]) for c in curves)
+        self.last = max(max(int(c.steps[-1]) for c in curves), self.first + 1)
+
+    def x(self, step: object) -> np.ndarray:
+        fraction = (np.asarray(step, float) - self.first) / (self.last - self.first)
+        return LEFT + fraction * (self.width - LEFT - RIGHT)
+
+
+# ---- elements ------------------------------------------------------------------------------------
 
 
 def _finite(curve: Curve) -> Curve:
-    good = np.isfinite(curve.values)
-    return dataclasses.replace(curve, steps=curve.steps[good], values=curve.values[good])
+    finite = np.isfinite(curve.values)
+    return dataclasses.replace(curve, steps=curve.steps[finite], values=curve.values[finite])
 
 
-def _path(curve: Curve, values: np.ndarray, x: Callable, axis: _Axis, kind: str) -> str:
-    steps, values = thin(curve.steps, values)
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x(steps).tolist(), axis(values).tolist(), strict=True))
-    return f'<polyline class="{kind} s{curve.color}" points="{points}"/>'
-
-
-def _circle(mark: Mark, x: Callable, axis: _Axis, show: Callable) -> str:
-    told = escape(f"{mark.label}, step {mark.step:,}: {show(mark.value)}")
+def _event(frame: _Frame, step: int, description: str) -> str:
+    x = float(frame.x(step))
     return (
-        f'<circle class="mark s{mark.color}" cx="{float(x(mark.step)):.1f}" cy="{float(axis(mark.value)):.1f}" r="4.5">'
-        f"<title>{told}</title></circle>"
+        f'<line class="event" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{frame.height - BOTTOM}">'
+        f"<title>{escape(description)}</title></line>"
     )
 
 
-def _grid(axis: _Axis, show: Callable, x: Callable, first: int, last: int, width: int, height: int) -> str:
-    parts = [f'<text x="{LEFT - 7}" y="{height - 8}" text-anchor="end">step</text>']
-    for value in axis.ticks():
-        y = float(axis(value))
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 3.8:.1f}" text-anchor="end">{escape(show(value))}</text>')
-    for step in ticks(first, last, 6):
+def _path(frame: _Frame, curve: Curve, values: np.ndarray, style: str) -> str:
+    steps, values = thin(curve.steps, values)
+    coordinates = zip(frame.x(steps).tolist(), frame.axis(values).tolist(), strict=True)
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in coordinates)
+    return f'<polyline class="{style} s{curve.color}" points="{points}"/>'
+
+
+def _circle(frame: _Frame, mark: Mark, show: Callable[[float], str]) -> str:
+    x, y = float(frame.x(mark.step)), float(frame.axis(mark.value))
+    title = escape(f"{mark.label}, step {mark.step:,}: {show(mark.value)}")
+    return (
+        f'<circle class="mark s{mark.color}" cx="{x:.1f}" cy="{y:.1f}" r="4.5">'
+        f"<title>{title}</title></circle>"
+    )
+
+
+def _grid(frame: _Frame, show: Callable[[float], str]) -> str:
+    """Draws the grid lines, the horizontal axis and the labels of both axes."""
+    left, right, bottom = LEFT, frame.width - RIGHT, frame.height - BOTTOM
+    label_y = frame.height - 8
+    parts = [f'<text x="{left - 7}" y="{label_y}" text-anchor="end">step</text>']
+    for value in frame.axis.ticks():
+        y = float(frame.axis(value))
+        label = escape(show(value))
+        parts += [
+            f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>',
+            f'<text x="{left - 7}" y="{y + 3.8:.1f}" text-anchor="end">{label}</text>',
+        ]
+    for step in ticks(frame.first, frame.last, 6):
         if step == int(step):
-            parts.append(
-                f'<text x="{float(x(step)):.1f}" y="{height - 8}" text-anchor="middle">{_short(int(step))}</text>'
-            )
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{height - BOTTOM}" y2="{height - BOTTOM}"/>')
+            x, label = float(frame.x(step)), _short(int(step))
+            parts.append(f'<text x="{x:.1f}" y="{label_y}" text-anchor="middle">{label}</text>')
+    parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     return "".join(parts)
 
 
@@ -195,22 +212,27 @@ def _short(step: int) -> str:
     return f"{step / 1000:g}k" if step >= 10_000 and step % 100 == 0 else f"{step:,}"
 
 
-def _bands(curves: list[Curve], show: Callable, x: Callable, first: int, last: int, height: int) -> list[str]:
-    """Strips of the plot that tell the values of their steps."""
+def _bands(frame: _Frame, curves: list[Curve], show: Callable[[float], str]) -> list[str]:
+    """Draws invisible bands with titles: mean, minimum and maximum of each curve in the band."""
+    first, last = frame.first, frame.last
     edges = np.unique(np.linspace(first, last + 1, min(BANDS, last - first + 1) + 1).astype(int))
     parts = []
     for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        told = [f"step {begin:,}" if end == begin + 1 else f"steps {begin:,} to {end - 1:,}"]
+        title = [f"step {begin:,}" if end == begin + 1 else f"steps {begin:,} to {end - 1:,}"]
         for curve in curves:
             a, b = np.searchsorted(curve.steps, (begin, end))
             if a < b:
                 inside = curve.values[a:b]
-                span = f" ({show(float(inside.min()))} … {show(float(inside.max()))})" if b > a + 1 else ""
-                told.append(f"{curve.label}: {show(float(inside.mean()))}{span}")
-        left, right = float(x(begin - 0.5 * (begin > first))), float(x(min(end - 0.5, last)))
-        if len(told) > 1:
-            parts.append(
-                f'<rect class="band" x="{left:.1f}" y="{TOP}" width="{max(right - left, 1):.1f}" height="{height - BOTTOM - TOP}">'
-                f"<title>{escape(chr(10).join(told))}</title></rect>"
-            )
+                low, high = show(float(inside.min())), show(float(inside.max()))
+                span = f" ({low} … {high})" if b > a + 1 else ""
+                title.append(f"{curve.label}: {show(float(inside.mean()))}{span}")
+        if len(title) == 1:
+            continue
+        left = float(frame.x(begin - 0.5 * (begin > first)))
+        width = max(float(frame.x(min(end - 0.5, last))) - left, 1)
+        parts.append(
+            f'<rect class="band" x="{left:.1f}" y="{TOP}" width="{width:.1f}" '
+            f'height="{frame.height - BOTTOM - TOP}"><title>{escape(chr(10).join(title))}</title>'
+            "</rect>"
+        )
     return parts

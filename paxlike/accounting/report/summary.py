@@ -1,8 +1,9 @@
-"""The figures of a report as plain numbers for JSON, from a run's history or from a rate measured elsewhere.
+"""Computes the figures of a report, from a run's history or from a rate measured elsewhere.
 
-`summarize` and `from_rate` give the same keys; what is not known is None. FLOPs are per token, memory is in bytes of one device, times are
-in seconds. Speeds are of the steps done as the last attempt did them (same devices, mesh, peak and FLOPs): a rate on another mesh is
-another thing. MFU and HFU are of the median rate.
+`summarize` and `from_rate` return dicts with the same keys; unknown values are None. FLOPs are per
+token, memory is in bytes per device, times are in seconds. Speeds cover only the steps that ran in
+the same setting as the last attempt (devices, mesh, peak and FLOPs), because rates on different
+meshes are not comparable. MFU and HFU are computed from the median rate.
 """
 
 import math
@@ -12,73 +13,121 @@ import numpy as np
 from paxlike.accounting.flops import Count, Term, hardware_flops
 from paxlike.accounting.hardware import Chip, chip_named
 from paxlike.accounting.history import History, number
-from paxlike.accounting.throughput import Utilization, fraction_productive, reported_counts, utilization
+from paxlike.accounting.throughput import (
+    Utilization,
+    fraction_productive,
+    reported_counts,
+    utilization,
+)
 from paxlike.config import Config, UserError
 
 SETTING = ("device", "devices", "mesh", "peak", "chips", "flops_per_token")
-"""Fields of the start event that must agree for two attempts' speeds to be one figure."""
+"""Fields of the start event that must agree for the speeds of two attempts to be comparable."""
 
 
 def summarize(history: History) -> dict:
-    """All figures of a run."""
+    """Returns all figures of a run."""
     start = next((a.start for a in reversed(history.attempts) if a.start), {})
-    chosen = same_setting(history)
-    seconds = _spread(history.series["step_seconds"][chosen])
-    rate = _spread(history.series["tokens_per_second"][chosen])
+    comparable = same_setting(history)
+    seconds = _spread(history.series["step_seconds"][comparable])
+    rate = _spread(history.series["tokens_per_second"][comparable])
     tokens = run_tokens(history)
     wall = sum(history.goodput.values())
-    shares, notes = _shares(start, rate and rate["median"])
-    if history.steps.size and not chosen.all():
+    shares, notes = _shares(start, rate["median"] if rate else None)
+    if history.steps.size and not comparable.all():
         notes.append(
-            f"speeds are of {int(chosen.sum()):,} steps on the last attempt's mesh and peak; "
-            f"{int((~chosen).sum()):,} steps were done on others."
+            f"speeds cover the {int(comparable.sum()):,} steps on the last attempt's mesh and "
+            f"peak; {int((~comparable).sum()):,} steps ran in another setting and are excluded."
         )
-    flops = start.get("flops_per_token") if isinstance(start.get("flops_per_token"), dict) else {}
+    given = start.get("flops_per_token")
+    flops = given if isinstance(given, dict) else {}
     return {
         "name": history.name,
         "folder": str(history.folder),
         "status": _status(history),
         "device": start and f"{start.get('devices')} x {start.get('device')}" or None,
         "mesh": start.get("mesh"),
-        "steps": {"done": int(history.steps[-1]) if history.steps.size else 0, "planned": history.planned_steps},
+        "steps": {
+            "done": int(history.steps[-1]) if history.steps.size else 0,
+            "planned": history.planned_steps,
+        },
         "tokens": tokens,
         "loss": _losses(history),
         "step_seconds": seconds,
-        "tokens_per_second": rate and {**rate, "over_wall_time": tokens / wall if tokens and wall else None},
+        "tokens_per_second": rate
+        and {**rate, "over_wall_time": tokens / wall if tokens and wall else None},
         "utilization": [share_as_dict(share) for share in shares],
-        "goodput": {"fraction": fraction_productive(history.goodput), "wall_seconds": wall, "seconds": history.goodput},
+        "goodput": {
+            "fraction": fraction_productive(history.goodput),
+            "wall_seconds": wall,
+            "seconds": history.goodput,
+        },
         "flops_by_part": _numbers(flops.get("by_part")),
         "memory": _memory(history, start),
         "energy": _energy(history, tokens, notes),
         "attempts": [
-            {"first_step": a.first_step, "last_step": a.last_step, "end": a.end, "mesh": a.start.get("mesh")}
+            {
+                "first_step": a.first_step,
+                "last_step": a.last_step,
+                "end": a.end,
+                "mesh": a.start.get("mesh"),
+            }
             for a in history.attempts
         ],
         "notes": [*history.notes, *notes],
         "warnings": _warnings(shares),
-    }  # fmt: skip
+    }
 
 
-def from_rate(config: Config, tokens_per_second: float, chip_name: str, chips: float, dtype: str = "bfloat16") -> dict:
-    """MFU by each convention and HFU as PaLM counts it, of a run made elsewhere. Raises UserError for an unknown chip or a rate of 0."""
+def from_rate(
+    config: Config, tokens_per_second: float, chip_name: str, chips: float, dtype: str = "bfloat16"
+) -> dict:
+    """Returns the figures of a run measured elsewhere: MFU by each convention, and HFU.
+
+    HFU uses PaLM's formula. Raises UserError for an unknown chip or dtype, or a number that is not
+    positive and finite.
+    """
     chip, T = chip_named(chip_name), config.data.sequence_length
     hardware = hardware_flops(config.model, T)
-    shares = _all_shares(reported_counts(config.model, T), {"HFU": hardware}, (tokens_per_second, chips, chip, dtype))
+    shares = _all_shares(
+        reported_counts(config.model, T), {"HFU": hardware}, (tokens_per_second, chips, chip, dtype)
+    )
     if not all(math.isfinite(value) for value in (tokens_per_second, chips)):
-        raise UserError(f"--tokens-per-second {tokens_per_second} and --chips {chips} must be finite numbers.")
+        raise UserError(
+            f"--tokens-per-second {tokens_per_second} and --chips {chips} must be finite numbers."
+        )
     return {
-        "name": config.name, "folder": None, "status": "from a rate that was given", "device": f"{chips:,g} x {chip.title}",
-        "mesh": None, "steps": None, "tokens": None, "loss": None, "step_seconds": None,
-        "tokens_per_second": {"median": tokens_per_second, "p10": None, "p90": None, "over_wall_time": None},
-        "utilization": [share_as_dict(share) for share in shares], "goodput": None,
-        "flops_by_part": None, "memory": None, "energy": None, "attempts": [],
-        "notes": [f"sequences of {T:,} tokens; what is computed again by model.remat {config.model.remat}, as PaLM counts it."],
+        "name": config.name,
+        "folder": None,
+        "status": "computed from a given rate",
+        "device": f"{chips:,g} x {chip.title}",
+        "mesh": None,
+        "steps": None,
+        "tokens": None,
+        "loss": None,
+        "step_seconds": None,
+        "tokens_per_second": {
+            "median": tokens_per_second,
+            "p10": None,
+            "p90": None,
+            "over_wall_time": None,
+        },
+        "utilization": [share_as_dict(share) for share in shares],
+        "goodput": None,
+        "flops_by_part": None,
+        "memory": None,
+        "energy": None,
+        "attempts": [],
+        "notes": [
+            f"sequences of {T:,} tokens; HFU includes the recomputation of model.remat "
+            f"{config.model.remat}, by PaLM's formula."
+        ],
         "warnings": _warnings(shares),
-    }  # fmt: skip
+    }
 
 
 def for_json(summaries: list[dict]) -> dict:
-    """{"format": 1, "runs": summaries}; a number that is not finite, which JSON has no word for, becomes null."""
+    """Returns {"format": 1, "runs": summaries}, with None for NaN and infinities."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
@@ -90,24 +139,26 @@ def for_json(summaries: list[dict]) -> dict:
     return {"format": 1, "runs": plain(summaries)}
 
 
-# ---- speed -------------------------------------------------------------------------------------------------------------
+# ---- speed ---------------------------------------------------------------------------------------
 
 
 def same_setting(history: History) -> np.ndarray:
-    """bool of each step: done on the same devices, mesh, peak and FLOPs as the last step."""
+    """Returns a bool for each step: whether it ran in the same SETTING as the last step."""
     if not history.steps.size:
         return np.zeros(0, bool)
     settings = [tuple(str(a.start.get(name)) for name in SETTING) for a in history.attempts]
-    # A CPU's peak is measured anew at each start and never twice the same: it does not make another setting.
-    measured = [a.start.get("device") == "cpu" for a in history.attempts]
+    # A CPU's peak is measured at each start and always differs a little, so it is not compared.
+    cpus = [a.start.get("device") == "cpu" for a in history.attempts]
     peak = SETTING.index("peak")
-    settings = [s[:peak] + s[peak + 1 :] if cpu else s for s, cpu in zip(settings, measured, strict=True)]
-    alike = np.array([setting == settings[history.attempt_of[-1]] for setting in settings])
-    return alike[history.attempt_of]
+    settings = [
+        s[:peak] + s[peak + 1 :] if cpu else s for s, cpu in zip(settings, cpus, strict=True)
+    ]
+    same = np.array([setting == settings[history.attempt_of[-1]] for setting in settings])
+    return same[history.attempt_of]
 
 
 def run_tokens(history: History) -> int:
-    """Tokens of all steps, each step once."""
+    """Returns the tokens of all steps. Repeated steps count once."""
     product = history.series["tokens_per_second"] * history.series["step_seconds"]
     return round(float(np.nansum(product)))
 
@@ -121,57 +172,81 @@ def _spread(values: np.ndarray) -> dict[str, float] | None:
 
 
 def _shares(start: dict, rate: float | None) -> tuple[list[Utilization], list[str]]:
-    """(MFU by each convention and HFU twice, by what the start event says; notes)."""
+    """Returns (MFU by each convention and HFU by both counts, notes), from a start event."""
     if rate is None:
-        return [], ["no step has a time and a rate, so there is no MFU."]
-    peak, chips, chip = number(start.get("peak")), number(start.get("chips")), start.get("chip")
+        return [], ["no MFU: no step has a duration and a rate."]
+    peak, chips = number(start.get("peak")), number(start.get("chips"))
     try:
         if not (peak and chips):
-            return [], [f"no MFU: {start.get('peak_source') or 'the start event states no peak'}"]
-        row = Chip(str(chip["name"]), str(chip["title"]), {str(chip["dtype"]): peak}, 0, 0.0, str(chip["source"]))
-        told = start["flops_per_token"]
-        counts = {str(name): _count(count) for name, count in told["model"].items()}
-        hardware = {"HFU": _count(told["executed"]), "HFU as PaLM counts": _count(told["hardware"])}
+            return [], [f"no MFU: {start.get('peak_source') or 'the start event has no peak'}"]
+        chip = start["chip"]
+        row = Chip(
+            str(chip["name"]),
+            str(chip["title"]),
+            {str(chip["dtype"]): peak},
+            0,
+            0.0,
+            str(chip["source"]),
+        )
+        flops = start["flops_per_token"]
+        counts = {str(name): _count(count) for name, count in flops["model"].items()}
+        hardware = {
+            "HFU": _count(flops["executed"]),
+            "HFU (PaLM formula)": _count(flops["hardware"]),
+        }
         return _all_shares(counts, hardware, (rate, chips, row, str(chip["dtype"]))), []
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return [], [f"no MFU: the start event cannot be used ({type(error).__name__}: {error})."]
 
 
-def _all_shares(counts: dict[str, Count], hardware: dict[str, Count], of: tuple) -> list[Utilization]:
+def _all_shares(
+    counts: dict[str, Count], hardware: dict[str, Count], of: tuple
+) -> list[Utilization]:
     shares = [utilization("MFU", count, *of) for count in counts.values()]
     return shares + [utilization(name, count, *of) for name, count in hardware.items()]
 
 
 def _warnings(shares: list[Utilization]) -> list[str]:
-    """Of MFU by the palm convention and of HFU, as in training: what the larger one is doubted for."""
-    watched = [next(share for share in shares if share.name == name) for name in ("MFU", "HFU") if shares]
-    largest = max(watched, key=lambda share: share.fraction, default=None)
+    """Returns the warning of the larger of MFU (palm) and HFU, as training prints it, if any."""
+    checked = [
+        next(share for share in shares if share.name == name) for name in ("MFU", "HFU") if shares
+    ]
+    largest = max(checked, key=lambda share: share.fraction, default=None)
     return [largest.warning] if largest and largest.warning else []
 
 
-def _count(told: dict) -> Count:
-    total = number(told["total"])
+def _count(given: dict) -> Count:
+    total = number(given["total"])
     if total is None or total <= 0:
-        raise ValueError(f"{told['total']!r} FLOPs per token")
-    return Count(str(told["name"]), (Term(str(told["name"]), str(told["formula"]), total),))
+        raise ValueError(f"{given['total']!r} FLOPs per token")
+    name = str(given["name"])
+    return Count(name, (Term(name, str(given["formula"]), round(total)),))
 
 
 def share_as_dict(share: Utilization) -> dict:
     return {
-        "name": share.name, "convention": share.flops.name, "fraction": share.fraction, "formula": share.formula,
-        "flops_per_token": share.flops.total, "tokens_per_second": share.tokens_per_second, "chips": share.chips,
-        "peak_flops_per_second": share.chip.peak(share.dtype), "peak": share.peak,
-    }  # fmt: skip
+        "name": share.name,
+        "convention": share.flops.name,
+        "fraction": share.fraction,
+        "formula": share.formula,
+        "flops_per_token": share.flops.total,
+        "tokens_per_second": share.tokens_per_second,
+        "chips": share.chips,
+        "peak_flops_per_second": share.chip.peak(share.dtype),
+        "peak": share.peak,
+    }
 
 
-# ---- the rest ----------------------------------------------------------------------------------------------------------
+# ---- other figures -------------------------------------------------------------------------------
 
 
 def _status(history: History) -> str:
     last = history.attempts[-1]
     if history.running:
         return "in progress"
-    return {"finish": "finished", "stop": f"stopped by {last.signal}", None: "not finished"}[last.end]
+    return {"finish": "finished", "stop": f"stopped by {last.signal}", None: "not finished"}[
+        last.end
+    ]
 
 
 def _losses(history: History) -> dict:
@@ -189,38 +264,58 @@ def _losses(history: History) -> dict:
 
 
 def _memory(history: History, start: dict) -> dict | None:
-    """What was planned, what the compiler laid out, what the device said: bytes of one device."""
+    """Returns memory as planned, as compiled and as reported by the device, in bytes per device."""
     plan = _numbers(start.get("memory_plan"))
     compiled = _numbers(next((a.compiled for a in reversed(history.attempts) if a.compiled), None))
-    device = _numbers(next((a.device_memory for a in reversed(history.attempts) if a.device_memory), None))
+    device = _numbers(
+        next((a.device_memory for a in reversed(history.attempts) if a.device_memory), None)
+    )
     if compiled:
-        given = [compiled.get(name, 0) for name in ("arguments", "outputs", "temporaries")]
-        compiled = {**compiled, "peak": sum(given) - compiled.get("aliased", 0)}
+        sizes = [compiled.get(name, 0) for name in ("arguments", "outputs", "temporaries")]
+        compiled = {**compiled, "peak": sum(sizes) - compiled.get("aliased", 0)}
     if not (plan or compiled or device):
         return None
-    return {"plan": plan and {"parts": plan, "total": sum(plan.values())}, "compiled": compiled, "device": device}
+    return {
+        "plan": plan and {"parts": plan, "total": sum(plan.values())},
+        "compiled": compiled,
+        "device": device,
+    }
 
 
 def _numbers(given: object) -> dict[str, int] | None:
-    """A dict of whole numbers as it is, else None."""
+    """Returns a non-empty dict of finite numbers, rounded to integers, or None for other values."""
     if not isinstance(given, dict) or any(number(value) is None for value in given.values()):
         return None
     return {str(name): round(value) for name, value in given.items()} or None
 
 
 def _energy(history: History, tokens: int, notes: list[str]) -> dict | None:
-    """Joules of all attempts, over the tokens of the run, each step once; those of devices that were not measured are supposed alike."""
+    """Returns the joules of all attempts, in total and per token.
+
+    The joules of repeated steps are included; their tokens count once. Assumes that devices without
+    a reading use as much energy as the measured ones.
+    """
     joules, source = 0.0, None
     for attempt in history.attempts:
         if attempt.joules is None:
             continue
-        devices, measured = (number(attempt.start.get(name)) or 1 for name in ("devices", "energy_devices"))
+        devices, measured = (
+            number(attempt.start.get(name)) or 1 for name in ("devices", "energy_devices")
+        )
         source = attempt.start.get("energy_source")
         joules += attempt.joules * devices / measured
         if devices > measured:
-            notes.append(f"energy was measured of {measured:g} devices and is scaled to all {devices:g}.")
+            notes.append(
+                f"energy was measured on {measured:g} devices and is scaled to all {devices:g}."
+            )
     if not joules:
         return None
     if any(attempt.joules is None for attempt in history.attempts):
-        notes.append("some attempts have no energy reading: joules per token are too low.")
-    return {"joules": joules, "joules_per_token": joules / tokens if tokens else None, "source": source and str(source)}
+        notes.append(
+            "some attempts have no energy reading, so joules per token are underestimated."
+        )
+    return {
+        "joules": joules,
+        "joules_per_token": joules / tokens if tokens else None,
+        "source": source and str(source),
+    }

@@ -1,4 +1,4 @@
-"""Collectives read from compiled programs, and every notation of replica groups."""
+"""Collectives in compiled programs, and all notations of replica groups."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,9 @@ MESH = {"pod": 2, "data": 2, "model": 2}
 def program(*instructions: str) -> str:
     parameter = "%x = bf16[16,64]{1,0} parameter(0)"
     return (
-        "HloModule m\n\nENTRY %main (x: bf16[16,64]) -> f32[] {\n  " + "\n  ".join((parameter, *instructions)) + "\n}\n"
+        "HloModule m\n\nENTRY %main (x: bf16[16,64]) -> f32[] {\n  "
+        + "\n  ".join((parameter, *instructions))
+        + "\n}\n"
     )
 
 
@@ -24,7 +26,9 @@ def one(instruction: str, mesh=MESH):
 
 @pytest.fixture(scope="module")
 def step_text():
-    """A scan over 3 layers on 2 x 4 devices: gathers over data, sums over model, gradients scattered back."""
+    """A scan over 3 layers on 2 x 4 devices. It gathers over data, sums over model, and
+    reduce-scatters gradients over data.
+    """
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
     def device(ws, x):
@@ -36,12 +40,16 @@ def step_text():
 
     def loss(ws, x):
         body = jax.shard_map(
-            device, mesh=mesh, in_specs=(PartitionSpec(None, "data", "model"), PartitionSpec("data")), out_specs=PartitionSpec("data"),
+            device, mesh=mesh,
+            in_specs=(PartitionSpec(None, "data", "model"), PartitionSpec("data")),
+            out_specs=PartitionSpec("data"),
         )  # fmt: skip
         return body(ws, x).sum()
 
     def shape(dims, *spec):
-        return jax.ShapeDtypeStruct(dims, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+        return jax.ShapeDtypeStruct(
+            dims, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec))
+        )
 
     return (
         jax.jit(jax.grad(loss))
@@ -51,7 +59,7 @@ def step_text():
     )
 
 
-def test_a_scanned_step_on_fake_devices(step_text):
+def test_scanned_step_on_simulated_devices(step_text):
     found = list_collectives(step_text, {"data": 2, "model": 4})
     gathers = [c for c in found if c.kind == "all-gather"]
     weight = 32 * 16 * 4  # gathered over data: [32, 64 / 4] of float32
@@ -65,7 +73,9 @@ def test_a_scanned_step_on_fake_devices(step_text):
     assert sums and all(c.payload == 8 * 32 * 4 and c.times == 3 for c in sums)
     rows = summarize(found)
     assert sum(row.times for row in rows) == sum(c.times for c in found)
-    assert [row.sent_bytes for row in rows] == sorted((row.sent_bytes for row in rows), reverse=True)
+    assert [row.sent_bytes for row in rows] == sorted(
+        (row.sent_bytes for row in rows), reverse=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,17 +100,20 @@ def test_a_scanned_step_on_fake_devices(step_text):
         ("{{0,3},{1,2},{4,7},{5,6}}", "part of data+model", 2),
     ],
 )
-def test_replica_groups_in_every_notation(groups, axis, size):
-    told = one(
-        f"bf16[16,64]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={groups}, use_global_device_ids=true, "
-        'to_apply=%add, metadata={op_name="jit(step)/psum"}'
+def test_notations_of_replica_groups(groups, axis, size):
+    found = one(
+        f"bf16[16,64]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={groups}, "
+        'use_global_device_ids=true, to_apply=%add, metadata={op_name="jit(step)/psum"}'
     )
-    assert (told.axis, told.group_size, told.kind) == (axis, size, "all-reduce")
-    assert told.op_name == "jit(step)/psum"
+    assert (found.axis, found.group_size, found.kind) == (axis, size, "all-reduce")
+    assert found.op_name == "jit(step)/psum"
 
 
-def test_groups_of_one_device_are_no_communication():
-    text = "ROOT %c = bf16[16,64]{1,0} all-reduce(%x), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add"
+def test_groups_of_one_device_are_omitted():
+    text = (
+        "ROOT %c = bf16[16,64]{1,0} all-reduce(%x), "
+        "replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add"
+    )
     assert list_collectives(program(text), MESH) == []
 
 
@@ -110,39 +123,57 @@ SIZE = 16 * 64 * 2
 @pytest.mark.parametrize(
     ("instructions", "kind", "operand", "result", "sent"),
     [
-        (["ROOT %c = bf16[64,64]{1,0} all-gather(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}"],
+        (["ROOT %c = bf16[64,64]{1,0} all-gather(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, "
+          "dimensions={0}"],
          "all-gather", SIZE, 4 * SIZE, 3 * SIZE),
-        (["%s = (bf16[16,64]{1,0}, bf16[64,64]{1,0}) all-gather-start(%x), replica_groups=[2,4]<=[8], dimensions={0}",
-          "ROOT %d = bf16[64,64]{1,0} all-gather-done(%s)"], "all-gather", SIZE, 4 * SIZE, 3 * SIZE),
+        (["%s = (bf16[16,64]{1,0}, bf16[64,64]{1,0}) all-gather-start(%x), "
+          "replica_groups=[2,4]<=[8], dimensions={0}",
+          "ROOT %d = bf16[64,64]{1,0} all-gather-done(%s)"],
+         "all-gather", SIZE, 4 * SIZE, 3 * SIZE),
         (["%s = bf16[16,64]{1,0} all-reduce-start(%x), replica_groups=[2,4]<=[8], to_apply=%add",
-          "ROOT %d = bf16[16,64]{1,0} all-reduce-done(%s)"], "all-reduce", SIZE, SIZE, 2 * SIZE * 3 // 4),
-        (["ROOT %c = bf16[4,64]{1,0} reduce-scatter(%x), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add"],
+          "ROOT %d = bf16[16,64]{1,0} all-reduce-done(%s)"],
+         "all-reduce", SIZE, SIZE, 2 * SIZE * 3 // 4),
+        (["ROOT %c = bf16[4,64]{1,0} reduce-scatter(%x), replica_groups=[2,4]<=[8], "
+          "dimensions={0}, to_apply=%add"],
          "reduce-scatter", SIZE, SIZE // 4, SIZE * 3 // 4),
-        (["%s = ((bf16[16,64]{1,0}), bf16[4,64]{1,0}) reduce-scatter-start(%x), replica_groups=[2,4]<=[8], dimensions={0}",
-          "ROOT %d = bf16[4,64]{1,0} reduce-scatter-done(%s)"], "reduce-scatter", SIZE, SIZE // 4, SIZE * 3 // 4),
+        (["%s = ((bf16[16,64]{1,0}), bf16[4,64]{1,0}) reduce-scatter-start(%x), "
+          "replica_groups=[2,4]<=[8], dimensions={0}",
+          "ROOT %d = bf16[4,64]{1,0} reduce-scatter-done(%s)"],
+         "reduce-scatter", SIZE, SIZE // 4, SIZE * 3 // 4),
         (["%s = (bf16[16,64]{1,0}, bf16[16,64]{1,0}, u32[], u32[]) collective-permute-start(%x), "
-          "source_target_pairs={{0,2},{2,0},{1,3},{3,1}}", "ROOT %d = bf16[16,64]{1,0} collective-permute-done(%s)"],
+          "source_target_pairs={{0,2},{2,0},{1,3},{3,1}}",
+          "ROOT %d = bf16[16,64]{1,0} collective-permute-done(%s)"],
          "collective-permute", SIZE, SIZE, SIZE),
-        (["%after = token[] after-all()", "%s = (bf16[16,64]{1,0}, u32[], token[]) send(%x, %after), channel_id=8, "
-          'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        (["%after = token[] after-all()",
+          "%s = (bf16[16,64]{1,0}, u32[], token[]) send(%x, %after), channel_id=8, "
+          "is_host_transfer=true, "
+          'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
           '_xla_megascale_target="{1,2}x{0:15}",_xla_megascale_transfer_type="ALL_REDUCE"}',
-          "%r = (bf16[16,64]{1,0}, u32[], token[]) recv(%after), channel_id=9, is_host_transfer=true, "
-          'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}', "ROOT %d = token[] send-done(%s)"],
+          "%r = (bf16[16,64]{1,0}, u32[], token[]) recv(%after), channel_id=9, "
+          "is_host_transfer=true, "
+          'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}',
+          "ROOT %d = token[] send-done(%s)"],
          "all-reduce", SIZE, SIZE, SIZE),
     ],
 )  # fmt: skip
-def test_bytes_and_asynchronous_pairs_counted_once(instructions, kind, operand, result, sent):
-    (told,) = list_collectives(program(*instructions), MESH)
-    assert (told.kind, told.operand_bytes, told.result_bytes, told.sent_bytes) == (kind, operand, result, sent)
-    assert told.dtype == "bf16" and not told.in_loop
+def test_bytes_and_asynchronous_pairs(instructions, kind, operand, result, sent):
+    (found,) = list_collectives(program(*instructions), MESH)
+    assert (found.kind, found.operand_bytes, found.result_bytes, found.sent_bytes) == (
+        kind,
+        operand,
+        result,
+        sent,
+    )
+    assert found.dtype == "bf16" and not found.in_loop
 
 
-def test_an_operation_wrapped_in_an_asynchronous_computation():
+def test_operation_in_an_asynchronous_computation():
     text = """HloModule m
 
 %wrapped (p: bf16[16,64]) -> bf16[4,64] {
   %p = bf16[16,64]{1,0} parameter(0)
-  ROOT %rs = bf16[4,64]{1,0} reduce-scatter(%p), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
+  ROOT %rs = bf16[4,64]{1,0} reduce-scatter(%p), replica_groups=[2,4]<=[8], \
+dimensions={0}, to_apply=%add
 }
 
 ENTRY %main (x: bf16[16,64]) -> bf16[4,64] {
@@ -151,29 +182,35 @@ ENTRY %main (x: bf16[16,64]) -> bf16[4,64] {
   ROOT %done = bf16[4,64]{1,0} async-done(%start), calls=%wrapped
 }
 """
-    (told,) = list_collectives(text, MESH)
-    assert (told.kind, told.axis, told.times) == ("reduce-scatter", "data+model", 1)
+    (found,) = list_collectives(text, MESH)
+    assert (found.kind, found.axis, found.times) == ("reduce-scatter", "data+model", 1)
 
 
 def test_variadic_collectives_sum_their_arrays():
-    told = one(
-        "(bf16[16,64]{1,0}, /*index=1*/bf16[16,64]{1,0}) all-reduce(%x, %x), replica_groups=[4,2]<=[8], to_apply=%add"
+    found = one(
+        "(bf16[16,64]{1,0}, /*index=1*/bf16[16,64]{1,0}) all-reduce(%x, %x), "
+        "replica_groups=[4,2]<=[8], to_apply=%add"
     )
-    assert told.payload == 2 * SIZE
+    assert found.payload == 2 * SIZE
 
 
-def test_a_program_of_one_slice_names_the_axes_of_the_whole_mesh():
-    """Between slices libtpu compiles one program per slice, whose devices are numbered from 0."""
+def test_program_of_one_slice_uses_axes_of_the_whole_mesh():
+    """libtpu compiles one program per slice, with devices numbered from 0."""
     mesh = {"pod": 2, "data": 8, "model": 2}
-    told = one(
-        "bf16[16,64]{1,0} all-reduce(%x), replica_groups={{0,2,4,6,8,10,12,14},{1,3,5,7,9,11,13,15}}, to_apply=%a", mesh
+    found = one(
+        "bf16[16,64]{1,0} all-reduce(%x), "
+        "replica_groups={{0,2,4,6,8,10,12,14},{1,3,5,7,9,11,13,15}}, to_apply=%a",
+        mesh,
     )
-    assert (told.axis, told.group_size) == ("data", 8)
-    assert one("bf16[16,64]{1,0} all-reduce(%x), replica_groups={{0,99}}, to_apply=%a", mesh).axis == "unknown"
+    assert (found.axis, found.group_size) == ("data", 8)
+    assert (
+        one("bf16[16,64]{1,0} all-reduce(%x), replica_groups={{0,99}}, to_apply=%a", mesh).axis
+        == "unknown"
+    )
 
 
-def test_an_all_reduce_fused_with_the_slice_of_its_result_is_a_reduce_scatter():
-    """As the TPU compiler writes some of them."""
+def test_all_reduce_fused_with_slice_is_a_reduce_scatter():
+    """The TPU compiler writes some reduce-scatters like this."""
     text = """HloModule m
 
 %all-reduce-scatter.1 (p0: f32[8,8]) -> f32[4,8] {
@@ -185,7 +222,8 @@ def test_an_all_reduce_fused_with_the_slice_of_its_result_is_a_reduce_scatter():
 
 ENTRY %main (a: f32[8,8]) -> f32[4,8] {
   %a = f32[8,8]{1,0} parameter(0)
-  %start = (f32[8,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%a), replica_groups={{0,1}}, dimensions={0}
+  %start = (f32[8,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%a), replica_groups={{0,1}}, \
+dimensions={0}
   ROOT %out = f32[4,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """

@@ -1,4 +1,4 @@
-"""The count of a traced program's products against sizes worked out by hand."""
+"""The matrix products of a traced program, against counts computed by hand."""
 
 import functools
 from types import SimpleNamespace
@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import mesh_of, put
+from helpers import mesh_of, put, sharded_attention
 
 from paxlike.accounting.jaxpr import count_products
-from paxlike.nn.attention import attention
 
 
 def counted(function, *shapes, dtype=jnp.float32):
-    return count_products(jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)))
+    return count_products(
+        jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
+    )
 
 
 def layer(x, w):
@@ -33,20 +34,28 @@ ONCE = 2 * 5 * 7 * 7
         (jax.grad(lambda x, w: layer(x, w).sum(), (0, 1)), 3),
         (jax.grad(lambda x, w: jax.checkpoint(layer)(x, w).sum(), (0, 1)), 4),
         (lambda x, w: jax.lax.scan(lambda x, _: (layer(x, w), None), x, None, length=6)[0], 6),
-        (jax.grad(lambda x, w: jax.lax.scan(lambda x, _: (layer(x, w), None), x, None, length=6)[0].sum(), (0, 1)), 18),
+        (
+            jax.grad(
+                lambda x, w: jax.lax.scan(lambda x, _: (layer(x, w), None), x, None, length=6)[
+                    0
+                ].sum(),
+                (0, 1),
+            ),
+            18,
+        ),
         (lambda x, w: jax.lax.fori_loop(0, 4, lambda _, x: layer(x, w), x), 4),
         (lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: layer(layer(x, w), w), lambda: x), 2),
         (lambda x, w: x * 2, 0),
     ],
 )
-def test_every_way_of_running_a_product(function, times):
+def test_products_in_control_flow(function, times):
     products = counted(function, X, W)
     assert products.total == times * ONCE
     assert products.uncounted == ()
 
 
-def test_a_program_inside_a_program_counts_once():
-    """A custom gradient's own rule is in the jaxpr as a function that has not run, beside the forward that has."""
+def test_custom_gradient_counts_once():
+    """With a custom gradient, the jaxpr has the forward pass twice: as it runs, and in its rule."""
 
     @jax.custom_vjp
     def product(x, w):
@@ -74,15 +83,19 @@ def test_convolutions_by_window_and_group():
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 4), (2, 2, 2)])
-def test_a_shard_maps_body_runs_on_every_device(mesh):
+def test_the_body_of_a_shard_map_runs_on_every_device(mesh):
     pod, data, model = mesh
     with jax.set_mesh(mesh_of(pod, data, model)):
         specs = (jax.P(("pod", "data"), "model"), jax.P("model", None))
         product = jax.shard_map(
-            lambda x, w: jax.lax.psum(x @ w, "model"), in_specs=specs, out_specs=jax.P(("pod", "data"))
+            lambda x, w: jax.lax.psum(x @ w, "model"),
+            in_specs=specs,
+            out_specs=jax.P(("pod", "data")),
         )
         arguments = [
-            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(jax.sharding.get_mesh(), spec))
+            jax.ShapeDtypeStruct(
+                shape, jnp.float32, sharding=jax.NamedSharding(jax.sharding.get_mesh(), spec)
+            )
             for shape, spec in zip([(16, 24), (24, 8)], specs, strict=True)
         ]
         assert count_products(jax.make_jaxpr(product)(*arguments)).total == 2 * 16 * 24 * 8
@@ -90,33 +103,41 @@ def test_a_shard_maps_body_runs_on_every_device(mesh):
 
 @pytest.mark.parametrize(("gradients", "products"), [(False, 2), (True, 2 + 3 + 4)])
 def test_splash_attention_by_its_formula(gradients, products):
-    """The kernels' own T x S products, forward and in the two kernels of the backward pass."""
+    """The T x S products of the forward kernel and of the two backward kernels."""
     B, T, N, H = 3, 256, 4, 128
     with jax.set_mesh(mesh_of()):
         q, k = (jnp.ones(shape, jnp.bfloat16) for shape in ((B, T, N, H), (B, T, 1, H)))
         qkv = put("BTNH", q), put("BSKH", k), put("BSKH", k)
-        function = lambda *qkv: attention(*qkv, None, "splash").astype(jnp.float32).sum()  # noqa: E731
-        found = count_products(jax.make_jaxpr(jax.grad(function, (0, 1, 2)) if gradients else function)(*qkv))
-    # The backward pass also takes the inner products of the output and its gradient: a dot of its own, in no kernel.
+
+        def function(*qkv):
+            return sharded_attention(*qkv, None, "splash").astype(jnp.float32).sum()
+
+        found = count_products(
+            jax.make_jaxpr(jax.grad(function, (0, 1, 2)) if gradients else function)(*qkv)
+        )
+    # The backward pass also multiplies the output and its gradient, outside of the kernels.
     assert found.total == products * 2 * B * N * T * T * H + gradients * 2 * B * N * T * H
     assert found.uncounted == ()
 
 
 def test_cudnn_attention_by_its_formula(monkeypatch):
-    """Traced as on a GPU; JAX's question for the cuDNN that is installed is answered for it."""
+    """Traced as on a GPU; only JAX's check of the cuDNN version is patched."""
     fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
     B, T, N, H = 2, 128, 4, 8
     with jax.set_mesh(mesh_of()):
         q, k = (jnp.ones(shape, jnp.bfloat16) for shape in ((B, T, N, H), (B, T, 1, H)))
         qkv = put("BTNH", q), put("BSKH", k), put("BSKH", k)
-        function = lambda *qkv: attention(*qkv, None, "cudnn").astype(jnp.float32).sum()  # noqa: E731
+
+        def function(*qkv):
+            return sharded_attention(*qkv, None, "cudnn").astype(jnp.float32).sum()
+
         found = count_products(jax.make_jaxpr(jax.grad(function, (0, 1, 2)))(*qkv))
     assert found.total == (2 + 5) * 2 * B * N * T * T * H
     assert found.uncounted == ()
 
 
-def test_what_cannot_be_counted_is_named():
+def test_the_result_names_what_it_cannot_count():
     def halve(x, w):
         return jax.lax.while_loop(lambda x: x[0, 0] > 1, lambda x: layer(x, w) / 2, x)
 
@@ -124,6 +145,8 @@ def test_what_cannot_be_counted_is_named():
     assert products.total == ONCE
     assert "while loop in the program" in products.uncounted[0]
 
-    unknown = SimpleNamespace(primitive=SimpleNamespace(name="pallas_call"), params={"name": "mine"}, invars=[])
+    unknown = SimpleNamespace(
+        primitive=SimpleNamespace(name="pallas_call"), params={"name": "mine"}, invars=[]
+    )
     program = SimpleNamespace(jaxpr=SimpleNamespace(eqns=[unknown]))
     assert count_products(program).uncounted == ("kernel mine",)

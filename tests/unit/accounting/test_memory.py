@@ -21,9 +21,11 @@ from paxlike.config import (
     TrainConfig,
 )
 from paxlike.optim import optimizer
-from paxlike.train import loss
+from paxlike.training import loss
 
-PALM_1B = ModelConfig(layers=16, heads=8, d_model=2048, d_ff=8192, vocab_size=32_000, head_dim=256, kv_heads=1)
+PALM_1B = ModelConfig(
+    layers=16, heads=8, d_model=2048, d_ff=8192, vocab_size=32_000, head_dim=256, kv_heads=1
+)
 LLAMA_1B = ModelConfig(
     layers=16, heads=16, d_model=2048, d_ff=5632, vocab_size=32_000, head_dim=128, kv_heads=4,
     block="serial", norm="rms", head="untied",
@@ -38,8 +40,8 @@ def config(model=PALM_1B, batch=32, data=8, optim="palm", **changes) -> Config:
     )  # fmt: skip
 
 
-def parts(made: Config, devices: int = 16, **more) -> dict[str, int]:
-    return {part.name: part.bytes for part in memory_estimate(made, devices, **more).parts}
+def parts(config: Config, devices: int = 16, **more) -> dict[str, int]:
+    return {part.name: part.bytes for part in memory_estimate(config, devices, **more).parts}
 
 
 @pytest.mark.parametrize(
@@ -53,52 +55,68 @@ def parts(made: Config, devices: int = 16, **more) -> dict[str, int]:
         (LLAMA_1B, "attention", 16, 4, "adamw", 5.966),
     ],
 )
-def test_within_a_tenth_of_what_libtpu_compiled(model, remat, batch, data, optim, gigabytes):
-    """Arguments and temporaries of the compiled step, libtpu 0.0.42, v4:2x2x4 (8 x 2) and v6e:2x4 (4 x 2), splash attention."""
+def test_estimate_is_within_10_percent_of_libtpu(model, remat, batch, data, optim, gigabytes):
+    """Expected: arguments and temporaries of the step, compiled by libtpu 0.0.42 with splash
+    attention for v4:2x2x4 (8 x 2) and v6e:2x4 (4 x 2).
+    """
     made = config(dataclasses.replace(model, remat=remat), batch, data, optim)
     assert memory_estimate(made, 2 * data).total / 1e9 == pytest.approx(gigabytes, rel=0.1)
 
 
-def test_weights_gradients_and_moments_are_cut_by_data_and_model():
-    told = parts(config())
-    scales = 17 * 2048  # lie over model alone
-    assert told["parameters"] == 4 * ((stored_parameter_count(PALM_1B) - scales) // 16 + scales // 2)
-    assert told["gradients"] == told["parameters"] and told["optimizer state"] == 2 * told["parameters"]
-    assert "accumulated gradients" not in told
+def test_weights_gradients_and_moments_are_sharded():
+    sizes = parts(config())
+    scales = 17 * 2048  # sharded over model only
+    assert sizes["parameters"] == 4 * (
+        (stored_parameter_count(PALM_1B) - scales) // 16 + scales // 2
+    )
+    assert (
+        sizes["gradients"] == sizes["parameters"]
+        and sizes["optimizer state"] == 2 * sizes["parameters"]
+    )
+    assert "accumulated gradients" not in sizes
     pods = parts(dataclasses.replace(config(), mesh=MeshConfig(pod=2, data=8, model=2)), 32)
-    assert pods["parameters"] == told["parameters"] and pods["saved activations"] == told["saved activations"] // 2
+    assert (
+        pods["parameters"] == sizes["parameters"]
+        and pods["saved activations"] == sizes["saved activations"] // 2
+    )
 
 
 @pytest.mark.parametrize(("name", "moments"), [("palm", 2), ("adamw", 2), ("lion", 1)])
-def test_moments(name, moments):
+def test_number_of_moments(name, moments):
     assert optimizer_elements(config(optim=name)) == moments * stored_parameter_count(PALM_1B)
 
 
-def test_factored_moments_are_sums_of_axes():
+def test_factored_moments():
     optim = OptimConfig(name="adafactor")
     sizes = {weight.name: moment_elements(weight, optim) for weight in weights(PALM_1B)}
     assert sizes["blocks/wup_DF"] == 16 * (2048 + 8192)
-    assert sizes["blocks/wq_DNH"] == 16 * (2048 * 8 + 8 * 256)  # [D, N, H] is a matrix D x H for each of 8 heads
+    # [D, N, H] is a matrix D x H for each of 8 heads.
+    assert sizes["blocks/wq_DNH"] == 16 * (2048 * 8 + 8 * 256)
     assert sizes["embedding_VD"] == 32_000 + 2048
     assert optimizer_elements(config(optim="adafactor")) < stored_parameter_count(PALM_1B) / 500
     narrow = dataclasses.replace(PALM_1B, d_model=64)
-    assert {w.name: moment_elements(w, optim) for w in weights(narrow)}["blocks/wup_DF"] == 16 * 64 * 8192
+    assert {w.name: moment_elements(w, optim) for w in weights(narrow)}[
+        "blocks/wup_DF"
+    ] == 16 * 64 * 8192
 
 
-def test_saved_activations_fall_with_each_policy_and_with_the_model_axis():
+def test_saved_activations_by_policy():
     saved = [
-        parts(config(dataclasses.replace(PALM_1B, remat=remat)), kernel="reference")["saved activations"]
+        parts(config(dataclasses.replace(PALM_1B, remat=remat)), kernel="reference")[
+            "saved activations"
+        ]
         for remat in ("none", "attention", "dots", "full", "palm")
     ]
     assert saved[0] > saved[1] > saved[2] > saved[3] == saved[4]
     tokens = 32 * 2048 // 8
     assert saved[4] == 16 * tokens * 2048 // 2 * 2  # one fully sharded bf16 activation per layer
     heads, stream, columns = 8 * 256 // 2, 2048 // 2, 8192 // 2
-    assert saved[1] == 16 * tokens * 2 * (stream + 2 * heads + 2 * 256 + 2 * columns)  # x, q, o, k, v, gate, up in bf16
+    # x, q, o, k, v, gate and up in bf16.
+    assert saved[1] == 16 * tokens * 2 * (stream + 2 * heads + 2 * 256 + 2 * columns)
     assert saved[0] - saved[1] > 16 * tokens * 2048 * 8 // 2 * 10  # T x S of 4 heads
 
 
-def test_accumulation_halves_activations_and_keeps_a_sum():
+def test_accumulation_halves_activations_and_adds_gradients():
     one, two = parts(config()), parts(config(accumulate=2))
     assert two["saved activations"] * 2 == one["saved activations"]
     assert two["accumulated gradients"] == two["gradients"] == one["gradients"]
@@ -107,18 +125,21 @@ def test_accumulation_halves_activations_and_keeps_a_sum():
 def test_dtypes():
     narrow = parts(config(precision=PrecisionConfig(params="bfloat16")))
     wide = parts(config())
-    assert 2 * narrow["parameters"] == wide["parameters"] and narrow["optimizer state"] == wide["optimizer state"]
+    assert (
+        2 * narrow["parameters"] == wide["parameters"]
+        and narrow["optimizer state"] == wide["optimizer state"]
+    )
     assert "parameters to compute with" not in narrow and "parameters to compute with" in wide
     float32 = parts(config(precision=PrecisionConfig(compute="float32")))
     assert float32["saved activations"] == parts(config(), compute="float32")["saved activations"]
     assert float32["saved activations"] > wide["saved activations"]
 
 
-def test_a_mesh_that_does_not_fit_is_refused():
+def test_mesh_that_does_not_fit_raises_error():
     with pytest.raises(ConfigError, match="does not fit 12 devices"):
         memory_estimate(config(), 12)
 
 
-def test_constants_of_upper_floors_are_the_same_here():
+def test_constants_match_other_modules():
     assert LOSS_CHUNK_ELEMENTS == loss.CHUNK_ELEMENTS
     assert FACTOR_FROM == optimizer.FACTOR_FROM

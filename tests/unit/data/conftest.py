@@ -15,7 +15,8 @@ AWKWARD = (
     "a  b   c    d ",
     "\tif x:\r\n\t\treturn 1234567\r\n\r\n    # indent\n",
     "nul \x00 bell \x07 escape \x1b delete \x7f",
-    "\U0001f600 family \U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301 \ufb01 \u2460 \u00a0 \u3000 \u2028 \ufeff",
+    "\U0001f600 family \U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301 \ufb01 \u2460 \u00a0 "
+    "\u3000 \u2028 \ufeff",
     "\u2581\u2581 meta \u2581 and a space \u2581",
     "\u2585 \ufffd \ufffe \U0010ffff",
     "<unk> <s></s> <pad> <0x41> \u2047",
@@ -26,7 +27,17 @@ AWKWARD = (
 def random_texts(count: int, seed: int = 0) -> list[str]:
     """Texts of characters that tokenizers like to change, mixed with any others."""
     rng = np.random.default_rng(seed)
-    likely = [*" \t\r\n\u2581\u2585\x00\x01", "  ", "\r\n", "ab", "12", "\u00a0", "e\u0301", "\U0001f600", "def "]
+    likely = [
+        *" \t\r\n\u2581\u2585\x00\x01",
+        "  ",
+        "\r\n",
+        "ab",
+        "12",
+        "\u00a0",
+        "e\u0301",
+        "\U0001f600",
+        "def ",
+    ]
     texts = []
     for _ in range(count):
         anything = rng.integers(1, 0x110000, 40)
@@ -38,9 +49,26 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
 def source_text(number: int, lines: int = 40) -> str:
     """A text that looks like a program, different for each number."""
     rng = np.random.default_rng(number)
-    words = ["def", "return", "value", "index", "for", "in", "range", "print", "self", "name", "=", "+", "(x)", "[i]"]
+    words = [
+        "def",
+        "return",
+        "value",
+        "index",
+        "for",
+        "in",
+        "range",
+        "print",
+        "self",
+        "name",
+        "=",
+        "+",
+        "(x)",
+        "[i]",
+    ]
     body = "".join(
-        "    " * rng.integers(0, 3) + " ".join(words[i] for i in rng.integers(0, len(words), rng.integers(1, 9))) + "\n"
+        "    " * rng.integers(0, 3)
+        + " ".join(words[i] for i in rng.integers(0, len(words), rng.integers(1, 9)))
+        + "\n"
         for _ in range(lines)
     )
     return f"# file {number}\n{body}"
@@ -63,10 +91,17 @@ def text_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def make_store(tmp_path, text_folder):
-    """make_store(name, **PrepareConfig fields): a store of `text_folder`, of bytes unless told otherwise."""
+    """make_store(name, **PrepareConfig fields): a store of `text_folder`, of bytes unless told
+    otherwise.
+    """
 
     def make(name: str = "store", **fields):
-        values = {"input": (f"{text_folder}/*.txt",), "tokenizer": "bytes", "validation_fraction": 0.2, **fields}
+        values = {
+            "input": (f"{text_folder}/*.txt",),
+            "tokenizer": "bytes",
+            "validation_fraction": 0.2,
+            **fields,
+        }
         return prepare(PrepareConfig(output=str(tmp_path / name), **values))
 
     return make

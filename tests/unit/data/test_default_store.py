@@ -2,8 +2,8 @@ import pytest
 
 from paxlike.config import DataConfig
 from paxlike.data import default_store as module
-from paxlike.data.corpus import standard_library
 from paxlike.data.default_store import default_store
+from paxlike.data.input_files import standard_library
 from paxlike.data.store import open_store
 
 
@@ -30,7 +30,10 @@ def test_prepared_once_for_each_setting(cache, monkeypatch):
     monkeypatch.setattr(module, "prepare_files", None)
     assert [default_store(data, FEW) for data in settings] == folders
     # Packing split is read at any length, and bytes need no vocabulary.
-    assert default_store(DataConfig(tokenizer="bytes", sequence_length=99, tokenizer_vocab=7), FEW) == folders[0]
+    assert (
+        default_store(DataConfig(tokenizer="bytes", sequence_length=99, tokenizer_vocab=7), FEW)
+        == folders[0]
+    )
 
 
 def test_other_files_make_another_store(cache, tmp_path):

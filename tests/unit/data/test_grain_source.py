@@ -26,7 +26,9 @@ def numbers(batches, tokens_BT):
 
 
 def equal(one, two):
-    return all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    return all(
+        (a is None and b is None) or np.array_equal(a, b) for a, b in zip(one, two, strict=True)
+    )
 
 
 def test_sizes_follow_the_ramp(batches):
@@ -48,11 +50,17 @@ def test_a_pass_reads_every_sequence_once_and_the_next_in_another_order(batches)
 
 
 def test_the_order_is_frozen(make_store, tmp_path):
-    """Batch k must stay what it is: a new version of Grain that shuffles otherwise would change every resumed run."""
+    """Batch k must stay what it is: a new version of Grain that shuffles otherwise would change
+    every resumed run.
+    """
     (tmp_path / "numbers.txt").write_text("".join(f"{number:04}" for number in range(1001)))
     store = make_store(input=(f"{tmp_path}/numbers.txt",), validation_fraction=1e-9)
     batches = TrainBatches(store, DataConfig(sequence_length=4, seed=3), RAMP)
-    read = [store.tokenizer.decode(row) for k in (0, 5, 10**6) for row in batches.read_batch(k).tokens_BT]
+    read = [
+        store.tokenizer.decode(row)
+        for k in (0, 5, 10**6)
+        for row in batches.read_batch(k).tokens_BT
+    ]
     assert list(map(int, read)) == [
         *(104, 380),
         *(487, 173, 694, 348, 299, 693, 15, 139),
@@ -117,14 +125,16 @@ def test_a_validation_pass_covers_every_sequence_once(make_store, settings):
     for name in ("tokens_BT", "targets_BT"):
         joined = np.concatenate([getattr(batch, name) for batch in read])
         assert sorted(map(bytes, joined[:count])) == sorted(map(bytes, getattr(every, name)))
-        assert not np.array_equal(joined[:count], getattr(every, name)), "the first batches should be a sample of all"
+        assert not np.array_equal(joined[:count], getattr(every, name)), (
+            "the first batches should be a sample of all"
+        )
         assert len(joined) == 10 * len(read)
     assert (read[-1].targets_BT[count % 10 :] == -1).all()
     assert [equal(a, b) for a, b in zip(validation.batches(2), read, strict=False)] == [True, True]
     halves = [list(validation.batches(2, lambda size, h=h: np.arange(h, size, 2))) for h in (0, 1)]
     assert np.array_equal(halves[0][1].tokens_BT, read[1].tokens_BT[0::2])
     assert np.array_equal(halves[1][1].tokens_BT, read[1].tokens_BT[1::2])
-    with pytest.raises(IndexError, match=f"batch {len(read)} is not among"):
+    with pytest.raises(IndexError, match=f"batch {len(read)} is not in 0"):
         validation.read_batch(len(read))
 
 

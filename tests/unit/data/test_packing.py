@@ -46,4 +46,6 @@ def test_fill_rows_keeps_every_piece_whole(slab):
         for segment in range(1, count + 1):
             found.append(packed[row][segments[row] == segment].tolist())
         assert not packed[row][segments[row] == 0].any()
-    assert sorted(found) == [tokens[s : s + n].tolist() for s, n in zip(starts, lengths, strict=True)]
+    assert sorted(found) == [
+        tokens[s : s + n].tolist() for s, n in zip(starts, lengths, strict=True)
+    ]

@@ -1,6 +1,6 @@
-"""Vocabularies both ways: the ids of each side's own encode, the texts of each side's own decode."""
-
-import importlib.util
+"""Vocabularies both ways: the ids of each side's own encode, the texts of each side's own
+decode.
+"""
 
 import pytest
 
@@ -8,9 +8,7 @@ from paxlike.config import UserError
 from paxlike.data.seqio_vocabulary import tokenizer_of, vocabulary_of
 from paxlike.data.tokenizer import SPACE_MARK, BytesTokenizer, SentencePieceTokenizer
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("seqio") is None, reason="seqio is not installed (extra seqio)"
-)
+pytestmark = pytest.mark.optional("seqio")
 
 TEXTS = [
     "",
@@ -70,14 +68,18 @@ def test_sentencepiece_of_seqio(model_file, extra_ids):
         if extra_ids == 0:
             assert ours.decode(ids) == text
     if extra_ids:
-        assert set(theirs.encode(texts[-1])) & set(range(400, 420)), "the text should have extra ids"
+        assert set(theirs.encode(texts[-1])) & set(range(400, 420)), (
+            "the text should have extra ids"
+        )
 
 
 def test_sentencepiece_to_seqio(sentencepiece_tokenizer):
     ours = sentencepiece_tokenizer
     theirs = vocabulary_of(ours)
     assert tokenizer_of(theirs) is ours and theirs.vocab_size == 400 and theirs.eos_id == ours.eod
-    assert theirs == vocabulary_of(SentencePieceTokenizer(ours.model)) and theirs != vocabulary_of(BytesTokenizer())
+    assert theirs == vocabulary_of(SentencePieceTokenizer(ours.model)) and theirs != vocabulary_of(
+        BytesTokenizer()
+    )
     import tensorflow
 
     for text in [*TEXTS, MARKED]:
@@ -100,5 +102,7 @@ def test_the_only_text_with_other_ids(model_file, sentencepiece_tokenizer):
 def test_a_vocabulary_that_is_no_tokenizer():
     import seqio
 
-    with pytest.raises(UserError, match="a PassThroughVocabulary has no tokenizer here.*ByteVocabulary"):
+    with pytest.raises(
+        UserError, match="a PassThroughVocabulary has no tokenizer here.*ByteVocabulary"
+    ):
         tokenizer_of(seqio.PassThroughVocabulary(100))

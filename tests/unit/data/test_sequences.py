@@ -24,7 +24,9 @@ def test_a_split_sequence_may_use_the_very_last_token(make_store):
     store = make_store()
     count = store.manifest.splits["train"].tokens
     assert len(Sequences(store, DataConfig(sequence_length=count - 1), "train")) == 1
-    with pytest.raises(UserError, match=f"train split .* has {count} tokens, too few .*sequence_length {count} "):
+    with pytest.raises(
+        UserError, match=f"train split .* has {count} tokens, too few .*sequence_length {count} "
+    ):
         Sequences(store, DataConfig(sequence_length=count), "train")
 
 
@@ -51,11 +53,15 @@ def test_numbers_outside_are_filled_with_nothing_to_predict(make_store):
 
 def test_the_wrong_packing_or_length_is_a_config_error(make_store):
     split, whole = make_store("split"), make_store("whole", packing="whole", sequence_length=48)
-    with pytest.raises(ConfigError, match="data.packing is 'whole', .* packed 'split'; set .* --packing whole"):
+    with pytest.raises(
+        ConfigError, match="data.packing is 'whole', .* packed 'split'; set .* --packing whole"
+    ):
         Sequences(split, DataConfig(packing="whole"), "train")
     with pytest.raises(ConfigError, match="data.packing is 'split', .* packed 'whole'"):
         Sequences(whole, DataConfig(), "train")
-    with pytest.raises(ConfigError, match="sequence_length is 32, .* whole for 48; .* --sequence-length 32"):
+    with pytest.raises(
+        ConfigError, match="sequence_length is 32, .* whole for 48; .* --sequence-length 32"
+    ):
         Sequences(whole, DataConfig(packing="whole", sequence_length=32), "train")
 
 
@@ -64,5 +70,11 @@ def test_an_empty_split_says_why(make_store, tmp_path, packing):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("the same " * 100)
     store = make_store(input=(str(tmp_path / "*.txt"),), **packing)
-    with pytest.raises(UserError, match="validation split .* is empty: all documents are the same one"):
-        Sequences(store, DataConfig(sequence_length=64, packing=packing.get("packing", "split")), "validation")
+    with pytest.raises(
+        UserError, match="validation split .* is empty: all documents are identical"
+    ):
+        Sequences(
+            store,
+            DataConfig(sequence_length=64, packing=packing.get("packing", "split")),
+            "validation",
+        )

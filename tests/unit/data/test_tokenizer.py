@@ -40,7 +40,16 @@ def test_ids_are_int32_in_the_vocabulary_without_specials(tokenizer):
 
 
 def test_ids_that_stand_for_no_text_are_left_out(tokenizer):
-    ids = [0, *tokenizer.encode("a b"), tokenizer.eod, 2, -1, tokenizer.vocab_size, 10**6, *tokenizer.encode("c")]
+    ids = [
+        0,
+        *tokenizer.encode("a b"),
+        tokenizer.eod,
+        2,
+        -1,
+        tokenizer.vocab_size,
+        10**6,
+        *tokenizer.encode("c"),
+    ]
     assert tokenizer.decode(ids) == "a bc"
     assert tokenizer.decode([]) == ""
 
@@ -57,7 +66,11 @@ def test_save_and_load(tokenizer, tmp_path):
     loaded = load_tokenizer(tmp_path)
     text = "def f(x):\n\treturn \u2581 12"
     assert np.array_equal(loaded.encode(text), tokenizer.encode(text))
-    assert (loaded.kind, loaded.vocab_size, loaded.eod) == (tokenizer.kind, tokenizer.vocab_size, tokenizer.eod)
+    assert (loaded.kind, loaded.vocab_size, loaded.eod) == (
+        tokenizer.kind,
+        tokenizer.vocab_size,
+        tokenizer.eod,
+    )
 
 
 def test_digits_are_split():
@@ -74,7 +87,12 @@ def test_indents_and_line_ends_are_pieces():
 def test_special_ids_are_pad_0_eos_1_unknown_2(sentencepiece_tokenizer, tmp_path):
     sentencepiece_tokenizer.save(tmp_path)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    assert (processor.pad_id(), processor.eos_id(), processor.unk_id(), processor.bos_id()) == (0, 1, 2, -1)
+    assert (processor.pad_id(), processor.eos_id(), processor.unk_id(), processor.bos_id()) == (
+        0,
+        1,
+        2,
+        -1,
+    )
     assert sentencepiece_tokenizer.eod == 1
 
 
@@ -88,7 +106,9 @@ def test_training_is_deterministic(tmp_path):
     assert models[0] == models[1]
 
 
-@pytest.mark.parametrize("vocab, texts", [(100, ["hello world"]), (5000, ["hello world"]), (300, []), (300, [""])])
+@pytest.mark.parametrize(
+    "vocab, texts", [(100, ["hello world"]), (5000, ["hello world"]), (300, []), (300, [""])]
+)
 def test_impossible_vocabulary_is_a_user_error(vocab, texts):
     with pytest.raises(UserError, match=f"{vocab} pieces.*--tokenizer-vocab"):
         train_sentencepiece(texts, vocab)
@@ -96,9 +116,15 @@ def test_impossible_vocabulary_is_a_user_error(vocab, texts):
 
 def _foreign_model(path, **settings):
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([source_text(n) for n in range(30)]), model_prefix=str(path.with_suffix("")),
-        vocab_size=300, model_type="unigram", byte_fallback=True, hard_vocab_limit=False, minloglevel=2, **settings,
-    )  # fmt: skip
+        sentence_iterator=iter([source_text(n) for n in range(30)]),
+        model_prefix=str(path.with_suffix("")),
+        vocab_size=300,
+        model_type="unigram",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **settings,
+    )
     return path
 
 

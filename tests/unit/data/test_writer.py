@@ -19,11 +19,16 @@ def test_hashed_file_writes_in_pieces(tmp_path, monkeypatch):
 def test_threshold_takes_about_the_fraction():
     hashes = np.random.default_rng(0).integers(0, 2**64, 10_000, np.uint64)
     for fraction in (0.01, 0.2, 0.9):
-        assert abs((hashes < np.uint64(validation_threshold(hashes, fraction))).mean() - fraction) < 0.02
+        assert (
+            abs((hashes < np.uint64(validation_threshold(hashes, fraction))).mean() - fraction)
+            < 0.02
+        )
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.5, 1 - 1e-9])
-@pytest.mark.parametrize("pair", [(5, 6), (0, 2**64 - 1), (2**63, 2**63 + 1), (2**64 - 2, 2**64 - 1)])
+@pytest.mark.parametrize(
+    "pair", [(5, 6), (0, 2**64 - 1), (2**63, 2**63 + 1), (2**64 - 2, 2**64 - 1)]
+)
 def test_two_different_documents_are_kept_apart(fraction, pair):
     hashes = np.array(pair, np.uint64)
     assert (hashes < np.uint64(validation_threshold(hashes, fraction))).tolist() == [True, False]

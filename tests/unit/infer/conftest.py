@@ -6,36 +6,47 @@ import pytest
 from jax.sharding import NamedSharding
 
 from paxlike.config import MeshConfig, ModelConfig, PrecisionConfig
-from paxlike.models.palm import bind, init_params
-from paxlike.nn.weight import Numerics
+from paxlike.models.decoder import hidden_states, init_params
+from paxlike.nn.numerics import Numerics
 from paxlike.parallel.mesh import make_mesh, spec
 
 
 class Model:
-    """A small model on the mesh in force, and what it says without a cache."""
+    """A small model on the active mesh, with its logits computed without a cache."""
 
     vocab = 250
 
     def __init__(self, compute: str = "float32", **words):
         size = {"layers": 2, "d_model": 64, "heads": 8, "kv_heads": 1, "head_dim": 16, "d_ff": 128}
-        self.config = ModelConfig(**{**size, "vocab_size": self.vocab, "vocab_multiple": 64, **words})
+        self.config = ModelConfig(
+            **{**size, "vocab_size": self.vocab, "vocab_multiple": 64, **words}
+        )
         self.numerics = Numerics.of(self.config, PrecisionConfig(compute=compute), "cpu")
         self.params = jax.jit(functools.partial(init_params, self.config, self.numerics, 0))()
-        # A small embedding, so that what attention adds decides the next token and not the last token alone.
+        # The embedding is small, so that the next token depends on attention, not only on the last
+        # token.
         self.params["embedding_VD"] = self.params["embedding_VD"] * 0.05
+        # Biases start at 0 and scales at 1; with noise they affect the result.
+        keys = iter(jax.random.split(jax.random.key(1), 64))
+        for group in (group for name, group in self.params.items() if name.startswith("blocks")):
+            for name, array in group.items():
+                if name.startswith("b") or "scale" in name:
+                    noise = jax.random.normal(next(keys), array.shape)
+                    group[name] = array + jax.device_put(0.3 * noise, array.sharding)
 
     @functools.cached_property
     def _forward(self):
         def forward(params, tokens_BT):
-            model = bind(self.config, self.numerics, params)
-            return model(tokens_BT), *model.head()[1:]
+            return hidden_states(self.config, self.numerics, params, tokens_BT)
 
         return jax.jit(forward)
 
     def logits(self, tokens_BT: np.ndarray) -> np.ndarray:
-        """[B, T, vocab] of the whole forward pass, the last product in float64."""
-        x_BTD, head, scale = jax.device_get(self._forward(self.params, put("BT", tokens_BT)))
-        head_DV = head.T if self.config.head == "tied" else head
+        """[B, T, vocab] of the full forward pass; the last product is in float64."""
+        x_BTD = jax.device_get(self._forward(self.params, put("BT", tokens_BT)))
+        tied = self.config.head == "tied"
+        head_DV = jax.device_get(self.params["embedding_VD"].T if tied else self.params["head_DV"])
+        scale = self.config.d_model**-0.5 if tied else 1.0
         return (x_BTD.astype(np.float64) @ head_DV.astype(np.float64) * scale)[..., : self.vocab]
 
 
@@ -45,7 +56,9 @@ def put(dims: str, array: np.ndarray) -> jax.Array:
 
 def on_mesh(*sizes: int):
     pod, data, model = sizes
-    return jax.set_mesh(make_mesh(MeshConfig(pod, data, model), jax.devices()[: pod * data * model]))
+    return jax.set_mesh(
+        make_mesh(MeshConfig(pod, data, model), jax.devices()[: pod * data * model])
+    )
 
 
 @functools.cache
@@ -65,7 +78,7 @@ def _on_mesh():
 
 @pytest.fixture
 def make():
-    """make(**words of the model config) -> Model, made once a mesh."""
+    """make(**fields of the model config) -> Model, cached per mesh."""
     return lambda **words: _model(jax.sharding.get_mesh(), tuple(words.items()))
 
 

@@ -1,4 +1,4 @@
-"""The cached forward is the uncached one, at every position, whatever the heads, the block and the mesh."""
+"""The cached forward pass equals the uncached one at every position, for all models and meshes."""
 
 import functools
 
@@ -13,7 +13,15 @@ WORDS = {
     "multi-query": {},
     "grouped": {"kv_heads": 2},
     "multi-head": {"kv_heads": 8},
-    "serial": {"kv_heads": 2, "block": "serial", "norm": "rms", "head": "untied", "feed_forward": "relu2"},
+    "biases-and-qk-norm": {"kv_heads": 2, "attention_bias": "qkvo", "qk_norm": True},
+    "pattern": {"kv_heads": 4, "pattern": ("parallel", "serial"), "layers": 4},
+    "serial": {
+        "kv_heads": 2,
+        "block": "serial",
+        "norm": "rms",
+        "head": "untied",
+        "feed_forward": "relu2",
+    },
 }
 LENGTH, PROMPT = 24, 16
 
@@ -27,18 +35,22 @@ CASES = [
     ("multi-head", (1, 2, 4), "model"),
     ("grouped", (2, 2, 2), "model"),
     ("serial", (1, 1, 1), "model"),
+    ("biases-and-qk-norm", (1, 2, 4), None),
+    ("pattern", (1, 2, 4), "model"),
     ("serial", (1, 2, 4), None),
 ]
 
 
-@pytest.mark.parametrize(("words", "sizes", "kv_place"), CASES)
-def test_logits_equal_the_uncached_forward_at_every_position(words, sizes, kv_place, on_mesh, make, put):
+@pytest.mark.parametrize(("words", "sizes", "kv_axis"), CASES)
+def test_logits_equal_the_uncached_forward_at_every_position(
+    words, sizes, kv_axis, on_mesh, make, put
+):
     with on_mesh(*sizes):
         model = make(**WORDS[words])
         cache = check_every_position(model, put)
-    for array in cache:
+    for array in jax.tree.leaves(cache):
         assert array.shape == (2, 4, LENGTH, model.config.kv_heads, 16)
-        assert array.sharding.spec == P(None, ("pod", "data"), None, kv_place, None)
+        assert array.sharding.spec == P(None, ("pod", "data"), None, kv_axis, None)
 
 
 def check_every_position(model, put):
@@ -47,8 +59,10 @@ def check_every_position(model, put):
     spread = expected.std()
 
     def check(logits, lengths):
-        # float32 against float64 in another order: a few units in the last place of sums over D = 64.
-        np.testing.assert_allclose(np.asarray(logits), expected[range(4), lengths - 1], rtol=0, atol=2e-5 * spread)
+        # float32 and float64 sums over D = 64 in different orders differ by a few last-place units.
+        np.testing.assert_allclose(
+            np.asarray(logits), expected[range(4), lengths - 1], rtol=0, atol=2e-5 * spread
+        )
 
     start = jax.jit(functools.partial(prefill, model.config, model.numerics, cache_length=LENGTH))
     step = jax.jit(functools.partial(decode, model.config, model.numerics), donate_argnums=1)
@@ -56,22 +70,28 @@ def check_every_position(model, put):
     cache, logits = start(model.params, put("BT", tokens_BT[:, :PROMPT]), put("B", lengths))
     check(logits, lengths)
     for _ in range(LENGTH - PROMPT):
-        cache, logits = step(model.params, cache, put("B", tokens_BT[range(4), lengths]), put("B", lengths))
+        cache, logits = step(
+            model.params, cache, put("B", tokens_BT[range(4), lengths]), put("B", lengths)
+        )
         lengths = lengths + 1
         check(logits, lengths)
     assert step._cache_size() == 1
     return cache
 
 
-def test_what_pads_a_prompt_is_never_seen(one_device, make, put):
+def test_padding_of_a_prompt_has_no_effect(one_device, make, put):
     model = make()
-    start = jax.jit(functools.partial(prefill, model.config, model.numerics, cache_length=LENGTH + 8))
+    start = jax.jit(
+        functools.partial(prefill, model.config, model.numerics, cache_length=LENGTH + 8)
+    )
     step = jax.jit(functools.partial(decode, model.config, model.numerics))
     lengths = np.array([1, 5, 9, PROMPT], np.int32)
-    said = []
+    results = []
     for padding in (0, 7):
-        tokens_BT = np.where(np.arange(LENGTH) < lengths[:, None], some_tokens(), padding).astype(np.int32)
+        tokens_BT = np.where(np.arange(LENGTH) < lengths[:, None], some_tokens(), padding).astype(
+            np.int32
+        )
         cache, first = start(model.params, put("BT", tokens_BT), put("B", lengths))
         _, second = step(model.params, cache, put("B", tokens_BT[:, 0]), put("B", lengths))
-        said.append((np.asarray(first), np.asarray(second)))
-    np.testing.assert_array_equal(said[0], said[1])
+        results.append((np.asarray(first), np.asarray(second)))
+    np.testing.assert_array_equal(results[0], results[1])

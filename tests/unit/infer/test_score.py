@@ -1,4 +1,4 @@
-"""Scores of given tokens: the reference's log-probabilities, whatever the batch and the mesh."""
+"""Scores of given tokens equal the reference's log-probabilities, for any batch size and mesh."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from jax import set_mesh
 
 from paxlike.config import QuantConfig, UserError
 from paxlike.infer.score import Scorer
-from paxlike.train.step import losses_of
+from paxlike.training.step import losses_of
 
 CONFIGS = {"tied": {}, "untied": {"head": "untied", "block": "serial", "norm": "rms"}}
 RANDOM = np.random.default_rng(0)
@@ -20,18 +20,23 @@ def expected(config, tokens, start):
     logits = expected_logits(config, tokens=np.array(tokens[:-1]))
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     targets = np.array(tokens[1:])
-    return logprobs[np.arange(len(targets)), targets][start - 1 :], (logits.argmax(-1) == targets)[start - 1 :]
+    return logprobs[np.arange(len(targets)), targets][start - 1 :], (logits.argmax(-1) == targets)[
+        start - 1 :
+    ]
 
 
 @pytest.mark.parametrize(
-    ("kind", "sizes", "batch"), [("tied", (1, 1, 1), 2), ("untied", (1, 2, 4), 3), ("tied", (2, 2, 2), 16)]
+    ("kind", "sizes", "batch"),
+    [("tied", (1, 1, 1), 2), ("untied", (1, 2, 4), 3), ("tied", (2, 2, 2), 16)],
 )
-def test_scores_are_the_references(kind, sizes, batch):
+def test_scores_equal_the_reference(kind, sizes, batch):
     config = model_config(**CONFIGS[kind])
     with set_mesh(mesh_of(*sizes)):
-        scorer = Scorer(config.model, numerics_of(config), place(config, host_params(config)), 48, batch)
-        found = scorer.score(SEQUENCES, STARTS)
-    for tokens, start, score in zip(SEQUENCES, STARTS, found, strict=True):
+        scorer = Scorer(
+            config.model, numerics_of(config), place(config, host_params(config)), 48, batch
+        )
+        scores = scorer.score(SEQUENCES, STARTS)
+    for tokens, start, score in zip(SEQUENCES, STARTS, scores, strict=True):
         logprobs, greedy = expected(config, tokens, start)
         assert score.logprobs.dtype == np.float32
         np.testing.assert_allclose(score.logprobs, logprobs, atol=2e-5)
@@ -42,9 +47,9 @@ def test_scores_are_the_references(kind, sizes, batch):
     ("tokens", "start", "message"),
     [
         ([1, 2, 90], 1, "tokens from 1 to 90, but the model's vocabulary is 0 to 89"),
-        ([1, 2], 0, "is to be scored from 0"),
-        ([1, 2], 3, "is to be scored from 3"),
-        (list(range(10)), 1, "sequence 0 has 10 tokens; at most 9"),
+        ([1, 2], 0, "has 2 tokens and start 0"),
+        ([1, 2], 3, "has 2 tokens and start 3"),
+        (list(range(10)), 1, "sequence 0 has 10 tokens; the maximum is 9"),
     ],
 )
 def test_sequences_that_cannot_be_scored(tokens, start, message):
@@ -57,20 +62,22 @@ def test_sequences_that_cannot_be_scored(tokens, start, message):
             Scorer(config.model, numerics_of(config), scorer.params, 8, 0)
 
 
-def test_quantized_models_are_scored_as_they_generate():
-    """A token's activations have a scale of their own, so that neither padding nor other rows change a score."""
+def test_quantized_models_are_scored_as_in_generation():
+    """Each token has its own activation scale, so neither padding nor other rows change a score."""
     config = model_config(quant=QuantConfig(weights="bitnet_b158", statistics="token"))
-    whole = model_config(quant=QuantConfig(weights="bitnet_b158"))
+    ungrouped = model_config(quant=QuantConfig(weights="bitnet_b158"))
     params, tokens = host_params(config), np.array(SEQUENCES[3])
     with set_mesh(mesh_of()):
         placed = place(config, params)
         scores = [
-            Scorer(c.model, numerics_of(c), placed, 48, rows).score([tokens, SEQUENCES[0]], [1, 1])[0]
-            for c, rows in ((config, 1), (whole, 2))
+            Scorer(c.model, numerics_of(c), placed, 48, rows).score([tokens, SEQUENCES[0]], [1, 1])[
+                0
+            ]
+            for c, rows in ((config, 1), (ungrouped, 2))
         ]
         batch = Batch(tokens[None, :-1].astype(np.int32), tokens[None, 1:].astype(np.int32), None)
         losses = losses_of(config, numerics_of(config), placed, device_batch(batch))
     for score in scores:
-        # A few activations lie so near the middle of two steps that another order of sums rounds them the other way.
+        # A few activations are so close to a rounding boundary that the order of sums decides.
         assert -score.logprobs.sum() == pytest.approx(float(losses.cross_entropy), rel=1e-4)
         assert abs(score.greedy.sum() - float(losses.correct)) <= 1

@@ -1,4 +1,4 @@
-"""Rows that begin and end at different times become what each would become alone."""
+"""Slots that start and end at different times generate the same tokens as alone."""
 
 import jax
 import numpy as np
@@ -20,44 +20,50 @@ def logprobs_after(tokens: list[int]) -> np.ndarray:
 def slots_on(*sizes, rows=3):
     mesh = mesh_of(*sizes)
     with jax.set_mesh(mesh):
-        return mesh, Slots(CONFIG.model, numerics_of(CONFIG), place(CONFIG, host_params(CONFIG)), rows, 48)
+        return mesh, Slots(
+            CONFIG.model, numerics_of(CONFIG), place(CONFIG, host_params(CONFIG)), rows, 48
+        )
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 4)])
-def test_rows_come_and_go(sizes):
-    """Greedy: every drawn token is the reference's most likely one, with its log-probability, whatever the other rows do."""
+def test_slots_are_admitted_and_freed_independently(sizes):
+    """Greedy tokens are the reference's most likely ones, with its log-probabilities."""
     mesh, slots = slots_on(*sizes)
     texts: dict[int, list[int]] = {}
 
-    def take(drawn, rows):
+    def check(drawn, rows):
         for row in rows:
             expected = logprobs_after(texts[row])
             token = int(drawn.token[row])
             assert expected[token] == pytest.approx(expected.max(), abs=1e-4)
             assert drawn.logprob[row] == pytest.approx(expected[token], abs=1e-4)
-            np.testing.assert_allclose(drawn.best_logprobs[row], np.sort(expected)[::-1][:5], atol=1e-4)
-            np.testing.assert_allclose(expected[drawn.best[row]], drawn.best_logprobs[row], atol=1e-4)
+            np.testing.assert_allclose(
+                drawn.best_logprobs[row], np.sort(expected)[::-1][:5], atol=1e-4
+            )
+            np.testing.assert_allclose(
+                expected[drawn.best[row]], drawn.best_logprobs[row], atol=1e-4
+            )
             texts[row] = [*texts[row], token]
 
     def admit(**rows):
         new = {int(name[1:]): PROMPTS[number] for name, number in rows.items()}
         texts.update({row: list(prompt) for row, prompt in new.items()})
-        take(slots.admit(new, {row: Settings() for row in new}), new)
+        check(slots.admit(new, {row: Settings() for row in new}), new)
 
     with jax.set_mesh(mesh):
         admit(r0=0)
-        take(slots.step(), [0])
+        check(slots.step(), [0])
         admit(r1=1, r2=2)
         for _ in range(3):
-            take(slots.step(), [0, 1, 2])
+            check(slots.step(), [0, 1, 2])
         slots.free(0)
-        take(slots.step(), [1, 2])
+        check(slots.step(), [1, 2])
         admit(r0=3)
         for _ in range(3):
-            take(slots.step(), [0, 1, 2])
+            check(slots.step(), [0, 1, 2])
 
 
-def test_draws_depend_on_the_row_alone():
+def test_samples_depend_only_on_the_row():
     drawn = []
     for sizes, other, row in (((1, 1, 1), None, 0), ((1, 1, 1), 1, 2), ((1, 2, 1), 2, 1)):
         mesh, slots = slots_on(*sizes, rows=4)
@@ -70,7 +76,7 @@ def test_draws_depend_on_the_row_alone():
     assert drawn[0] == drawn[1] == drawn[2] and len(set(drawn[0])) > 1
 
 
-def test_top_p_and_temperature_shape_the_draws():
+def test_top_p_and_temperature_shape_the_distribution():
     mesh, slots = slots_on(1, 1, 1, rows=64)
     expected = np.exp(logprobs_after(PROMPTS[0]) / 0.5)
     expected /= expected.sum()
@@ -84,5 +90,5 @@ def test_top_p_and_temperature_shape_the_draws():
             np.add.at(counts, drawn.token, 1)
     assert set(np.flatnonzero(counts).tolist()) <= nucleus
     inside = np.array(sorted(nucleus))
-    wanted = expected[inside] / expected[inside].sum()
-    assert np.abs(counts[inside] / counts.sum() - wanted).max() < 4 * np.sqrt(0.25 / 512)
+    probabilities = expected[inside] / expected[inside].sum()
+    assert np.abs(counts[inside] / counts.sum() - probabilities).max() < 4 * np.sqrt(0.25 / 512)

@@ -2,7 +2,7 @@ from paxlike.data.tokenizer import BytesTokenizer
 from paxlike.infer.stream import TextStream
 
 
-def test_no_half_character_is_shown_and_nothing_is_lost():
+def test_incomplete_characters_are_held_back_and_nothing_is_lost():
     tokenizer = BytesTokenizer()
     text = "naïve 🙂 end"
     shown = []

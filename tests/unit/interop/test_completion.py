@@ -17,7 +17,14 @@ def parsed(**fields):
 def test_defaults_are_the_protocols():
     asked = parsed()
     assert asked.prompts == [[100, 101]]
-    assert (asked.max_tokens, asked.temperature, asked.top_p, asked.n, asked.stream, asked.logprobs) == (
+    assert (
+        asked.max_tokens,
+        asked.temperature,
+        asked.top_p,
+        asked.n,
+        asked.stream,
+        asked.logprobs,
+    ) == (
         16,
         1,
         1,
@@ -29,7 +36,13 @@ def test_defaults_are_the_protocols():
 
 @pytest.mark.parametrize(
     ("prompt", "expected"),
-    [("a", [[100]]), (["a", "b"], [[100], [101]]), ([5, 6], [[5, 6]]), ([[5], [6, 7]], [[5], [6, 7]]), ("", [[1]])],
+    [
+        ("a", [[100]]),
+        (["a", "b"], [[100], [101]]),
+        ([5, 6], [[5, 6]]),
+        ([[5], [6, 7]], [[5], [6, 7]]),
+        ("", [[1]]),
+    ],
 )
 def test_prompts(prompt, expected):
     assert parsed(prompt=prompt).prompts == expected
@@ -43,7 +56,12 @@ def test_prompts(prompt, expected):
         ({"prompt": [[]]}, 400, "prompt", "token ids from 0 to 258"),
         ({"prompt": [259]}, 400, "prompt", "token ids from 0 to 258"),
         ({"prompt": [True]}, 400, "prompt", "token ids"),
-        ({"prompt": "x" * 60}, 400, "prompt", "the model's context is 64 tokens; the prompt has 60"),
+        (
+            {"prompt": "x" * 60},
+            400,
+            "prompt",
+            "the model's context is 64 tokens; the prompt has 60",
+        ),
         ({"max_tokens": 0}, 400, "max_tokens", "from 1 to 64"),
         ({"max_tokens": 2.5}, 400, "max_tokens", "from 1 to 64"),
         ({"max_tokens": True}, 400, "max_tokens", "from 1 to 64"),
@@ -61,14 +79,18 @@ def test_prompts(prompt, expected):
         ({"echo": True, "max_tokens": -1}, 400, "max_tokens", "from 0 to 64"),
         ({"suffix": "x"}, 400, "suffix", "not supported"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty", "not supported"),
-        ({"model": "other"}, 404, "model", "there is no model 'other'; there is 'mine'"),
+        ({"model": "other"}, 404, "model", "unknown model 'other'; this server has 'mine'"),
     ],
 )
 def test_requests_that_cannot_be_answered(fields, status, param, message):
     with pytest.raises(ProtocolError, match=message) as caught:
         parsed(**fields)
     told = caught.value.as_dict()["error"]
-    assert (caught.value.status, told["param"], told["type"]) == (status, param, "invalid_request_error")
+    assert (caught.value.status, told["param"], told["type"]) == (
+        status,
+        param,
+        "invalid_request_error",
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff"])
@@ -106,9 +128,9 @@ def grown(text: str | bytes, stop=(), max_tokens=100, logprobs=None, prompt="") 
 def test_where_a_text_ends(text, stop, max_tokens, expected, reason):
     pieces = grown(text, stop, max_tokens)
     assert "".join(piece["text"] for piece in pieces) == expected
-    assert [piece["finish_reason"] for piece in pieces if piece["finish_reason"]] == [reason] and pieces[-1][
-        "finish_reason"
-    ]
+    assert [piece["finish_reason"] for piece in pieces if piece["finish_reason"]] == [
+        reason
+    ] and pieces[-1]["finish_reason"]
 
 
 def test_nothing_is_shown_that_may_be_taken_back():
@@ -144,4 +166,7 @@ def test_an_echoed_prompt_begins_the_text(max_tokens):
 
 def test_a_stop_in_the_prompt_ends_nothing():
     pieces = grown("c\n\nd", ("\n\n",), prompt="a\n\nb\n")
-    assert "".join(piece["text"] for piece in pieces) == "a\n\nb\nc" and pieces[-1]["finish_reason"] == "stop"
+    assert (
+        "".join(piece["text"] for piece in pieces) == "a\n\nb\nc"
+        and pieces[-1]["finish_reason"] == "stop"
+    )

@@ -1,6 +1,5 @@
-"""Runs to Hugging Face folders and back: the same logits, in the real libraries too, and mistakes named with nothing left behind."""
+"""Runs to Hugging Face folders and back: equal logits, also in the real libraries; clean errors."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,16 +13,13 @@ from interop_cases import KINDS, PROMPT, case, expected_logits, in_dtype, make_r
 from paxlike.config import ModelConfig, QuantConfig, UserError
 from paxlike.interop import hf, hf_layout
 from paxlike.interop.hf import from_hf, to_hf
-from paxlike.interop.hf_forward import logits as their_logits
+from paxlike.interop.hf_forward import logits as hf_logits
 from paxlike.interop.safetensors import Entry, Tensors, write
-from paxlike.train.checkpoint import write_checkpoint
-from paxlike.train.run import read_config
-from paxlike.train.stored import Stored
+from paxlike.training.checkpoint import write_checkpoint
+from paxlike.training.checkpoint_reader import CheckpointReader
+from paxlike.training.run_directory import read_config
 
-real = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")),
-    reason="torch and transformers are not installed (extra hf)",
-)
+real = pytest.mark.optional("torch", "transformers")
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "hf_logits.json"
 
 
@@ -49,55 +45,70 @@ def intact(tmp_path_factory):
 
 @pytest.fixture
 def small(intact, tmp_path):
-    """(folder of an exported PaLM, config): to be damaged."""
+    """(folder of an exported PaLM, config), to be damaged."""
     shutil.copytree(intact, tmp_path, dirs_exist_ok=True)
     return tmp_path / "out", case()
 
 
 def rewrite(folder: Path, change) -> None:
-    """The tensors of a folder again, after `change(dict)`."""
+    """Rewrites the tensors of a folder after `change(dict)`."""
     tensors = Tensors(folder)
     arrays = {name: tensors.read(name) for name in tensors.shapes}
     change(arrays)
-    entries = [Entry(name, array.shape, lambda array=array: array) for name, array in arrays.items()]
+    entries = [
+        Entry(name, array.shape, lambda array=array: array) for name, array in arrays.items()
+    ]
     write(folder, entries, np.dtype("float32"), 10**9)
 
 
 def edit(path: Path, **changes) -> None:
-    told = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in {**told, **changes}.items() if value is not ...}))
+    hf_config = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(
+            {key: value for key, value in {**hf_config, **changes}.items() if value is not ...}
+        )
+    )
 
 
-# ---- the same model --------------------------------------------------------------------------------------------------
+# ---- the same model ------------------------------------------------------------------------------
 
 
 @real
-def test_the_real_library_has_the_same_logits(exported):
+def test_the_real_library_computes_the_same_logits(exported):
     import torch
     import transformers
 
     config, folder = exported
-    model, told = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="float32")
-    assert type(model).__name__ == json.loads((folder / "config.json").read_text())["architectures"][0]
-    assert not any(told.values()), told
+    model, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype="float32"
+    )
+    assert (
+        type(model).__name__ == json.loads((folder / "config.json").read_text())["architectures"][0]
+    )
+    assert not any(loading_info.values()), loading_info
     with torch.no_grad():
         found = model(torch.tensor(PROMPT[None].astype(np.int64))).logits[0].numpy()
     np.testing.assert_allclose(found, expected_logits(config), atol=2e-5)
 
 
 def test_the_golden_logits_of_the_real_library(kind, exported):
-    """The last position's first logits, written by `python -m tools.update_hf_goldens` with torch and transformers."""
+    """The first logits at the last position, stored by `python -m tools.update_hf_goldens`."""
     config, folder = exported
     golden = json.loads(GOLDEN.read_text())[kind]
-    told = json.loads((folder / "config.json").read_text())
+    hf_config = json.loads((folder / "config.json").read_text())
     np.testing.assert_allclose(expected_logits(config)[-1, : len(golden)], golden, atol=2e-5)
-    np.testing.assert_allclose(their_logits(told, Tensors(folder).read, PROMPT)[-1, : len(golden)], golden, atol=2e-5)
+    np.testing.assert_allclose(
+        hf_logits(hf_config, Tensors(folder).read, PROMPT)[-1, : len(golden)], golden, atol=2e-5
+    )
 
 
-def test_there_and_back_is_the_same_run(exported, tmp_path):
+def test_a_round_trip_gives_the_same_run(exported, tmp_path):
     config, folder = exported
     from_hf(folder, tmp_path / "back")
-    back, stored = read_config(tmp_path / "back"), Stored(tmp_path / "back" / "checkpoints")
+    back, stored = (
+        read_config(tmp_path / "back"),
+        CheckpointReader(tmp_path / "back" / "checkpoints"),
+    )
     assert back.data.sequence_length == 64 and stored.step == 0
     changed = {"vocab_multiple", "attention"}
     same = lambda model: {k: v for k, v in vars(model).items() if k not in changed}  # noqa: E731
@@ -120,23 +131,25 @@ def test_bfloat16_stays_bfloat16(kind_, tmp_path):
     to_hf(make_run(tmp_path / "run", config, params=params), tmp_path / "out")
     assert {dtype.name for dtype in Tensors(tmp_path / "out").dtypes} == {"bfloat16"}
     from_hf(tmp_path / "out", tmp_path / "back")
-    stored = Stored(tmp_path / "back" / "checkpoints")
+    stored = CheckpointReader(tmp_path / "back" / "checkpoints")
     assert read_config(tmp_path / "back").precision.params == "bfloat16"
     np.testing.assert_array_equal(stored.param("blocks/wq_DNH"), params["blocks"]["wq_DNH"])
 
 
-def test_another_scale_of_the_logits(small, tmp_path):
-    """Cohere's own models have logit_scale 0.0625 or so, whatever their width."""
+def test_a_different_logit_scale(small, tmp_path):
+    """Cohere's own models have a logit_scale of about 0.0625 at any width."""
     folder, config = small
     edit(folder / "config.json", logit_scale=0.5)
     from_hf(folder, tmp_path / "back")
-    stored = Stored(tmp_path / "back" / "checkpoints")
+    stored = CheckpointReader(tmp_path / "back" / "checkpoints")
     np.testing.assert_allclose(
-        stored.param("scale_D"), host_params(config)["scale_D"] * 0.5 * config.model.d_model**0.5, rtol=1e-6
+        stored.param("scale_D"),
+        host_params(config)["scale_D"] * 0.5 * config.model.d_model**0.5,
+        rtol=1e-6,
     )
 
 
-def test_buffers_of_older_llamas_are_left_out(small, tmp_path):
+def test_buffers_of_older_llamas_are_ignored(small, tmp_path):
     folder, _ = small
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     rewrite(folder, lambda arrays: arrays.update({name: np.ones(2, np.float32)}))
@@ -148,25 +161,36 @@ def test_shards(tmp_path):
     to_hf(make_run(tmp_path / "run", config), tmp_path / "out", shard_bytes=30_000)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     largest = config.model.vocab_size * config.model.d_model * 4
-    assert len(files) == 3 and all(file.stat().st_size <= max(30_000, largest) + 4096 for file in files)
+    assert len(files) == 3 and all(
+        file.stat().st_size <= max(30_000, largest) + 4096 for file in files
+    )
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert sorted(set(index["weight_map"].values())) == [file.name for file in files]
-    found = their_logits(json.loads((tmp_path / "out/config.json").read_text()), Tensors(tmp_path / "out").read, PROMPT)
+    found = hf_logits(
+        json.loads((tmp_path / "out/config.json").read_text()),
+        Tensors(tmp_path / "out").read,
+        PROMPT,
+    )
     np.testing.assert_allclose(found, expected_logits(config), atol=2e-5)
-    if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
-        import transformers
-
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
-def test_the_named_step_and_a_run_without_it(tmp_path):
+@real
+def test_transformers_loads_shards(tmp_path):
+    import transformers
+
+    to_hf(make_run(tmp_path / "run", case()), tmp_path / "out", shard_bytes=30_000)
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_a_given_step_and_a_missing_step(tmp_path):
     run = make_run(tmp_path / "run", case())
     other = host_params(case(), seed=1)
     write_checkpoint(run / "checkpoints", {"params": other}, 9, {"step": 9})
     to_hf(run, tmp_path / "newest")
     to_hf(run, tmp_path / "seventh", step=7)
     embedding = {
-        name: Tensors(tmp_path / name).read("model.embed_tokens.weight")[:90] for name in ("newest", "seventh")
+        name: Tensors(tmp_path / name).read("model.embed_tokens.weight")[:90]
+        for name in ("newest", "seventh")
     }
     np.testing.assert_array_equal(embedding["newest"], other["embedding_VD"][:90])
     np.testing.assert_array_equal(embedding["seventh"], host_params(case())["embedding_VD"][:90])
@@ -174,45 +198,46 @@ def test_the_named_step_and_a_run_without_it(tmp_path):
         to_hf(run, tmp_path / "eighth", step=8)
 
 
-# ---- what goes wrong is named, and nothing is left -------------------------------------------------------------------
+# ---- errors leave nothing behind -----------------------------------------------------------------
 
 
-def left_in(folder: Path) -> set[str]:
+def contents(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_wrong_layouts_are_noticed_and_leave_nothing(tmp_path, monkeypatch):
+def test_a_wrong_layout_raises_and_leaves_nothing(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", case())
     monkeypatch.setattr(hf_layout, "_interleave", lambda x: x)
     with pytest.raises(UserError, match="logits differ from the original's by"):
         to_hf(run, tmp_path / "out")
-    assert left_in(tmp_path) == {"run"}
+    assert contents(tmp_path) == {"run"}
 
 
-def test_numbers_that_are_not_finite_are_noticed(tmp_path):
+def test_parameters_that_are_not_finite_raise(tmp_path):
     params = host_params(case())
     params["blocks"]["wup_DF"][1, 0, 0] = np.nan
     with pytest.raises(UserError, match="differ from the original's by nan"):
         to_hf(make_run(tmp_path / "run", case(), params=params), tmp_path / "out")
-    assert left_in(tmp_path) == {"run"}
+    assert contents(tmp_path) == {"run"}
 
 
-def test_an_existing_folder_is_not_written_over(small, tmp_path):
+def test_an_existing_folder_is_not_overwritten(small, tmp_path):
     folder, _ = small
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for convert in (lambda: to_hf(tmp_path / "run", folder), lambda: from_hf(folder, folder)):
-        with pytest.raises(UserError, match="exists already"):
+        with pytest.raises(UserError, match="already exists"):
             convert()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
-    "words", [{"norm": "rms"}, {"block": "serial"}, {"feed_forward": "gelu"}, {"feed_forward": "relu2"}]
+    "changes_from_palm",
+    [{"norm": "rms"}, {"block": "serial"}, {"feed_forward": "gelu"}, {"feed_forward": "relu2"}],
 )
-def test_models_without_an_equivalent(words, tmp_path):
+def test_models_without_an_equivalent(changes_from_palm, tmp_path):
     with pytest.raises(UserError, match="loads without custom code"):
-        to_hf(make_run(tmp_path / "run", case(**words)), tmp_path / "out")
-    assert left_in(tmp_path) == {"run"}
+        to_hf(make_run(tmp_path / "run", case(**changes_from_palm)), tmp_path / "out")
+    assert contents(tmp_path) == {"run"}
 
 
 def test_quantized_models_have_no_equivalent():
@@ -236,7 +261,7 @@ def damage_shape(arrays):
     ("change", "message"),
     [
         (damage_missing, r"model\.layers\.1\.mlp\.up_proj\.weight is missing"),
-        (damage_extra, r"model\.layers\.2\.mlp\.up_proj\.weight \(48, 32\) is extra"),
+        (damage_extra, r"model\.layers\.2\.mlp\.up_proj\.weight \(48, 32\) is unexpected"),
         (damage_shape, r"k_proj\.weight is \(8, 32\), not \(4, 32\)"),
     ],
 )
@@ -245,22 +270,31 @@ def test_tensors_that_do_not_fit(change, message, small, tmp_path):
     rewrite(folder, change)
     with pytest.raises(UserError, match=message):
         from_hf(folder, tmp_path / "back")
-    assert left_in(tmp_path) == {"run", "out"}
+    assert contents(tmp_path) == {"run", "out"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "falcon"}, "of a model of type 'falcon'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "scales RoPE"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "scales RoPE"),
+        ({"model_type": "falcon"}, "has model_type 'falcon'"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+            "scales RoPE",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None},
+            "scales RoPE",
+        ),
         ({"rope_theta": ..., "rope_parameters": ...}, "has no rope_theta"),
         ({"attention_bias": True}, "has attention_bias True"),
         ({"use_qk_norm": True}, "has use_qk_norm True"),
         ({"hidden_act": "gelu"}, "has hidden_act 'gelu'"),
         ({"hidden_size": ...}, "has no hidden_size"),
-        ({"vocab_size": 100}, "tokenizer in .* has 259 ids, the model's vocabulary 100"),
-        ({"eos_token_id": 2}, "ends documents with id 1, config.json has eos_token_id 2"),
+        (
+            {"vocab_size": 100},
+            "tokenizer in .* does not match the model: it has 259 ids, the model's vocabulary 100",
+        ),
+        ({"eos_token_id": 2}, "end-of-document id is 1, config.json has eos_token_id 2"),
     ],
 )
 def test_configs_that_are_not_supported(changes, message, small, tmp_path):
@@ -268,18 +302,18 @@ def test_configs_that_are_not_supported(changes, message, small, tmp_path):
     edit(folder / "config.json", **changes)
     with pytest.raises(UserError, match=message):
         from_hf(folder, tmp_path / "back")
-    assert left_in(tmp_path) == {"run", "out"}
+    assert contents(tmp_path) == {"run", "out"}
 
 
 def test_a_folder_without_a_config_or_with_pickles(small, tmp_path):
     folder, _ = small
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="only safetensors are read"):
+    with pytest.raises(UserError, match="save the model as safetensors"):
         from_hf(folder, tmp_path / "back")
     shutil.rmtree(folder)
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         from_hf(folder, tmp_path / "back")
 
 
-def test_the_check_allows_rounding_only():
+def test_the_tolerance_allows_only_rounding():
     assert hf.TOLERANCE["float32"] <= 1e-3

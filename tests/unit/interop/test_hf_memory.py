@@ -1,4 +1,4 @@
-"""A conversion to Hugging Face holds a layer or two at a time: measured on a model of 40 layers."""
+"""The peak memory of a conversion to Hugging Face is a few layers, measured with 40 layers."""
 
 import subprocess
 import sys
@@ -20,10 +20,11 @@ from paxlike.parallel import runtime
 runtime.start(fake_devices=1)
 from paxlike.interop.hf import to_hf
 def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status).group(1)) * 1024
 small, large, out = map(Path, sys.argv[1:])
-to_hf(small, out / "small-out")  # libraries and compiled programs
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is held now
+to_hf(small, out / "small-out")  # loads libraries and compiles programs
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current usage
 before = peak()
 to_hf(large, out / "large-out")
 print(peak() - before)
@@ -39,12 +40,12 @@ def test_the_peak_is_a_few_layers(tmp_path):
     params["blocks"] = jax.tree.map(lambda leaf: np.repeat(leaf, 40, axis=0), params["blocks"])
     make_run(tmp_path / "large", config, params=params)
     make_run(tmp_path / "small", case(**shape))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEASURE, tmp_path / "small", tmp_path / "large", tmp_path],
         cwd=ROOT, text=True, capture_output=True, check=False, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    more = int(done.stdout)
+    assert process.returncode == 0, process.stderr
+    increase = int(process.stdout)
     model = parameter_count(config.model) * 4
-    print(f"{more:,} bytes more than a small model, {model:,} in the model")
-    assert model > 200e6 and more < 8 * model / 40, f"{more:,} bytes more, the model has {model:,}"
+    print(f"{increase:,} bytes more than a small model, {model:,} in the model")
+    assert model > 200e6 and increase < 8 * model / 40, f"{increase:,} bytes for {model:,}"

@@ -1,6 +1,7 @@
-"""seqio's own Evaluator on a model: what it is given is the model's own probabilities, its metrics are those of what the model says."""
+"""seqio's own Evaluator on a model: what it is given is the model's own probabilities, its metrics
+are those of what the model says.
+"""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,11 +18,9 @@ from paxlike.config import ConfigError, UserError
 from paxlike.data.seqio_source import load_module
 from paxlike.data.tokenizer import BytesTokenizer
 from paxlike.interop.seqio_evaluator import SeqioModel, evaluate_mixture
-from paxlike.train.trained import Trained
+from paxlike.training.loaded_run import LoadedRun
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("seqio") is None, reason="seqio is not installed (extra seqio)"
-)
+pytestmark = pytest.mark.optional("seqio")
 CONFIG = case()
 MODULE = Path(__file__).parents[2] / "seqio_tasks.py"
 COUNT = 6
@@ -32,7 +31,7 @@ def trained():
     mesh = mesh_of(1, 2, 4)
     with jax.set_mesh(mesh):
         params = place(CONFIG, host_params(CONFIG))
-    return Trained(CONFIG, numerics_of(CONFIG), params, 7, BytesTokenizer(), mesh)
+    return LoadedRun(CONFIG, numerics_of(CONFIG), params, 7, BytesTokenizer(), mesh)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,10 @@ def made(mixture="made_questions", split="train") -> list[tuple[list[int], list[
     load_module(MODULE)
     task = seqio.get_mixture_or_task(mixture)
     dataset = task.get_dataset(None, split, shuffle=False).take(COUNT).as_numpy_iterator()
-    return [(example.get("inputs", np.zeros(0, int)).tolist(), example["targets"].tolist()) for example in dataset]
+    return [
+        (example.get("inputs", np.zeros(0, int)).tolist(), example["targets"].tolist())
+        for example in dataset
+    ]
 
 
 def expected_score(before: list[int], targets: list[int]) -> float:
@@ -88,9 +90,19 @@ def evaluator_of_texts():
     load_module(MODULE)
     if "short_texts" not in seqio.TaskRegistry.names():
         task = seqio.TaskRegistry.get("made_texts")
-        short = lambda dataset: dataset.map(lambda e: {"targets": tensorflow.strings.substr(e["targets"], 0, 30)})  # noqa: E731
-        seqio.TaskRegistry.add("short_texts", task.source, task.output_features, [short, *task.preprocessors],
-                               metric_fns=[lambda targets, scores: {"mean": np.mean(scores)}])  # fmt: skip
+
+        def short(dataset):
+            return dataset.map(
+                lambda e: {"targets": tensorflow.strings.substr(e["targets"], 0, 30)}
+            )
+
+        seqio.TaskRegistry.add(
+            "short_texts",
+            task.source,
+            task.output_features,
+            [short, *task.preprocessors],
+            metric_fns=[lambda targets, scores: {"mean": np.mean(scores)}],
+        )
     return evaluator("short_texts").cached_model_datasets["short_texts"]
 
 
@@ -139,7 +151,7 @@ def test_a_model_that_says_the_targets_is_all_right():
     class Oracle(SeqioModel):
         def __init__(self):
             self.batch_size, self.max_length = 4, 64
-            self.trained = Trained(CONFIG, None, {}, 0, BytesTokenizer(), None)
+            self.trained = LoadedRun(CONFIG, None, {}, 0, BytesTokenizer(), None)
 
         def _generated(self, prompts, room):
             answers = {tuple(inputs): targets for inputs, targets in made()}
@@ -148,7 +160,9 @@ def test_a_model_that_says_the_targets_is_all_right():
     oracle = Oracle()
     dataset_evaluator = evaluator()
     metrics, _ = dataset_evaluator.evaluate(
-        compute_metrics=True, predict_fn=oracle.predict, score_fn=lambda ds: [(n, 0.0) for n in range(COUNT)]
+        compute_metrics=True,
+        predict_fn=oracle.predict,
+        score_fn=lambda ds: [(n, 0.0) for n in range(COUNT)],
     )
     assert metrics.result()["made_questions"]["equal"] == 1.0
     assert all(
@@ -163,7 +177,9 @@ def test_what_does_not_fit_is_named(model, trained):
 
     tokens = tensorflow.data.Dataset.from_tensor_slices({"targets": tensorflow.fill([1, 70], 5)})
     converted = seqio.DecoderFeatureConverter(pack=False)(tokens, {"targets": 70})
-    with pytest.raises(UserError, match="example 0 has 71 tokens, the model's sequences 64"):
+    with pytest.raises(
+        UserError, match="example 0 has 71 tokens, but the model's sequences have 64"
+    ):
         model.score(converted.enumerate())
     with pytest.raises(UserError, match="has no task with metric_fns and a split 'validation'"):
         evaluate_mixture(trained, "made_questions", str(MODULE))
@@ -178,20 +194,43 @@ def test_a_packed_dataset_is_refused(model):
     import seqio
     import tensorflow
 
-    examples = tensorflow.data.Dataset.from_tensor_slices({"targets": tensorflow.ones([3, 9], tensorflow.int32)})
+    examples = tensorflow.data.Dataset.from_tensor_slices(
+        {"targets": tensorflow.ones([3, 9], tensorflow.int32)}
+    )
     packed = seqio.DecoderFeatureConverter(pack=True)(examples, {"targets": 32})
-    with pytest.raises(UserError, match=r"feature_converter=seqio.DecoderFeatureConverter\(pack=False\)"):
+    with pytest.raises(
+        UserError, match=r"feature_converter=seqio.DecoderFeatureConverter\(pack=False\)"
+    ):
         model.score(packed.enumerate())
 
 
 @pytest.mark.slow
-def test_the_verb(tmp_path):
+def test_the_command(tmp_path):
     run = make_run(tmp_path / "run", CONFIG)
     done = subprocess.run(
-        [sys.executable, "-m", "paxlike", "eval", str(run), "--seqio-mixture", "made_questions", "--module", str(MODULE),
-         "--split", "train", "--limit", str(COUNT), "--json"],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "paxlike",
+            "eval",
+            str(run),
+            "--seqio-mixture",
+            "made_questions",
+            "--module",
+            str(MODULE),
+            "--split",
+            "train",
+            "--limit",
+            str(COUNT),
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["made_questions"]
-    assert found["mean_score"] == pytest.approx(np.mean([expected_score(*example) for example in made()]), abs=1e-3)
+    assert found["mean_score"] == pytest.approx(
+        np.mean([expected_score(*example) for example in made()]), abs=1e-3
+    )

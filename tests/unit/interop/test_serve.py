@@ -1,4 +1,6 @@
-"""The endpoint over real sockets: the protocol, many clients at once, and clients that are slow or gone."""
+"""The endpoint over real sockets: the protocol, many clients at once, and clients that are slow or
+gone.
+"""
 
 import concurrent.futures
 import http.client
@@ -16,7 +18,7 @@ from interop_cases import case, expected_logits
 
 from paxlike.data.tokenizer import BytesTokenizer
 from paxlike.infer.generate import Generator
-from paxlike.train.trained import Trained
+from paxlike.training.loaded_run import LoadedRun
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn")),
@@ -31,7 +33,7 @@ def trained():
     mesh = mesh_of(1, 1, 2)
     with jax.set_mesh(mesh):
         params = place(CONFIG, host_params(CONFIG))
-    return Trained(CONFIG, numerics_of(CONFIG), params, 0, BytesTokenizer(), mesh)
+    return LoadedRun(CONFIG, numerics_of(CONFIG), params, 0, BytesTokenizer(), mesh)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,9 @@ def server(trained):
 
     engine = Engine(trained, ROWS, WAITING)
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(Server(engine, "mine").app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        Server(engine, "mine").app, log_level="warning", timeout_graceful_shutdown=1
+    )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -61,7 +65,9 @@ def ask(server, body, path="/v1/completions", method="POST"):
     answer = connection.getresponse()
     text = answer.read().decode()
     connection.close()
-    return answer.status, json.loads(text) if answer.headers["content-type"] == "application/json" else text
+    return answer.status, json.loads(text) if answer.headers[
+        "content-type"
+    ] == "application/json" else text
 
 
 def events(text: str) -> list[dict]:
@@ -85,10 +91,16 @@ def until(condition, seconds: float = 20) -> bool:
 
 
 def test_a_completion_is_the_models(server, trained):
-    status, told = ask(server, {"model": "mine", "prompt": "abc", "max_tokens": 8, "temperature": 0})
+    status, told = ask(
+        server, {"model": "mine", "prompt": "abc", "max_tokens": 8, "temperature": 0}
+    )
     assert status == 200 and told["object"] == "text_completion" and told["model"] == "mine"
     (choice,) = told["choices"]
-    assert choice["text"] == alone(trained, "abc", 8) and choice["index"] == 0 and choice["logprobs"] is None
+    assert (
+        choice["text"] == alone(trained, "abc", 8)
+        and choice["index"] == 0
+        and choice["logprobs"] is None
+    )
     assert choice["finish_reason"] in ("length", "stop")
     usage = told["usage"]
     assert usage["prompt_tokens"] == 3 and usage["total_tokens"] == 3 + usage["completion_tokens"]
@@ -100,18 +112,31 @@ def test_an_echoed_prompt_has_the_models_logprobs(server, max_tokens):
     tokens = BytesTokenizer().encode("the prompt").tolist()
     logits = expected_logits(CONFIG, tokens=np.array(tokens))
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    body = {"prompt": tokens, "echo": True, "logprobs": 2, "max_tokens": max_tokens, "temperature": 0}
+    body = {
+        "prompt": tokens,
+        "echo": True,
+        "logprobs": 2,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    }
     status, told = ask(server, body)
     (choice,) = told["choices"]
     assert status == 200 and choice["text"].startswith("the prompt")
     assert told["usage"]["prompt_tokens"] == 10 and told["usage"]["completion_tokens"] == max_tokens
     found = choice["logprobs"]
-    assert len(found["token_logprobs"]) == len(found["tokens"]) == len(found["text_offset"]) == 10 + max_tokens
+    assert (
+        len(found["token_logprobs"])
+        == len(found["tokens"])
+        == len(found["text_offset"])
+        == 10 + max_tokens
+    )
     assert found["token_logprobs"][0] is None and found["top_logprobs"][0] is None
     expected = logprobs[np.arange(9), tokens[1:]]
     assert found["token_logprobs"][1:10] == pytest.approx(expected.tolist(), abs=1e-3)
     for number, top in enumerate(found["top_logprobs"][1:10]):
-        assert sorted(top.values()) == pytest.approx(np.sort(logprobs[number])[-2:].tolist(), abs=1e-3)
+        assert sorted(top.values()) == pytest.approx(
+            np.sort(logprobs[number])[-2:].tolist(), abs=1e-3
+        )
     assert found["text_offset"][:10] == list(range(10))
     _, streamed = ask(server, {**body, "stream": True})
     assert "".join(one["choices"][0]["text"] for one in events(streamed)) == choice["text"]
@@ -123,7 +148,10 @@ def test_prompts_and_choices_of_one_request(server):
     texts = [choice["text"] for choice in one["choices"]]
     assert [choice["index"] for choice in one["choices"]] == [0, 1, 2, 3]
     assert texts == [choice["text"] for choice in other["choices"]] and len(set(texts)) > 1
-    (_, unseeded), (_, again) = ask(server, {"prompt": "ab", "n": 3}), ask(server, {"prompt": "ab", "n": 3})
+    (_, unseeded), (_, again) = (
+        ask(server, {"prompt": "ab", "n": 3}),
+        ask(server, {"prompt": "ab", "n": 3}),
+    )
     assert unseeded["choices"] != again["choices"]
 
 
@@ -149,12 +177,18 @@ def test_a_stream_is_the_same_text(server):
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "message"),
     [
-        ("POST", "/v1/completions", "{", 400, "no JSON"),
+        ("POST", "/v1/completions", "{", 400, "not valid JSON"),
         ("POST", "/v1/completions", {"prompt": "x", "max_tokens": -1}, 400, "max_tokens is -1"),
-        ("POST", "/v1/completions", {"prompt": "x", "model": "gpt"}, 404, "there is no model 'gpt'"),
+        (
+            "POST",
+            "/v1/completions",
+            {"prompt": "x", "model": "gpt"},
+            404,
+            "unknown model 'gpt'",
+        ),
         ("POST", "/v1/chat/completions", {"messages": []}, 404, "Not Found"),
         ("GET", "/v1/completions", "", 405, "Method Not Allowed"),
-        ("GET", "/v1/models/gpt", "", 404, "there is no model 'gpt'"),
+        ("GET", "/v1/models/gpt", "", 404, "unknown model 'gpt'"),
         ("POST", "/v1/completions", "x" * (2**24 + 1), 413, "larger than"),
     ],
 )
@@ -162,7 +196,8 @@ def test_error_objects(method, path, body, status, message, server):
     found, told = ask(server, body, path, method)
     assert found == status and set(told) == {"error"} and message in told["error"]["message"]
     assert (
-        set(told["error"]) == {"message", "type", "param", "code"} and told["error"]["type"] == "invalid_request_error"
+        set(told["error"]) == {"message", "type", "param", "code"}
+        and told["error"]["type"] == "invalid_request_error"
     )
 
 
@@ -174,15 +209,26 @@ def test_models_and_health(server):
 
 
 def test_many_clients_at_once(server, trained):
-    """Forty clients, a third of them streaming, on four rows: every one gets the text that it would get alone."""
+    """Forty clients, a third of them streaming, on four rows: every one gets the text that it would
+    get alone.
+    """
     words = ["alpha", "be", "c", "delta epsilon"]
     expected = [alone(trained, word, 10) for word in words]
 
     def client(number: int) -> str:
-        body = {"prompt": words[number % 4], "max_tokens": 10, "temperature": 0, "stream": number % 3 == 0}
+        body = {
+            "prompt": words[number % 4],
+            "max_tokens": 10,
+            "temperature": 0,
+            "stream": number % 3 == 0,
+        }
         status, told = ask(server, body)
         assert status == 200
-        return "".join(e["choices"][0]["text"] for e in events(told)) if body["stream"] else told["choices"][0]["text"]
+        return (
+            "".join(e["choices"][0]["text"] for e in events(told))
+            if body["stream"]
+            else told["choices"][0]["text"]
+        )
 
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         found = list(pool.map(client, range(40), timeout=120))
@@ -191,26 +237,35 @@ def test_many_clients_at_once(server, trained):
 
 
 def test_too_many_are_refused_and_the_others_served(server, monkeypatch):
-    monkeypatch.setattr(server[2], "waiting", 20)
+    monkeypatch.setattr(server[2], "max_queued", 20)
     bodies = [{"prompt": "a", "n": 16, "max_tokens": 20, "temperature": 0} for _ in range(8)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda body: ask(server, body), bodies, timeout=120))
     served = [told for status, told in answers if status == 200]
     refused = [told for status, told in answers if status == 503]
-    assert served and len(served) + len(refused) == 8 and all(len(told["choices"]) == 16 for told in served)
+    assert (
+        served
+        and len(served) + len(refused) == 8
+        and all(len(told["choices"]) == 16 for told in served)
+    )
     assert refused and all(told["error"]["code"] == "overloaded" for told in refused)
 
 
 def raw(server, body: dict) -> socket.socket:
     text = json.dumps(body)
     client = socket.create_connection(server[:2], timeout=30)
-    client.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
+    client.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+        + f"Content-Length: {len(text)}\r\n\r\n{text}".encode()
+    )
     return client
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_clients_that_leave_give_their_rows_back(stream, server, monkeypatch):
-    """Each of their 32 texts would be sixty steps; once they are known to be gone, the rows are free at the next one."""
+    """Each of their 32 texts would be sixty steps; once they are known to be gone, the rows are
+    free at the next one.
+    """
     engine, steps, left = server[2], [], threading.Event()
     step = engine._slots.step
 
@@ -218,11 +273,15 @@ def test_clients_that_leave_give_their_rows_back(stream, server, monkeypatch):
         steps.append(1)
         if len(steps) == 1:
             # The engine waits here, so these are the rows of the client that leaves.
-            assert left.wait(20) and until(lambda: all(job.gone.is_set() for job in engine._busy.values()))
+            assert left.wait(20) and until(
+                lambda: all(job.gone.is_set() for job in engine._busy.values())
+            )
         return step()
 
     monkeypatch.setattr(engine._slots, "step", counted)
-    client = raw(server, {"prompt": "a", "n": 32, "max_tokens": 60, "temperature": 0, "stream": stream})
+    client = raw(
+        server, {"prompt": "a", "n": 32, "max_tokens": 60, "temperature": 0, "stream": stream}
+    )
     assert until(lambda: steps) and engine.load[0] == ROWS
     client.close()
     left.set()
@@ -232,7 +291,10 @@ def test_clients_that_leave_give_their_rows_back(stream, server, monkeypatch):
 
 
 def test_clients_that_do_not_read_stop_nobody(server):
-    slow = [raw(server, {"prompt": "a", "max_tokens": 60, "temperature": 0, "stream": True, "n": 8}) for _ in range(3)]
+    slow = [
+        raw(server, {"prompt": "a", "max_tokens": 60, "temperature": 0, "stream": True, "n": 8})
+        for _ in range(3)
+    ]
     half = socket.create_connection(server[:2], timeout=30)
     half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     status, told = ask(server, {"prompt": "b", "max_tokens": 3, "temperature": 0})
@@ -252,7 +314,13 @@ def test_an_engine_that_fails_says_so(trained):
         raise RuntimeError("broken")
 
     asked = Asked([[5]], 4, 0, 1, 1, False, False, None, (), 0)
-    job = Job([5], asked.settings(0), Text(0, asked, trained.tokenizer, broken), threading.Event(), failed.set)
+    job = Job(
+        [5],
+        asked.settings(0),
+        Text(0, asked, trained.tokenizer, broken),
+        threading.Event(),
+        failed.set,
+    )
     assert engine.submit([job]) and failed.wait(60) and until(lambda: not engine.alive)
     assert not engine.submit([job])
     engine.close()

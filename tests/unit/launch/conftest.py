@@ -1,4 +1,4 @@
-"""Launchers run as programs, with recorders in the place of gcloud, kubectl, sbatch, srun and scontrol."""
+"""Runs the launchers with recorders in place of gcloud, kubectl, sbatch, srun and scontrol."""
 
 import json
 import os
@@ -17,28 +17,36 @@ stdin = "" if sys.stdin.isatty() else sys.stdin.read()
 kept = {{k: v for k, v in os.environ.items() if k.startswith("JAX_LOCAL")}}
 with open({record!r}, "a") as file:
     file.write(json.dumps({{"tool": name, "argv": arguments, "stdin": stdin, "env": kept}}) + "\\n")
-behave = os.environ.get("FAKE_" + name.upper())
-if behave:
-    sys.exit(subprocess.run(["bash", "-c", behave, name, *arguments]).returncode)
+script = os.environ.get("FAKE_" + name.upper())
+if script:
+    sys.exit(subprocess.run(["bash", "-c", script, name, *arguments]).returncode)
 """
 
 
-class Desk:
-    """A working folder, and what the recorders were called with."""
+class Sandbox:
+    """A working directory with recorders on PATH, and the calls that they recorded."""
 
     def __init__(self, folder: Path):
         self.folder, self.record = folder, folder / "record.jsonl"
         self.bin = folder / "bin"
         self.bin.mkdir()
         for tool in TOOLS:
-            (self.bin / tool).write_text(RECORDER.format(python=sys.executable, record=str(self.record)))
+            (self.bin / tool).write_text(
+                RECORDER.format(python=sys.executable, record=str(self.record))
+            )
             (self.bin / tool).chmod(0o755)
         self.env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("CLOUDSDK_", "SLURM_", "SBATCH_", "PAXLIKE_"))},
+            **{
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("CLOUDSDK_", "SLURM_", "SBATCH_", "PAXLIKE_"))
+            },
             "PATH": f"{self.bin}:{os.environ['PATH']}",
         }
 
-    def run(self, script: str, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess:
+    def run(
+        self, script: str, *arguments: str, stdin: str = "", **env: str
+    ) -> subprocess.CompletedProcess:
         program = [sys.executable, "-S"] if script.endswith(".py") else ["bash"]
         return self._run([*program, str(ROOT / "launch" / script), *arguments], stdin, env)
 
@@ -47,23 +55,47 @@ class Desk:
 
     def _run(self, argv: list[str], stdin: str, env: dict[str, str]) -> subprocess.CompletedProcess:
         return subprocess.run(
-            argv, cwd=self.folder, env=self.env | env, input=stdin, text=True, capture_output=True, timeout=300
+            argv,
+            cwd=self.folder,
+            env=self.env | env,
+            input=stdin,
+            text=True,
+            capture_output=True,
+            timeout=300,
         )
 
     def calls(self) -> list[dict]:
-        """What was recorded since the last time."""
+        """The calls recorded since the last call of this method."""
         lines = self.record.read_text().splitlines() if self.record.exists() else []
         self.record.unlink(missing_ok=True)
         return [json.loads(line) for line in lines]
 
 
 @pytest.fixture
-def desk(tmp_path):
-    return Desk(tmp_path)
+def sandbox(tmp_path):
+    return Sandbox(tmp_path)
 
 
-NASTY = [
-    "configs/a b.py", "--run-dir", "it's", '"quoted"', "; touch pwned", "$HOME", "`touch pwned`", "$(touch pwned)", "$$(HOME)",
-    "a\nb", "*", "", "--", "\\", "é", "&& false", "#", "!x", "~", "END",
-]  # fmt: skip
-"""Arguments that any layer of quoting too many or too few would change."""
+HARD_TO_QUOTE = [
+    "configs/a b.py",
+    "--run-dir",
+    "it's",
+    '"quoted"',
+    "; touch pwned",
+    "$HOME",
+    "`touch pwned`",
+    "$(touch pwned)",
+    "$$(HOME)",
+    "a\nb",
+    "*",
+    "",
+    "--",
+    "\\",
+    "é",
+    "&& false",
+    "#",
+    "!x",
+    "~",
+    "END",
+]
+"""Arguments that one level of quoting too many or too few would change."""

@@ -1,8 +1,9 @@
-"""What the published JobSet API says of a manifest: fields, types, what is required, enums. Anything else is an error.
+"""Checks a manifest against the published JobSet API: fields, types, required fields, enums.
 
-JobSet v1alpha2 as in kubernetes-sigs/jobset at 0336a8fd9fd3 (api/jobset/v1alpha2/jobset_types.go) and f22237acb005
-(hack/python-sdk/swagger.json, with Kubernetes 1.33.3); the Job inside it as in the models of the `kubernetes` package. Of what both
-have, the narrower is stated, so that JobSet 0.8 takes it too.
+Unknown fields are errors. JobSet v1alpha2 is taken from kubernetes-sigs/jobset at commits
+0336a8fd9fd3 (api/jobset/v1alpha2/jobset_types.go) and f22237acb005 (hack/python-sdk/swagger.json,
+with Kubernetes 1.33.3); the Job inside it from the models of the `kubernetes` package. Where these
+differ, the schema has the narrower definition, so that JobSet 0.8 accepts the manifest too.
 """
 
 import re
@@ -12,7 +13,12 @@ from kubernetes import client
 
 
 def closed(required: tuple[str, ...] = (), **properties: dict) -> dict:
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
 
 
 def enum(*values: str) -> dict:
@@ -31,12 +37,18 @@ RULE = closed(
     onJobFailureReasons={
         "type": "array",
         "items": enum(
-            "BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy"
+            "BackoffLimitExceeded",
+            "DeadlineExceeded",
+            "FailedIndexes",
+            "MaxFailedIndexesExceeded",
+            "PodFailurePolicy",
         ),
     },
     targetReplicatedJobs=TEXTS,
 )
-REPLICATED_JOB = closed(("name", "template"), name=LABEL, replicas=WHOLE, template={"type": "object"}, groupName=TEXT)
+REPLICATED_JOB = closed(
+    ("name", "template"), name=LABEL, replicas=WHOLE, template={"type": "object"}, groupName=TEXT
+)
 SPEC = closed(
     ("replicatedJobs",),
     replicatedJobs={"type": "array", "items": REPLICATED_JOB, "minItems": 1},
@@ -62,7 +74,7 @@ JOBSET = closed(
 
 
 def check(manifest: dict) -> None:
-    """Raises where the API server, or JobSet's admission webhook, would not take the manifest."""
+    """Raises an exception if the API server or JobSet's admission webhook would reject it."""
     jsonschema.validate(manifest, JOBSET)
     spec = manifest["spec"]
     names = [job["name"] for job in spec["replicatedJobs"]]
@@ -73,9 +85,8 @@ def check(manifest: dict) -> None:
         check_model(job["template"], "V1JobTemplateSpec", job["name"])
         inner = job["template"]["spec"]
         pod = inner["template"]["spec"]
-        assert (
-            len(f"{manifest['metadata']['name']}-{job['name']}-{job['replicas'] - 1}-{inner['parallelism'] - 1}") <= 63
-        )
+        name = f"{manifest['metadata']['name']}-{job['name']}"
+        assert len(f"{name}-{job['replicas'] - 1}-{inner['parallelism'] - 1}") <= 63
         assert "podFailurePolicy" not in inner or pod["restartPolicy"] == "Never"
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             mounts = [mount["name"] for mount in container.get("volumeMounts", [])]
@@ -83,7 +94,7 @@ def check(manifest: dict) -> None:
 
 
 def check_model(value: object, kind: str, path: str) -> None:
-    """Compares a piece of JSON with a model of the Kubernetes client: names and types of fields, and which are required."""
+    """Checks JSON against a model of the Kubernetes client: field names, types, required fields."""
     if inner := re.fullmatch(r"[Ll]ist\[(.+)\]", kind):
         assert isinstance(value, list), (path, value)
         for number, item in enumerate(value):
@@ -100,8 +111,8 @@ def check_model(value: object, kind: str, path: str) -> None:
         assert not unknown, f"{path}: {kind} has no {unknown}"
         for name, item in value.items():
             check_model(item, model.openapi_types[fields[name]], f"{path}.{name}")
-        # The models refuse to be made without what is required.
+        # The constructor raises ValueError without a required field.
         model(**{fields[name]: item for name, item in value.items()})
     elif kind != "object":
         expected = {"str": str, "int": int, "bool": bool}[kind]
-        assert type(value) is expected, f"{path}: {value!r} is no {kind}"
+        assert type(value) is expected, f"{path}: {value!r} is not a {kind}"

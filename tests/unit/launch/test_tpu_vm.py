@@ -1,4 +1,4 @@
-"""tpu_vm.py: what it asks of gcloud, that the dry run is what runs, and what the workers then do (in a folder for a home)."""
+"""tpu_vm.py: gcloud commands, dry run, and the script on the workers (in a local folder)."""
 
 import concurrent.futures
 import json
@@ -7,17 +7,23 @@ import sys
 
 import pytest
 
-from .conftest import NASTY, ROOT
+from .conftest import HARD_TO_QUOTE, ROOT
 
 WHERE = ("--project", "my-project", "--zone", "z-1")
 FLAGS = ["--project=my-project", "--zone=z-1"]
-MAKE = ("--accelerator-type", "v5p-64", "--runtime-version", "image-1")
-VERBS = {
-    "create": ["create", "me", *MAKE], "spot": ["create", "me", *MAKE, "--spot"],
-    "queued": ["create", "me", *MAKE, "--queued"], "slices": ["create", "me", *MAKE, "--queued", "--slices", "4"],
-    "state": ["state", "me"], "install": ["install", "me", "--queued", "--python", "python3.12"], "logs": ["logs", "me"],
-    "stop": ["stop", "me", "--queued"], "delete": ["delete", "me", "--yes"], "delete queued": ["delete", "me", "--yes", "--queued"],
-}  # fmt: skip
+TYPE = ("--accelerator-type", "v5p-64", "--runtime-version", "image-1")
+CASES = {
+    "create": ["create", "me", *TYPE],
+    "spot": ["create", "me", *TYPE, "--spot"],
+    "queued": ["create", "me", *TYPE, "--queued"],
+    "slices": ["create", "me", *TYPE, "--queued", "--slices", "4"],
+    "state": ["state", "me"],
+    "install": ["install", "me", "--queued", "--python", "python3.12"],
+    "logs": ["logs", "me"],
+    "stop": ["stop", "me", "--queued"],
+    "delete": ["delete", "me", "--yes"],
+    "delete queued": ["delete", "me", "--yes", "--queued"],
+}
 
 
 def command(call: dict) -> list[str]:
@@ -25,95 +31,111 @@ def command(call: dict) -> list[str]:
     return call["argv"][2:]
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "start"])
-def test_the_dry_run_printed_into_bash_is_what_runs(desk, verb):
-    arguments = [*VERBS.get(verb, ["start", "me", "--max-restarts", "7"]), *WHERE]
-    train = ["--", *NASTY] if verb == "start" else []
+@pytest.mark.parametrize("case", [*CASES, "start"])
+def test_running_the_dry_runs_output_makes_the_same_calls(sandbox, case):
+    arguments = [*CASES.get(case, ["start", "me", "--max-restarts", "7"]), *WHERE]
+    train = ["--", *HARD_TO_QUOTE] if case == "start" else []
     absent = {"FAKE_GCLOUD": "[[ $4 != describe || $* == *--format* ]]"}
-    printed = desk.run("tpu_vm.py", *arguments, "--dry-run", *train)
+    printed = sandbox.run("tpu_vm.py", *arguments, "--dry-run", *train)
     assert printed.returncode == 0, printed.stderr
-    assert not desk.calls()
-    assert desk.bash(printed.stdout, **absent).returncode == 0
-    from_bash = desk.calls()
-    done = desk.run("tpu_vm.py", *arguments, *train, **absent)
+    assert not sandbox.calls()
+    assert sandbox.bash(printed.stdout, **absent).returncode == 0
+    from_bash = sandbox.calls()
+    done = sandbox.run("tpu_vm.py", *arguments, *train, **absent)
     assert done.returncode == 0, done.stderr
-    assert desk.calls() == from_bash != []
+    assert sandbox.calls() == from_bash != []
 
 
-def test_create_names_what_gcloud_needs(desk):
-    desk.run("tpu_vm.py", *VERBS["spot"], *WHERE, FAKE_GCLOUD="[[ $4 != describe ]]")
-    look, make = map(command, desk.calls())
-    assert look == ["tpu-vm", "describe", "me", *FLAGS]
-    assert make[:3] == ["tpu-vm", "create", "me"]
-    assert set(make[3:]) == {"--version=image-1", "--accelerator-type=v5p-64", "--spot", *FLAGS}
+def test_create_passes_the_required_flags(sandbox):
+    sandbox.run("tpu_vm.py", *CASES["spot"], *WHERE, FAKE_GCLOUD="[[ $4 != describe ]]")
+    describe, create = map(command, sandbox.calls())
+    assert describe == ["tpu-vm", "describe", "me", *FLAGS]
+    assert create[:3] == ["tpu-vm", "create", "me"]
+    assert set(create[3:]) == {"--version=image-1", "--accelerator-type=v5p-64", "--spot", *FLAGS}
 
-    desk.run("tpu_vm.py", *VERBS["slices"], *WHERE, FAKE_GCLOUD="[[ $4 != describe ]]")
-    make = command(desk.calls()[1])
-    assert make[:3] == ["queued-resources", "create", "me"]
-    assert set(make[3:]) == {
-        "--runtime-version=image-1", "--accelerator-type=v5p-64", "--node-count=4", "--node-prefix=me", *FLAGS,
-    }  # fmt: skip
+    sandbox.run("tpu_vm.py", *CASES["slices"], *WHERE, FAKE_GCLOUD="[[ $4 != describe ]]")
+    create = command(sandbox.calls()[1])
+    assert create[:3] == ["queued-resources", "create", "me"]
+    assert set(create[3:]) == {
+        "--runtime-version=image-1",
+        "--accelerator-type=v5p-64",
+        "--node-count=4",
+        "--node-prefix=me",
+        *FLAGS,
+    }
 
-    desk.run("tpu_vm.py", *VERBS["queued"], *WHERE, FAKE_GCLOUD="[[ $4 != describe ]]")
-    assert "--node-id=me" in command(desk.calls()[1])
-
-
-def test_what_is_there_is_reused(desk):
-    done = desk.run("tpu_vm.py", *VERBS["create"], *WHERE)
-    assert done.returncode == 0 and "there already" in done.stderr
-    assert [command(call)[1] for call in desk.calls()] == ["describe"]
+    sandbox.run("tpu_vm.py", *CASES["queued"], *WHERE, FAKE_GCLOUD="[[ $4 != describe ]]")
+    assert "--node-id=me" in command(sandbox.calls()[1])
 
 
-def test_every_worker_of_every_slice_is_meant(desk):
-    desk.run("tpu_vm.py", "logs", "me", *WHERE)
-    assert "--worker=all" in command(desk.calls()[0])
-    desk.run("tpu_vm.py", "logs", "me", "--queued", *WHERE)
-    assert {"--worker=all", "--node=all", "--batch-size=all"} < set(command(desk.calls()[0]))
+def test_create_reuses_an_existing_vm(sandbox):
+    done = sandbox.run("tpu_vm.py", *CASES["create"], *WHERE)
+    assert done.returncode == 0 and "already exists" in done.stderr
+    assert [command(call)[1] for call in sandbox.calls()] == ["describe"]
 
 
-def test_nothing_is_assumed(desk):
-    done = desk.run("tpu_vm.py", "state", "me", "--zone", "z-1")
-    assert done.returncode == 2 and "--project" in done.stderr and "CLOUDSDK_CORE_PROJECT" in done.stderr
-    done = desk.run("tpu_vm.py", "state", "me", "--project", "my-project")
-    assert done.returncode == 2 and "--zone" in done.stderr and "CLOUDSDK_COMPUTE_ZONE" in done.stderr
-    assert not desk.calls()
-    desk.run("tpu_vm.py", "state", "me", CLOUDSDK_CORE_PROJECT="p-2", CLOUDSDK_COMPUTE_ZONE="z-2")
-    assert command(desk.calls()[0])[-2:] == ["--project=p-2", "--zone=z-2"]
+def test_commands_apply_to_every_worker_of_every_slice(sandbox):
+    sandbox.run("tpu_vm.py", "logs", "me", *WHERE)
+    assert "--worker=all" in command(sandbox.calls()[0])
+    sandbox.run("tpu_vm.py", "logs", "me", "--queued", *WHERE)
+    assert {"--worker=all", "--node=all", "--batch-size=all"} < set(command(sandbox.calls()[0]))
+
+
+def test_project_and_zone_have_no_default(sandbox):
+    done = sandbox.run("tpu_vm.py", "state", "me", "--zone", "z-1")
+    assert (
+        done.returncode == 2
+        and "--project" in done.stderr
+        and "CLOUDSDK_CORE_PROJECT" in done.stderr
+    )
+    done = sandbox.run("tpu_vm.py", "state", "me", "--project", "my-project")
+    assert (
+        done.returncode == 2 and "--zone" in done.stderr and "CLOUDSDK_COMPUTE_ZONE" in done.stderr
+    )
+    assert not sandbox.calls()
+    sandbox.run(
+        "tpu_vm.py", "state", "me", CLOUDSDK_CORE_PROJECT="p-2", CLOUDSDK_COMPUTE_ZONE="z-2"
+    )
+    assert command(sandbox.calls()[0])[-2:] == ["--project=p-2", "--zone=z-2"]
 
 
 @pytest.mark.parametrize(
-    "arguments, says",
+    "arguments, message",
     [
         (["start", "me", *WHERE], "after --"),
         (["logs", "me", *WHERE, "--", "x"], "takes nothing after --"),
-        (["create", "me", *MAKE, "--slices", "2", *WHERE], "--queued"),
+        (["create", "me", *TYPE, "--slices", "2", *WHERE], "--queued"),
     ],
 )
-def test_mistakes_are_told(desk, arguments, says):
-    done = desk.run("tpu_vm.py", *arguments)
-    assert done.returncode == 2 and says in done.stderr and not desk.calls()
+def test_invalid_arguments_are_reported(sandbox, arguments, message):
+    done = sandbox.run("tpu_vm.py", *arguments)
+    assert done.returncode == 2 and message in done.stderr and not sandbox.calls()
 
 
-@pytest.mark.parametrize("answer, deleted", [("y\n", True), ("\n", False), ("n\n", False), ("", False)])
-def test_delete_asks(desk, answer, deleted):
-    done = desk.run("tpu_vm.py", "delete", "me", "--queued", *WHERE, stdin=answer)
+@pytest.mark.parametrize(
+    "answer, deleted", [("y\n", True), ("\n", False), ("n\n", False), ("", False)]
+)
+def test_delete_asks_for_confirmation(sandbox, answer, deleted):
+    done = sandbox.run("tpu_vm.py", "delete", "me", "--queued", *WHERE, stdin=answer)
     assert (done.returncode == 0) == deleted
-    assert [command(call)[:2] for call in desk.calls()] == [["queued-resources", "delete"]] * deleted
+    assert [command(call)[:2] for call in sandbox.calls()] == [
+        ["queued-resources", "delete"]
+    ] * deleted
 
 
-def test_a_failed_command_ends_the_verb_with_its_exit_code(desk):
-    done = desk.run("tpu_vm.py", "install", "me", *WHERE, FAKE_GCLOUD="exit 5")
-    assert done.returncode == 5 and [command(call)[1] for call in desk.calls()] == ["scp"]
+def test_the_first_failing_step_sets_the_exit_code(sandbox):
+    done = sandbox.run("tpu_vm.py", "install", "me", *WHERE, FAKE_GCLOUD="exit 5")
+    assert done.returncode == 5 and [command(call)[1] for call in sandbox.calls()] == ["scp"]
 
 
-def test_a_missing_tool_is_named(desk):
-    (desk.bin / "gcloud").unlink()
-    desk.env["PATH"] = str(desk.bin)
-    done = desk.run("tpu_vm.py", "state", "me", *WHERE)
+def test_a_missing_tool_is_reported(sandbox):
+    (sandbox.bin / "gcloud").unlink()
+    sandbox.env["PATH"] = str(sandbox.bin)
+    done = sandbox.run("tpu_vm.py", "state", "me", *WHERE)
     assert done.returncode == 127 and "gcloud is not on PATH" in done.stderr
 
 
-# ---- on the workers --------------------------------------------------------------------------------------------------
+# ---- on the workers ------------------------------------------------------------------------------
 
 PAXLIKE = """#!{python} -IS
 import json, os, signal, sys
@@ -139,77 +161,89 @@ sys.exit(codes[min(n, len(codes)) - 1])
 
 
 @pytest.fixture
-def worker(desk):
-    """Makes a home with the tree in ~/paxlike and a `paxlike` that ends with the given codes, or waits for SIGTERM."""
+def worker(sandbox):
+    """make(codes): a home directory with the repository in ~/paxlike and a fake `paxlike`.
+
+    The fake exits with the codes in turn; with "wait", it waits for SIGTERM. Returns ~/paxlike.
+    """
 
     def make(codes):
-        home = desk.folder / "home"
+        home = sandbox.folder / "home"
         (home / "paxlike" / ".venv" / "bin").mkdir(parents=True)
         shutil.copytree(ROOT / "launch", home / "paxlike" / "launch")
         fake = home / "paxlike" / ".venv" / "bin" / "paxlike"
         fake.write_text(PAXLIKE.format(python=sys.executable, codes=repr(codes)))
         fake.chmod(0o755)
-        # What ssh does: the user's shell gets --command as one text, in the home folder.
-        ssh = 'for a; do [[ $a == --command=* ]] && { cd "$HOME"; exec bash -c "${a#--command=}"; }; done; true'
-        desk.env |= {"HOME": str(home), "FAKE_GCLOUD": ssh, "PAXLIKE_RESTART_SECONDS": "0"}
+        # Like ssh: the user's shell runs --command, a single string, in the home directory.
+        ssh = (
+            "for a; do [[ $a == --command=* ]] && "
+            '{ cd "$HOME"; exec bash -c "${a#--command=}"; }; done; true'
+        )
+        sandbox.env |= {"HOME": str(home), "FAKE_GCLOUD": ssh, "PAXLIKE_RESTART_SECONDS": "0"}
         return home / "paxlike"
 
     return make
 
 
-def test_arguments_arrive_whole_on_the_worker(desk, worker):
-    there = worker([0])
-    done = desk.run("tpu_vm.py", "start", "me", *WHERE, "--", *NASTY)
+def test_arguments_reach_the_worker_unchanged(sandbox, worker):
+    home = worker([0])
+    done = sandbox.run("tpu_vm.py", "start", "me", *WHERE, "--", *HARD_TO_QUOTE)
     assert done.returncode == 0 and "started" in done.stdout, done.stderr
-    assert "attempt 1" in desk.run("tpu_vm.py", "logs", "me", *WHERE).stdout
-    assert [json.loads(line) for line in (there / "calls.jsonl").read_text().splitlines()] == [["train", *NASTY]]
-    assert not list(desk.folder.rglob("pwned"))
+    assert "attempt 1" in sandbox.run("tpu_vm.py", "logs", "me", *WHERE).stdout
+    assert [json.loads(line) for line in (home / "calls.jsonl").read_text().splitlines()] == [
+        ["train", *HARD_TO_QUOTE]
+    ]
+    assert not list(sandbox.folder.rglob("pwned"))
 
 
 @pytest.mark.parametrize(
     "codes, restarts, attempts",
     [([1, 134, 0], 3, 3), ([1], 2, 3), ([1], 0, 1), ([2], 5, 1), ([0], 5, 1)],
-    ids=["recovers", "gives up", "no restarts", "the user's mistake", "done"],
+    ids=["recovers", "gives up", "no restarts", "user error", "done"],
 )
-def test_a_worker_starts_again_after_a_crash(desk, worker, codes, restarts, attempts):
-    there = worker(codes)
-    desk.run("tpu_vm.py", "start", "me", "--max-restarts", str(restarts), *WHERE, "--", "c.py")
-    told = desk.run("tpu_vm.py", "logs", "me", *WHERE).stdout
-    assert len((there / "calls.jsonl").read_text().splitlines()) == attempts
-    assert told.count("attempt ") == attempts and ("not starting again" in told) == (codes == [1])
-    assert all(": " in line for line in told.splitlines())
+def test_a_worker_restarts_after_a_crash(sandbox, worker, codes, restarts, attempts):
+    home = worker(codes)
+    sandbox.run("tpu_vm.py", "start", "me", "--max-restarts", str(restarts), *WHERE, "--", "c.py")
+    output = sandbox.run("tpu_vm.py", "logs", "me", *WHERE).stdout
+    assert len((home / "calls.jsonl").read_text().splitlines()) == attempts
+    assert output.count("attempt ") == attempts and ("not restarting" in output) == (codes == [1])
+    assert all(": " in line for line in output.splitlines())
 
 
-def test_stop_waits_for_what_is_saved_and_starts_nothing_again(desk, worker):
-    there = worker("wait")
-    desk.run("tpu_vm.py", "start", "me", *WHERE, "--", "c.py")
-    assert desk.bash(f"until [ -e {there}/ready ]; do sleep .02; done").returncode == 0
-    again = desk.run("tpu_vm.py", "start", "me", *WHERE, "--", "c.py")
-    assert again.returncode == 1 and "training already" in again.stderr
+def test_stop_waits_for_the_save_and_does_not_restart(sandbox, worker):
+    home = worker("wait")
+    sandbox.run("tpu_vm.py", "start", "me", *WHERE, "--", "c.py")
+    assert sandbox.bash(f"until [ -e {home}/ready ]; do sleep .02; done").returncode == 0
+    second = sandbox.run("tpu_vm.py", "start", "me", *WHERE, "--", "c.py")
+    assert second.returncode == 1 and "already training" in second.stderr
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        stopping = pool.submit(desk.run, "tpu_vm.py", "stop", "me", *WHERE)
-        desk.bash(f"until [ -e {there}/saving ]; do sleep .02; done")
-        (there / "may-end").touch()
+        stopping = pool.submit(sandbox.run, "tpu_vm.py", "stop", "me", *WHERE)
+        sandbox.bash(f"until [ -e {home}/saving ]; do sleep .02; done")
+        (home / "may-end").touch()
         done = stopping.result()
     assert done.returncode == 0 and "stopped" in done.stdout, done.stderr
-    assert (there / "logs" / "train.log").read_text().split() == ["training", "saved"]
-    assert len((there / "calls.jsonl").read_text().splitlines()) == 1
-    assert "not training" in desk.run("tpu_vm.py", "stop", "me", *WHERE).stdout
+    assert (home / "logs" / "train.log").read_text().split() == ["training", "saved"]
+    assert len((home / "calls.jsonl").read_text().splitlines()) == 1
+    assert "not training" in sandbox.run("tpu_vm.py", "stop", "me", *WHERE).stdout
 
 
-def test_install_brings_what_is_committed_and_keeps_runs(desk, worker):
-    there = worker([0])
-    (there / "runs").mkdir()
-    (there / "paxlike").mkdir()
-    (there / "paxlike" / "gone.py").touch()
-    # scp copies; then ssh. pip is a recorder.
+def test_install_copies_the_committed_files_and_keeps_runs(sandbox, worker):
+    home = worker([0])
+    (home / "runs").mkdir()
+    (home / "paxlike").mkdir()
+    (home / "paxlike" / "gone.py").touch()
+    # scp copies the archive; a fake Python records the calls of pip.
     copy = '[[ $4 == scp ]] && { cp "$5" "$HOME/paxlike.tar.gz"; exit; }; '
-    fake_python = desk.bin / "python3.99"
-    fake_python.write_text('#!/bin/sh\necho "$@" >> python-calls\nmkdir -p .venv/bin\nln -sf "$0" .venv/bin/python\n')
+    fake_python = sandbox.bin / "python3.99"
+    fake_python.write_text(
+        '#!/bin/sh\necho "$@" >> python-calls\nmkdir -p .venv/bin\nln -sf "$0" .venv/bin/python\n'
+    )
     fake_python.chmod(0o755)
-    desk.env["FAKE_GCLOUD"] = copy + desk.env["FAKE_GCLOUD"]
-    done = desk.run("tpu_vm.py", "install", "me", "--python", "python3.99", *WHERE)
+    sandbox.env["FAKE_GCLOUD"] = copy + sandbox.env["FAKE_GCLOUD"]
+    done = sandbox.run("tpu_vm.py", "install", "me", "--python", "python3.99", *WHERE)
     assert done.returncode == 0, done.stderr
-    assert (there / "paxlike" / "cli.py").is_file() and (there / "runs").is_dir()
-    assert not (there / "paxlike" / "gone.py").exists()
-    assert "pip install --quiet --upgrade --editable .[tpu,gcs]" in (there / "python-calls").read_text()
+    assert (home / "paxlike" / "cli.py").is_file() and (home / "runs").is_dir()
+    assert not (home / "paxlike" / "gone.py").exists()
+    assert (
+        "pip install --quiet --upgrade --editable .[tpu,gcs]" in (home / "python-calls").read_text()
+    )

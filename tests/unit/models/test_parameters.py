@@ -1,4 +1,4 @@
-"""The decoder's parameters: names and shapes as counted without JAX, names that say their shapes, counts as published."""
+"""The decoder's parameters: shapes as counted without JAX and as named; published counts."""
 
 import dataclasses
 from pathlib import Path
@@ -9,10 +9,12 @@ from helpers import flat, mesh_of, numerics_of
 
 from paxlike.accounting.parameters import parameter_count, stored_parameter_count, stored_shapes
 from paxlike.config import Config, ModelConfig, load
-from paxlike.parallel.axes import letters_of, sizes
-from paxlike.train.state import abstract_params
+from paxlike.parallel.axes import sizes, stored_letters
+from paxlike.training.state import abstract_params
 
-CONFIGS = {file.stem: load(file) for file in sorted((Path(__file__).parents[3] / "configs").glob("*.py"))}
+CONFIGS = {
+    file.stem: load(file) for file in sorted((Path(__file__).parents[3] / "configs").glob("*.py"))
+}
 PALM = {"palm_8b": 8_632_012_800, "palm_62b": 62_495_662_080, "palm_540b": 540_356_474_880}
 
 LLAMA = {"block": "serial", "norm": "rms", "head": "untied", "head_dim": 128}
@@ -20,7 +22,8 @@ LLAMA_2_7B = ModelConfig(
     layers=32, d_model=4096, heads=32, kv_heads=32, d_ff=11_008, vocab_size=32_000, **LLAMA
 )  # fmt: skip
 LLAMA_3_8B = ModelConfig(
-    layers=32, d_model=4096, heads=32, kv_heads=8, d_ff=14_336, vocab_size=128_256, rope_theta=500_000, **LLAMA
+    layers=32, d_model=4096, heads=32, kv_heads=8, d_ff=14_336, vocab_size=128_256,
+    rope_theta=500_000, **LLAMA,
 )  # fmt: skip
 GPT_3 = ModelConfig(
     layers=96, d_model=12_288, heads=96, kv_heads=96, head_dim=128, d_ff=49_152, vocab_size=50_257,
@@ -32,47 +35,57 @@ MODELS = {name: config.model for name, config in CONFIGS.items()} | {
 
 
 def made(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the decoder's own parameters; nothing is computed."""
+    """Name -> shape of the decoder's parameters; nothing is computed."""
     config = Config(model=model)
     with jax.set_mesh(mesh_of()):
-        return {name: leaf.shape for name, leaf in flat(abstract_params(config, numerics_of(config))).items()}
+        return {
+            name: leaf.shape
+            for name, leaf in flat(abstract_params(config, numerics_of(config))).items()
+        }
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_counted_is_what_is_made(name):
+def test_counted_shapes_are_those_of_the_parameters(name):
     model = MODELS[name]
     counted = dict(stored_shapes(model))
     shapes = made(model)
     assert shapes == counted
     size = sizes(model)
     for parameter, shape in shapes.items():
-        letters = "L" * parameter.startswith("blocks/") + letters_of(parameter)
+        letters = stored_letters(parameter)
         assert shape == tuple(size[letter] for letter in letters), parameter
 
 
 @pytest.mark.parametrize("name", PALM)
 def test_palm_counts(name):
-    """The shapes of PaLM's table 1 make 8.63, 62.50 and 540.36 billion parameters, as the table says."""
+    """8.63, 62.50 and 540.36 billion parameters, as in PaLM's table 1."""
     model = MODELS[name]
     assert parameter_count(model) == PALM[name]
-    assert stored_parameter_count(model) - PALM[name] == (model.vocab_rows - model.vocab_size) * model.d_model
+    assert (
+        stored_parameter_count(model) - PALM[name]
+        == (model.vocab_rows - model.vocab_size) * model.d_model
+    )
 
 
 def test_llama_counts():
-    """Exactly those of the published weights (Llama 2, arXiv 2307.09288; Llama 3, arXiv 2407.21783)."""
+    """Those of the published weights (Llama 2, arXiv 2307.09288; Llama 3, arXiv 2407.21783)."""
     assert parameter_count(LLAMA_2_7B) == 6_738_415_616
     assert parameter_count(LLAMA_3_8B) == 8_030_261_248
 
 
 def test_gpt_3_count():
-    """174.6 B (Brown et al., arXiv 2005.14165, table D.1), less biases, norm biases and learned positions, to the last parameter."""
+    """174.6 B (Brown et al., arXiv 2005.14165, table D.1), exact, without biases, norm biases and
+    learned positions."""
     D, F, L = GPT_3.d_model, GPT_3.d_ff, GPT_3.layers
-    not_here = L * (3 * D + D + F + D + 2 * D) + D + 2048 * D
-    assert parameter_count(GPT_3) + not_here == 174_604_259_328
+    absent = L * (3 * D + D + F + D + 2 * D) + D + 2048 * D
+    assert parameter_count(GPT_3) + absent == 174_604_259_328
     assert parameter_count(GPT_3) == pytest.approx(174.6e9, rel=0.01)
 
 
 def test_a_padded_vocabulary_is_stored_and_not_counted():
     model = dataclasses.replace(LLAMA_3_8B, vocab_size=128_200)
-    assert made(model)["head_DV"] == (4096, 128_256) and made(model)["embedding_VD"] == (128_256, 4096)
+    assert made(model)["head_DV"] == (4096, 128_256) and made(model)["embedding_VD"] == (
+        128_256,
+        4096,
+    )
     assert stored_parameter_count(model) - parameter_count(model) == 2 * 56 * 4096

@@ -1,17 +1,15 @@
-"""Attention and its gradients, element by element, against the formula and its derivative in float64, whole and cut over meshes."""
+"""Attention and its gradients, element by element, on one device and on meshes, against the
+formula and its derivative in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from helpers import mesh_of, put, sharded_attention
 
-from paxlike.config import MeshConfig
-from paxlike.nn.attention import attention
-from paxlike.parallel.mesh import make_mesh, spec
-
-KV_HEADS = pytest.mark.parametrize("kv_heads", [1, 2, 4], ids=["multi-query", "grouped", "multi-head"])
+KV_HEADS = pytest.mark.parametrize(
+    "kv_heads", [1, 2, 4], ids=["multi-query", "grouped", "multi-head"]
+)
 SEGMENTS = pytest.mark.parametrize("segmented", [False, True], ids=["one document", "documents"])
 
 
@@ -46,7 +44,7 @@ def arrays(kv_heads, segmented, *, batch=2, length=24, heads=4, head_dim=8, dtyp
         draw.normal(size=(batch, length, n, head_dim)).astype(jnp.dtype(dtype))
         for n in (heads, kv_heads, kv_heads, heads)
     )
-    # Documents of any length, those of one token among them; the last one is 0, as padding is.
+    # Documents of any length, also of one token; the last one is 0, as padding is.
     starts = (draw.random((batch, length)) < 0.15).cumsum(1).astype(np.int32) + 1
     starts[:, length - 3 :] = 0
     return q, k, v, starts if segmented else None, weights
@@ -54,23 +52,20 @@ def arrays(kv_heads, segmented, *, batch=2, length=24, heads=4, head_dim=8, dtyp
 
 def computed(implementation, q, k, v, segments, weights, sizes=(1, 1, 1)):
     """(o, dq, dk, dv) by `attention` on a mesh of these sizes."""
-    pod, data, model = sizes
-    mesh = make_mesh(MeshConfig(pod=pod, data=data, model=model), jax.devices()[: pod * data * model])
-    with jax.set_mesh(mesh):
-        rows = spec("BTNH", q.shape)[0]
-
-        def place(x, dims):
-            return jax.device_put(x, NamedSharding(mesh, spec(dims, x.shape)))
-
-        ids = None if segments is None else jax.device_put(segments, NamedSharding(mesh, P(rows, None)))
+    with jax.set_mesh(mesh_of(*sizes)):
+        ids = None if segments is None else put("BT", segments)
 
         @jax.jit
         def both(q, k, v, ids, weights):
-            o, back = jax.vjp(lambda q, k, v: attention(q, k, v, ids, implementation), q, k, v)
+            def attend(q, k, v):
+                return sharded_attention(q, k, v, ids, implementation)
+
+            o, back = jax.vjp(attend, q, k, v)
             assert o.dtype == q.dtype and jax.typeof(o).sharding.spec == jax.typeof(q).sharding.spec
             return o, *back(weights)
 
-        return both(place(q, "BTNH"), place(k, "BSKH"), place(v, "BSKH"), ids, place(weights, "BTNH"))
+        names = ("BTNH", q), ("BSKH", k), ("BSKH", v)
+        return both(*(put(*pair) for pair in names), ids, put("BTNH", weights))
 
 
 def assert_close(found, wanted, tolerance):
@@ -83,14 +78,14 @@ def assert_close(found, wanted, tolerance):
 @pytest.mark.parametrize("implementation", ["reference", "blocked", "xla"])
 @KV_HEADS
 @SEGMENTS
-def test_the_formula(implementation, kv_heads, segmented):
+def test_values_and_gradients_follow_the_formula(implementation, kv_heads, segmented):
     given = arrays(kv_heads, segmented)
     assert_close(computed(implementation, *given), exact(*given), 2e-6)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blocked", "xla"])
 def test_the_formula_in_bfloat16(implementation):
-    """bfloat16 keeps 8 bits: 2^-8 = 0.4 % for each rounding of the probabilities and the results."""
+    """bfloat16 keeps 8 bits: each rounding of probabilities and results is up to 2^-8 = 0.4 %."""
     given = arrays(2, True, dtype="bfloat16")
     assert_close(computed(implementation, *given), exact(*given), 2e-2)
 
@@ -104,7 +99,7 @@ def test_several_blocks_of_queries(length, kv_heads, segmented):
     assert_close(computed("blocked", *given), exact(*given), 2e-6)
 
 
-# Splash attention, interpreted. It multiplies q by the scale in the compute dtype and takes its matmuls' inputs in it.
+# Splash attention, interpreted. It scales q, and takes its matmuls' inputs, in the compute dtype.
 @pytest.mark.parametrize(
     ("kv_heads", "segmented", "length", "head_dim", "dtype", "tolerance"),
     [
@@ -113,7 +108,7 @@ def test_several_blocks_of_queries(length, kv_heads, segmented):
         (4, True, 256, 64, "bfloat16", 2e-2),
     ],
 )
-def test_splash_is_the_formula(kv_heads, segmented, length, head_dim, dtype, tolerance):
+def test_splash_follows_the_formula(kv_heads, segmented, length, head_dim, dtype, tolerance):
     given = arrays(kv_heads, segmented, batch=1, length=length, head_dim=head_dim, dtype=dtype)
     assert_close(computed("splash", *given), exact(*given), tolerance)
 
@@ -122,7 +117,7 @@ def test_splash_is_the_formula(kv_heads, segmented, length, head_dim, dtype, tol
 @pytest.mark.parametrize("kv_heads", [1, 2, 4, 8])
 @pytest.mark.parametrize("implementation", ["reference", "blocked"])
 def test_on_a_mesh(implementation, sizes, kv_heads):
-    """Heads cut over `model`, with fewer key/value heads than shards, as many, and more."""
+    """Heads sharded over `model`, with fewer key/value heads than shards, as many, and more."""
     given = arrays(kv_heads, True, batch=4, heads=8)
     assert_close(computed(implementation, *given, sizes), exact(*given), 2e-6)
 

@@ -1,4 +1,4 @@
-"""The sharded matmuls: their values and gradients against plain einsums, and the collectives of the program they compile to."""
+"""Sharded matmuls: values and gradients against plain einsums, and the compiled collectives."""
 
 import collections
 import dataclasses
@@ -8,50 +8,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import device_batch, error, host_batch, host_params, mean_loss, mesh_of, model_config, place, put
+from helpers import (
+    device_batch,
+    error,
+    host_batch,
+    host_params,
+    mesh_of,
+    model_config,
+    place,
+    put,
+    stream_products,
+    stream_update,
+    terms,
+    training_loss,
+)
 from jax.sharding import NamedSharding
 
 from paxlike.accounting.hlo_collectives import list_collectives
 from paxlike.config import PrecisionConfig
-from paxlike.nn.einsum import combine, project
+from paxlike.nn.collectives import on_devices
+from paxlike.nn.einsum import Kernel, einsum
 from paxlike.parallel.mesh import spec, weight_spec
 
 B, T, L = 8, 20, 3
 D, F, N, H = 32, 48, 8, 4
 WEIGHTS = {"DNH": (D, N, H), "DF": (D, F), "NHD": (N, H, D), "FD": (F, D)}
+FROM_STREAM = ("BTD,DNH->BTNH", "BTD,DKH->BTKH", "BTD,DF->BTF")
+TO_STREAM = ("BTNH,NHD->BTD", "BTF,FD->BTD")
 
 
-# ---- values ------------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 4), (2, 2, 2)], ids=lambda sizes: "x".join(map(str, sizes)))
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (1, 2, 4), (2, 2, 2)], ids=lambda sizes: "x".join(map(str, sizes))
+)
 @pytest.mark.parametrize("K", [1, 8])
-def test_project_and_combine_are_einsums(sizes, K):
-    """Outputs and every gradient. With K = 1 the weight has no letter on `model`, and its product is a sum over it."""
+def test_values_and_gradients_are_those_of_plain_einsums(sizes, K):
+    """With K = 1 no letter of wk_DKH is sharded over `model`, and its product is summed over it."""
     random = np.random.default_rng(0)
     shapes = {
-        "BTD": (B, T, D),
-        "BTNH": (B, T, N, H),
-        "BTKH": (B, T, K, H),
-        "BTF": (B, T, F),
-        "DKH": (D, K, H),
-        **WEIGHTS,
+        "BTD": (B, T, D), "BTNH": (B, T, N, H), "BTKH": (B, T, K, H), "BTF": (B, T, F),
+        "DKH": (D, K, H), **WEIGHTS,
+    }  # fmt: skip
+    given = {
+        letters: random.standard_normal(shape).astype(np.float32)
+        for letters, shape in shapes.items()
     }
-    given = {letters: random.standard_normal(shape).astype(np.float32) for letters, shape in shapes.items()}
 
-    def ours(a):
-        q, k, h = project(
-            a["BTD"], "BTD,DNH->BTNH", a["DNH"], "BTD,DKH->BTKH", a["DKH"], "BTD,DF->BTF", a["DF"], gradients="float32"
-        )
-        back = combine("BTNH,NHD->BTD", a["BTNH"], a["NHD"], "BTF,FD->BTD", a["BTF"], a["FD"], gradients="float32")
-        return q, k, h, back
+    def sharded(a):
+        outs = stream_products(FROM_STREAM, a["BTD"], [a[terms(e)[1]] for e in FROM_STREAM])
+        pairs = [(a[x], a[w]) for x, w, _ in map(terms, TO_STREAM)]
+        return *outs, stream_update(TO_STREAM, *zip(*pairs, strict=True))
 
     def plain(a):
-        outs = [
-            jnp.einsum(f"BTD,{w}->{out}", a["BTD"], a[w])
-            for w, out in (("DNH", "BTNH"), ("DKH", "BTKH"), ("DF", "BTF"))
-        ]
-        return *outs, jnp.einsum("BTNH,NHD->BTD", a["BTNH"], a["NHD"]) + jnp.einsum("BTF,FD->BTD", a["BTF"], a["FD"])
+        one = {e: jnp.einsum(e, *(a[d] for d in terms(e)[:2])) for e in (*FROM_STREAM, *TO_STREAM)}
+        return *(one[e] for e in FROM_STREAM), sum(one[e] for e in TO_STREAM)
 
     def both(f, a, cotangents):
         outs, pull = jax.vjp(f, a)
@@ -61,11 +73,14 @@ def test_project_and_combine_are_einsums(sizes, K):
     cotangents = [random.standard_normal(shapes[name]).astype(np.float32) for name in names]
     expected = both(plain, given, tuple(cotangents))
     with jax.set_mesh(mesh_of(*sizes)):
-        places = {letters: (spec if letters[0] == "B" else weight_spec)(letters, shapes[letters]) for letters in shapes}
-        placed = jax.device_put(
-            given, {letters: NamedSharding(jax.sharding.get_mesh(), p) for letters, p in places.items()}
-        )
-        actual = jax.jit(functools.partial(both, ours))(placed, tuple(map(put, names, cotangents)))
+        places = {
+            letters: (spec if letters[0] == "B" else weight_spec)(letters, shapes[letters])
+            for letters in shapes
+        }
+        mesh = jax.sharding.get_mesh()
+        placed = jax.device_put(given, {d: NamedSharding(mesh, p) for d, p in places.items()})
+        step = jax.jit(functools.partial(both, sharded))
+        actual = step(placed, tuple(map(put, names, cotangents)))
         for letters, gradient in actual[1].items():
             assert jax.typeof(gradient) == jax.typeof(placed[letters]), letters
         for name, got, wanted in zip(names, jax.device_get(actual[0]), expected[0], strict=True):
@@ -74,19 +89,39 @@ def test_project_and_combine_are_einsums(sizes, K):
             assert error(gradient, expected[1][letters]) < 2e-6, letters
 
 
-# ---- the compiled program ----------------------------------------------------------------------------------------------
+def test_no_gathered_array_is_kept_for_the_backward_pass():
+    """It keeps the shards that it was given, of the weights and of x, and gathers them again."""
+    with jax.set_mesh(mesh_of(1, 2, 4)):
+        place_x, place_w = spec("BTF", (B, T, F)), weight_spec("FD", (F, D))
+
+        def kept(x_BTF, shard_FD):
+            def product(x, w):
+                return einsum("BTF,FD->BTD", x, Kernel(w, tuple(place_w), "float32"))
+
+            return jax.tree.leaves(jax.vjp(product, x_BTF, shard_FD)[1])
+
+        run = on_devices(kept, (place_x, place_w), jax.P())
+        arrays = jax.device_put(
+            (jnp.zeros((B, T, F)), jnp.zeros((F, D))),
+            tuple(NamedSharding(jax.sharding.get_mesh(), spec) for spec in (place_x, place_w)),
+        )
+        shapes = {x.shape for x in jax.eval_shape(run, *arrays)}
+    assert shapes == {(B // 2, T, F // 4), (F // 4, D // 2)}
 
 
-def loss_gradient(config, batch):
-    """The jitted gradient of a PaLM block's scan, and its parameters on the mesh in force."""
-    return jax.jit(jax.grad(functools.partial(mean_loss, config))), place(config, host_params(config)), batch
+# ---- the compiled program ------------------------------------------------------------------------
+
+
+def training_gradients(config, params, batch):
+    return training_loss(config, params, batch)[1]
 
 
 def block_collectives(sizes, **changes):
     """[(kind, axis, payload)] of one layer, forward and backward, on a pod x data x model mesh."""
     config = model_config(layers=L, **changes)
     with jax.set_mesh(mesh_of(*sizes)):
-        step, *arguments = loss_gradient(config, device_batch(host_batch(config, B, T)))
+        step = jax.jit(functools.partial(training_gradients, config))
+        arguments = place(config, host_params(config)), device_batch(host_batch(config, B, T))
         text = step.lower(*arguments).compile().as_text()
     rows = list_collectives(text, dict(zip(("pod", "data", "model"), sizes, strict=True)))
     assert {row.times for row in rows if row.in_loop} == {L}
@@ -94,7 +129,7 @@ def block_collectives(sizes, **changes):
 
 
 def sent(rows):
-    """Bytes by kind and axis: sums, because a compiler may join what is sent at one time."""
+    """Bytes by kind and axis: sums, because a compiler may combine collectives."""
     sums = collections.Counter()
     for kind, axis, payload in rows:
         sums[kind, axis] += payload
@@ -107,38 +142,44 @@ def weight_bytes(model):
 
 
 def test_collectives_of_a_multi_head_block():
-    """1 x 2 x 4: weights gathered over data, twice; gradients scattered, once; five passages of the stream over model.
+    """1 x 2 x 4: weights are gathered twice over `data` and their gradients scattered once; the
+    stream passes over `model` five times.
 
-    The XLA of CPUs leaves reduce-scatters as they are written, so that the list is exact.
+    XLA's CPU backend leaves reduce-scatters as they are, so that the list is exact.
     """
     model, rows = block_collectives((1, 2, 4), kv_heads=8)
     gathered, stream, statistics = weight_bytes(model) // 4, 4 * (B // 2) * T * D, 4 * (B // 2) * T
     sums = sent(rows)
     assert sums.pop(("all-gather", "data")) == 2 * gathered
     assert sums.pop(("reduce-scatter", "data")) == gathered
-    assert sums.pop(("all-gather", "model")) == 3 * stream  # to the projections; both sides' gradients
-    assert sums.pop(("reduce-scatter", "model")) == 2 * stream  # from the block; its gradient
-    assert sums.pop(("all-reduce", "data")) == 4 * D // 4  # the norm scale's gradient, as it lies
+    # For the projections, forward and backward; the gradient of the block's output.
+    assert sums.pop(("all-gather", "model")) == 3 * stream
+    # The block's output; the gradient of its input.
+    assert sums.pop(("reduce-scatter", "model")) == 2 * stream
+    assert sums.pop(("all-reduce", "data")) == 4 * D // 4  # the norm scale's gradient, as sharded
     assert sums.pop(("all-reduce", "model")) <= 4 * statistics  # of the norm, forward and backward
     assert not sums
 
 
 def test_multi_query_sums_keys_and_values_over_model():
-    """Beside what a multi-head block sends: the one key/value head's products, and their gradients."""
+    """In addition to what a multi-head block sends: the key/value head's products, and their
+    gradients."""
     model, rows = block_collectives((1, 2, 4), kv_heads=1)
     head, statistics = 4 * (B // 2) * T * H, 4 * (B // 2) * T
     whole = [
-        payload for kind, axis, payload in rows if (kind, axis) == ("all-reduce", "model") and payload > statistics
+        payload
+        for kind, axis, payload in rows
+        if (kind, axis) == ("all-reduce", "model") and payload > statistics
     ]
     assert sum(whole) == 2 * 2 * head
-    in_use = weight_bytes(model) // 4  # cut over model, whether by heads or by D
+    in_use = weight_bytes(model) // 4  # sharded over model, by heads or by D
     assert sent(rows)["all-gather", "data"] == 2 * in_use
     assert sent(rows)["reduce-scatter", "data"] == in_use
     assert sent(rows)["all-reduce", "data"] == 4 * D // 4
 
 
-def test_only_the_gradients_shards_cross_pods():
-    """2 x 2 x 2: what is summed over pod is each device's own share of the gradient; nothing else goes there."""
+def test_only_gradient_shards_cross_pods():
+    """2 x 2 x 2: each device sums its own shard of the gradient over `pod`, and nothing else."""
     model, rows = block_collectives((2, 2, 2), kv_heads=8)
     across = [(kind, payload) for kind, axis, payload in rows if "pod" in axis]
     assert {kind for kind, _ in across} == {"all-reduce"}
@@ -146,7 +187,7 @@ def test_only_the_gradients_shards_cross_pods():
     assert sent(rows)["reduce-scatter", "data"] == weight_bytes(model) // 2
 
 
-# ---- dtypes ------------------------------------------------------------------------------------------------------------
+# ---- dtypes --------------------------------------------------------------------------------------
 
 
 def equations(jaxpr):
@@ -161,14 +202,17 @@ def equations(jaxpr):
 
 @pytest.mark.parametrize("gradients", ["float32", "bfloat16"])
 def test_gradients_are_reduced_in_their_own_dtype(gradients):
-    """Under bfloat16 compute: gathers and the stream in bfloat16, the reduction of gradients in `gradients`, over pod too.
+    """Under bfloat16 compute, gathers and the stream are bfloat16. Gradients are reduced in
+    `gradients`, also over `pod`.
 
-    Read before compilation: the XLA of CPUs widens bfloat16 collectives to float32.
+    Read before compilation: XLA's CPU backend widens bfloat16 collectives to float32.
     """
-    config = dataclasses.replace(model_config(kv_heads=8), precision=PrecisionConfig("bfloat16", gradients=gradients))
+    config = dataclasses.replace(
+        model_config(kv_heads=8), precision=PrecisionConfig("bfloat16", gradients=gradients)
+    )
     with jax.set_mesh(mesh_of(2, 2, 2)):
-        step, *arguments = loss_gradient(config, device_batch(host_batch(config, B, T)))
-        traced = jax.make_jaxpr(step)(*arguments)
+        arguments = place(config, host_params(config)), device_batch(host_batch(config, B, T))
+        traced = jax.make_jaxpr(functools.partial(training_gradients, config))(*arguments)
     dtypes = collections.defaultdict(set)
     for equation in equations(traced.jaxpr):
         axes = equation.params.get("axis_name", equation.params.get("axes"))

@@ -1,13 +1,12 @@
-"""Lookups in a table that is cut both ways: every device finds its own rows, and their gradients add up there."""
+"""Lookups in a table that is sharded both ways: devices find their rows and sum their gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import error, mesh_of, put
+from helpers import error, mesh_of, put, sharded_lookup
 from jax.sharding import NamedSharding
 
-from paxlike.nn.embedding import lookup
 from paxlike.parallel.mesh import weight_spec
 
 B, T, D, V = 8, 5, 16, 24
@@ -15,12 +14,12 @@ B, T, D, V = 8, 5, 16, 24
 
 def both(sizes, table, tokens, cotangent, **dtypes):
     """(x_BTD, the table's gradient), on the host, and the gradient's sharding."""
-    with jax.set_mesh(mesh_of(*sizes)) as _:
+    with jax.set_mesh(mesh_of(*sizes)):
         places = NamedSharding(jax.sharding.get_mesh(), weight_spec("VD", table.shape))
 
         @jax.jit
         def run(table, tokens, cotangent):
-            x, pullback = jax.vjp(lambda table: lookup(table, tokens, **dtypes), table)
+            x, pullback = jax.vjp(lambda table: sharded_lookup(table, tokens, **dtypes), table)
             return x, *pullback(cotangent)
 
         x, gradient = run(jax.device_put(table, places), put("BT", tokens), put("BTD", cotangent))
@@ -30,7 +29,7 @@ def both(sizes, table, tokens, cotangent, **dtypes):
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 4), (2, 2, 2)])
 def test_rows_and_their_gradients(sizes):
-    """Tokens come several times, the first and the last row of every shard among them; some rows never come."""
+    """Tokens repeat and include each shard's first and last row; some rows never occur."""
     random = np.random.default_rng(0)
     table = random.standard_normal((V, D)).astype(np.float32)
     tokens = random.choice([0, 5, 6, 11, 12, 17, 18, 23], (B, T)).astype(np.int32)
@@ -44,7 +43,7 @@ def test_rows_and_their_gradients(sizes):
 
 
 def test_sums_in_the_dtype_of_gradients():
-    """256 ones and a 256th of one: bfloat16 cannot hold more than 256 ones, float32 counts them all."""
+    """300 ones: a bfloat16 sum of ones stops at 256, a float32 sum does not."""
     table, tokens = np.ones((V, D), np.float32), np.full((1, 300), 7, np.int32)
     cotangent = np.ones((1, 300, D), jnp.bfloat16)
     found = {}

@@ -14,12 +14,18 @@ def turned(x_BTNH, positions_BT, theta=THETA):
     half = x_BTNH.shape[-1] // 2
     x = x_BTNH.astype(np.float64)
     z = x[..., :half] + 1j * x[..., half:]
-    z = z * np.exp(1j * positions_BT[:, :, None, None] * theta ** (-2 * np.arange(half) / (2 * half)))
+    z = z * np.exp(
+        1j * positions_BT[:, :, None, None] * theta ** (-2 * np.arange(half) / (2 * half))
+    )
     return np.concatenate([z.real, z.imag], -1)
 
 
 def draw(batch=2, length=12, heads=3, head_dim=8, dtype="float32"):
-    return np.random.default_rng(0).normal(size=(batch, length, heads, head_dim)).astype(jnp.dtype(dtype))
+    return (
+        np.random.default_rng(0)
+        .normal(size=(batch, length, heads, head_dim))
+        .astype(jnp.dtype(dtype))
+    )
 
 
 @pytest.mark.parametrize("theta", [THETA, 500.0])
@@ -30,7 +36,9 @@ def test_complex_multiplication(theta):
 
 def test_one_row_of_positions_serves_the_batch():
     x, positions = draw(), np.arange(12, dtype=np.int32)[None]
-    np.testing.assert_array_equal(rotate(x, positions, THETA), rotate(x, positions.repeat(2, 0), THETA))
+    np.testing.assert_array_equal(
+        rotate(x, positions, THETA), rotate(x, positions.repeat(2, 0), THETA)
+    )
 
 
 def test_position_zero_is_left_alone_and_lengths_are_kept():
@@ -41,16 +49,18 @@ def test_position_zero_is_left_alone_and_lengths_are_kept():
     np.testing.assert_allclose((found**2).sum(-1), (x**2).sum(-1), rtol=1e-5)
 
 
-def test_bfloat16_is_turned_in_float32():
-    """At position 2,000 an angle in bfloat16 would be off by whole turns: here only the result is rounded."""
+def test_bfloat16_is_rotated_in_float32():
+    """A bfloat16 angle would be whole turns off at position 2,000. Only the result is rounded."""
     x, positions = draw(dtype="bfloat16"), np.full((1, 12), 2001, np.int32)
     found = rotate(x, positions, THETA)
     assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(found, np.float64), turned(x, positions), rtol=2**-8, atol=2e-3)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), turned(x, positions), rtol=2**-8, atol=2e-3
+    )
 
 
 def test_only_the_distance_matters():
-    """q at t times k at s depends on t - s alone: moving both by any amount changes nothing, moving one does."""
+    """q at t times k at s depends on t - s alone: it changes only if one of them is shifted."""
     q, k = draw(1, 12, 1), np.random.default_rng(2).normal(size=(1, 12, 1, 8)).astype(np.float32)
     t, s = (np.random.default_rng(n).integers(0, 50, (1, 12)).astype(np.int32) for n in (3, 4))
 

@@ -1,4 +1,4 @@
-"""Optimizers against float64 numpy written from the papers, layer by layer; on a mesh; in every dtype."""
+"""Optimizers compared with float64 NumPy from the papers' formulas; on a mesh; in every dtype."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from paxlike.optim.optimizer import apply_updates, global_norm, make_optimizer
 
 NAMES = ["palm", "adafactor", "adamw", "lion"]
 LAYERS = 3
-# Shapes of one layer and their places on the mesh; the factored moment needs two axes of 128.
+# Shape in one layer and PartitionSpec; the factored moment needs two axes of 128.
 BLOCK = {
     "wi_DF": ((128, 144), P("data", "model")),
     "wo_NHD": ((4, 128, 160), P("model", None, "data")),
@@ -27,7 +27,7 @@ OUTSIDE = {"embedding_VD": ((256, 128), P("model", "data")), "scale_D": ((128,),
 
 
 def optim(name: str, clip: float = 1.0) -> OptimConfig:
-    """Settings in which no term is negligible: a rate that falls from step 3 on, a strong decay."""
+    """Settings in which every term matters: the rate decays from step 3, weight decay is strong."""
     return OptimConfig(
         name=name,
         learning_rate=0.1,
@@ -41,36 +41,48 @@ def optim(name: str, clip: float = 1.0) -> OptimConfig:
 
 
 def draw(rng: np.random.Generator, layer_sizes: list[float]) -> dict:
-    """A stacked tree whose layers differ in size, so that a statistic over the whole stack would show."""
+    """A stacked tree. Layers differ in scale, so a statistic over the whole stack would differ."""
     sizes = np.array(layer_sizes, np.float32)
     blocks = {
-        name: rng.normal(size=(LAYERS, *shape)).astype(np.float32) * sizes.reshape(-1, *[1] * len(shape))
+        name: rng.normal(size=(LAYERS, *shape)).astype(np.float32)
+        * sizes.reshape(-1, *[1] * len(shape))
         for name, (shape, _) in BLOCK.items()
     }
-    outside = {name: rng.normal(size=shape).astype(np.float32) for name, (shape, _) in OUTSIDE.items()}
+    outside = {
+        name: rng.normal(size=shape).astype(np.float32) for name, (shape, _) in OUTSIDE.items()
+    }
     return {**outside, "blocks": blocks}
 
 
 def unstacked(tree: dict) -> dict:
-    """The same parameters as a list of layers: no "blocks", one dict a layer."""
-    layers = {f"layer{i}": {name: x[i] for name, x in tree["blocks"].items()} for i in range(LAYERS)}
+    """The same parameters as a list of layers: one dict per layer instead of "blocks"."""
+    layers = {
+        f"layer{i}": {name: x[i] for name, x in tree["blocks"].items()} for i in range(LAYERS)
+    }
     return {name: x for name, x in tree.items() if name != "blocks"} | layers
 
 
 def flat(tree: dict) -> dict:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x, np.float64) for path, x in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x, np.float64)
+        for path, x in leaves
+    }
 
 
 @functools.cache
 def run_data():
-    """Parameters (one layer all 0) and six gradients: some below the clipping norm, one a hundred times as large.
+    """Parameters (one layer is 0) and six gradients: some below the clipping norm, one 100 times
+    it.
 
-    Some rows of the embedding, and all of one layer's wo_NHD, never get a gradient.
+    Some rows of the embedding, and all of one layer's wo_NHD, always have a zero gradient.
     """
     rng = np.random.default_rng(0)
     params = draw(rng, [0.0, 1.0, 5.0])
-    gradients = [jax.tree.map(lambda g, s=s: g * s, draw(rng, [1.0, 0.1, 3.0])) for s in (1, 1, 1e-4, 1, 100, 1)]
+    gradients = [
+        jax.tree.map(lambda g, s=s: g * s, draw(rng, [1.0, 0.1, 3.0]))
+        for s in (1, 1, 1e-4, 1, 100, 1)
+    ]
     for gradient in gradients:
         gradient["embedding_VD"][:9] = 0
         gradient["blocks"]["wo_NHD"][2] = 0
@@ -79,12 +91,12 @@ def run_data():
 
 @functools.cache
 def trained(name: str, clip: float = 1.0) -> dict:
-    """Parameters after `run_data`, stacked, on one device."""
+    """Stacked parameters after training with `run_data` on one device."""
     return train(optim(name, clip), *run_data())
 
 
 def train(config: OptimConfig, params: dict, gradients: list[dict]) -> dict:
-    """Parameters after a step for each gradient. Shapes, dtypes and shardings must not change on the way."""
+    """Parameters after one step per gradient. Asserts that types and shardings do not change."""
     optimizer = make_optimizer(config, steps=len(gradients))
 
     @jax.jit
@@ -105,7 +117,7 @@ def types(tree) -> list:
     return [jax.typeof(x) for x in jax.tree.leaves(tree)]
 
 
-# ---- the papers' formulas --------------------------------------------------------------------------------------------
+# ---- the papers' formulas ------------------------------------------------------------------------
 
 
 def rms(x):
@@ -113,22 +125,24 @@ def rms(x):
 
 
 def palm(config, k, rate, p, g, s):
-    """Chowdhery et al. 2022, section 5; the order of the momentum as in Adafactor's implementations."""
+    """Chowdhery et al. 2022, section 5; momentum as in Adafactor's implementations."""
     beta2 = 1 - k**-0.8
     s["v"] = beta2 * s.get("v", 0) + (1 - beta2) * (g * g + 1e-30)
-    s["m"] = config.beta1 * s.get("m", 0) + (1 - config.beta1) * rate * max(1e-3, rms(p)) * g / np.sqrt(s["v"])
+    s["m"] = config.beta1 * s.get("m", 0) + (1 - config.beta1) * rate * max(
+        1e-3, rms(p)
+    ) * g / np.sqrt(s["v"])
     return p * (1 - rate**2) - s["m"]
 
 
 def adafactor(config, k, rate, p, g, s):
-    """Shazeer & Stern 2018, algorithms 4 (matrices) and 5 (vectors) with the hyperparameters of algorithm 6."""
+    """Shazeer & Stern 2018, algorithms 4 (matrices) and 5 (vectors); hyperparameters of 6."""
     beta2 = 1 - k**-0.8
     square = g * g + 1e-30
     if sum(n >= 128 for n in p.shape) < 2:
         s["v"] = beta2 * s.get("v", 0) + (1 - beta2) * square
         v = s["v"]
     else:
-        # Heads (an axis before the two long ones) are a matrix each.
+        # Each head (an axis before the two long ones) is a separate matrix.
         s["r"] = beta2 * s.get("r", 0) + (1 - beta2) * square.sum(-1)
         s["c"] = beta2 * s.get("c", 0) + (1 - beta2) * square.sum(-2)
         v = s["r"][..., :, None] * s["c"][..., None, :] / s["r"].sum(-1)[..., None, None]
@@ -148,7 +162,9 @@ def lion(config, k, rate, p, g, s, decayed):
     """Chen et al. 2023, algorithm 2."""
     m = s.get("m", 0)
     s["m"] = config.beta2 * m + (1 - config.beta2) * g
-    return p - rate * (np.sign(config.beta1 * m + (1 - config.beta1) * g) + config.weight_decay * decayed * p)
+    return p - rate * (
+        np.sign(config.beta1 * m + (1 - config.beta1) * g) + config.weight_decay * decayed * p
+    )
 
 
 def reference(config: OptimConfig, params: dict, gradients: list[dict]) -> dict:
@@ -156,50 +172,66 @@ def reference(config: OptimConfig, params: dict, gradients: list[dict]) -> dict:
     for k, gradient in enumerate(gradients, 1):
         g = flat(unstacked(gradient))
         norm = math.sqrt(sum((x * x).sum() for x in g.values()))
-        shrink = config.clip / norm if config.clip and norm > config.clip else 1.0
-        rate = config.learning_rate * (1 if k <= config.warmup_steps else math.sqrt(config.warmup_steps / k))
+        clip_scale = config.clip / norm if config.clip and norm > config.clip else 1.0
+        rate = config.learning_rate * (
+            1 if k <= config.warmup_steps else math.sqrt(config.warmup_steps / k)
+        )
         for name in p:
             rule = {"palm": palm, "adafactor": adafactor, "adamw": adamw, "lion": lion}[config.name]
             extra = ("scale_" not in name,) if config.name in ("adamw", "lion") else ()
-            p[name] = rule(config, k, rate, p[name], g[name] * shrink, state.setdefault(name, {}), *extra)
+            p[name] = rule(
+                config, k, rate, p[name], g[name] * clip_scale, state.setdefault(name, {}), *extra
+            )
     return p
 
 
-@pytest.mark.parametrize("name, clip", [*((name, 1.0) for name in NAMES), ("palm", 0.0), ("adafactor", 0.0)])
+@pytest.mark.parametrize(
+    "name, clip", [*((name, 1.0) for name in NAMES), ("palm", 0.0), ("adafactor", 0.0)]
+)
 def test_equals_the_papers_formulas(name, clip):
     params, gradients = run_data()
-    got, wanted = flat(unstacked(trained(name, clip))), reference(optim(name, clip), params, gradients)
-    assert got.keys() == wanted.keys()
+    actual, expected = (
+        flat(unstacked(trained(name, clip))),
+        reference(optim(name, clip), params, gradients),
+    )
+    assert actual.keys() == expected.keys()
     start = flat(unstacked(params))
-    for key in wanted:
-        # To the size of what six steps changed: a parameter that starts at 0 counts as much as a large one.
-        change = np.abs(wanted[key] - start[key]).max()
-        np.testing.assert_allclose(got[key], wanted[key], rtol=2e-6, atol=2e-5 * change, err_msg=key)
+    for key in expected:
+        # The tolerance is relative to the change in six steps: parameters of all sizes count
+        # equally.
+        change = np.abs(expected[key] - start[key]).max()
+        np.testing.assert_allclose(
+            actual[key], expected[key], rtol=2e-6, atol=2e-5 * change, err_msg=key
+        )
 
 
 @pytest.mark.parametrize("name", ["palm", "adafactor"])
 def test_a_stack_and_a_list_of_layers_get_equal_updates(name):
     params, gradients = run_data()
     stacked = flat(unstacked(trained(name)))
-    listed = flat(train(optim(name), unstacked(params), [unstacked(g) for g in gradients]))
-    for key in listed:
-        np.testing.assert_allclose(stacked[key], listed[key], rtol=1e-5, atol=1e-6, err_msg=key)
+    unstacked_params = flat(
+        train(optim(name), unstacked(params), [unstacked(g) for g in gradients])
+    )
+    for key in unstacked_params:
+        np.testing.assert_allclose(
+            stacked[key], unstacked_params[key], rtol=1e-5, atol=1e-6, err_msg=key
+        )
 
 
 def test_the_first_update_of_palm_has_the_size_of_rate_times_parameter():
-    """beta2 is 0 at step 1, so every element moves by (1 - beta1) * rate * RMS(layer), whatever its gradient."""
+    """beta2 is 0 at step 1: every element changes by (1 - beta1) * rate * RMS(layer)."""
     params, gradients = run_data()
     config = OptimConfig(learning_rate=1e-2)
     optimizer = make_optimizer(config, 10)
     gradient = jax.tree.map(lambda g: np.where(g == 0, 1, g), gradients[0])
     updates, _ = jax.jit(optimizer.update)(gradient, jax.jit(optimizer.init)(params), params)
-    moved = updates["blocks"]["wi_DF"] + 1e-4 * params["blocks"]["wi_DF"]
+    change = updates["blocks"]["wi_DF"] + 1e-4 * params["blocks"]["wi_DF"]
     for layer in range(LAYERS):
         expected = 0.1 * 1e-2 * max(1e-3, rms(params["blocks"]["wi_DF"][layer]))
-        np.testing.assert_allclose(np.abs(moved[layer]), expected, rtol=1e-4)
+        np.testing.assert_allclose(np.abs(change[layer]), expected, rtol=1e-4)
 
 
-# ---- on a mesh -------------------------------------------------------------------------------------------------------
+# ---- on a mesh -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -224,34 +256,52 @@ def test_a_sharded_model_gets_the_same_updates(name, mesh):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_state_is_born_with_the_parameters_sharding(name, mesh):
+def test_state_is_created_with_the_parameters_sharding(name, mesh):
     with jax.set_mesh(mesh):
         params = place(run_data()[0], mesh)
         state = jax.jit(make_optimizer(optim(name), 10).init)(params)
-    places = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
-    whole = 0
+    places = {
+        jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)
+    }
+    unfactored = 0
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         if x.ndim == 0:
             continue
         key = jax.tree_util.keystr(path)
-        p = next(p for name, p in places.items() if name in key and ("blocks" in name) == ("blocks" in key))
-        dims, less = list(zip(p.shape, p.sharding.spec, strict=True)), list(zip(x.shape, x.sharding.spec, strict=True))
-        removed = [dims[:i] + dims[i + 1 :] for i in range(len(dims))] if name == "adafactor" else []
-        assert less == dims or less in removed, f"{key}: {x.shape} {x.sharding.spec} of {p.shape} {p.sharding.spec}"
-        whole += less == dims
+        p = next(
+            p
+            for name, p in places.items()
+            if name in key and ("blocks" in name) == ("blocks" in key)
+        )
+        dims, state_dims = (
+            list(zip(p.shape, p.sharding.spec, strict=True)),
+            list(zip(x.shape, x.sharding.spec, strict=True)),
+        )
+        removed = (
+            [dims[:i] + dims[i + 1 :] for i in range(len(dims))] if name == "adafactor" else []
+        )
+        assert state_dims == dims or state_dims in removed, (
+            f"{key}: {x.shape} {x.sharding.spec} of {p.shape} {p.sharding.spec}"
+        )
+        unfactored += state_dims == dims
     if name == "adafactor":
-        assert whole == 3  # both norm scales and wk_DKH; the three large matrices are factored
+        assert unfactored == 3  # both norm scales and wk_DKH; the three large matrices are factored
         factors = state["moments"]["blocks"]["wo_NHD"]
         assert jax.typeof(factors["row"]).sharding.spec == P(None, "model", None)
         assert jax.typeof(factors["column"]).sharding.spec == P(None, "model", "data")
 
 
-def test_palms_compiled_update_moves_only_sums(mesh):
-    """No weight, moment or gradient travels: a number a layer for each RMS, one for each norm."""
+def test_palms_compiled_update_communicates_only_sums(mesh):
+    """Only one number per layer and RMS, and norms, are communicated; no weight or moment is."""
     with jax.set_mesh(mesh):
         params = place(run_data()[0], mesh)
         optimizer = make_optimizer(optim("palm"), 10)
-        text = jax.jit(optimizer.update).lower(params, optimizer.init(params), params).compile().as_text()
+        text = (
+            jax.jit(optimizer.update)
+            .lower(params, optimizer.init(params), params)
+            .compile()
+            .as_text()
+        )
     collectives = re.findall(r"= (.*?) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", text)
     assert {kind for _, kind in collectives} == {"all-reduce"}
     for result, _ in collectives:
@@ -265,8 +315,11 @@ def test_global_norm_is_over_the_whole_tree():
     assert float(global_norm(params)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_moments_are_float32_whatever_the_parameters_are():
-    params = {"blocks": {"wq_DNH": jnp.ones((LAYERS, 8, 4, 2), jnp.bfloat16)}, "scale_D": jnp.ones(8, jnp.bfloat16)}
+def test_moments_are_float32_for_any_parameter_dtype():
+    params = {
+        "blocks": {"wq_DNH": jnp.ones((LAYERS, 8, 4, 2), jnp.bfloat16)},
+        "scale_D": jnp.ones(8, jnp.bfloat16),
+    }
     for name in ("palm", "adafactor", "adamw", "lion"):
         optimizer = make_optimizer(optim(name), 10)
         state = jax.eval_shape(optimizer.init, params)

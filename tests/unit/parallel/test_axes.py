@@ -1,4 +1,4 @@
-"""Names end in the letters of their dimensions."""
+"""Dimension letters at the end of names."""
 
 import pytest
 
@@ -8,7 +8,12 @@ from paxlike.parallel.axes import ALPHABET, as_letters, letters_of, logical_axes
 
 @pytest.mark.parametrize(
     ("name", "letters"),
-    [("blocks/wq_DNH", "DNH"), ("embedding_VD", "VD"), ("blocks/feed_forward_scale_D", "D"), ("x_BTD", "BTD")],
+    [
+        ("blocks/wq_DNH", "DNH"),
+        ("embedding_VD", "VD"),
+        ("blocks/feed_forward_scale_D", "D"),
+        ("x_BTD", "BTD"),
+    ],
 )
 def test_letters_of(name, letters):
     assert letters_of(name) == letters
@@ -28,7 +33,12 @@ def test_sizes_are_of_the_alphabet():
 
 def test_t5x_names_of_dimensions():
     assert logical_axes("LDNH") == ("layers", "embed", "heads", "kv")
-    assert as_letters(("batch", "length", "embed")) == "BTD" and as_letters(("embed", "heads", "kv")) == "DNH"
+    assert (
+        as_letters(("batch", "length", "embed")) == "BTD"
+        and as_letters(("embed", "heads", "kv")) == "DNH"
+    )
     assert as_letters("DKH") == "DKH"
-    with pytest.raises(ValueError, match=r"the logical axes \['mpl'\] have no letter; known are batch, embed"):
+    with pytest.raises(
+        ValueError, match=r"the logical axes \['mpl'\] have no letter; use batch, embed"
+    ):
         as_letters(("embed", "mpl"))

@@ -1,4 +1,6 @@
-"""What processes of a job tell each other, against a coordination service in memory; and whose fault the end of a job is."""
+"""What processes of a job tell each other, against a coordination service in memory; and whose
+fault the end of a job is.
+"""
 
 import json
 import re
@@ -7,11 +9,13 @@ import jax
 import pytest
 
 from paxlike.config import JobError, UserError
-from paxlike.parallel import departure, job
+from paxlike.parallel import failure, job
 
 
 class Service:
-    """Key-value store and barriers; `others` leave their words when process 0 comes to a barrier."""
+    """Key-value store and barriers; `others` leave their words when process 0 comes to a
+    barrier.
+    """
 
     def __init__(self, others: dict[int, object]):
         self.words: dict[str, str] = {}
@@ -39,9 +43,9 @@ def three(monkeypatch):
         monkeypatch.setattr(jax, "process_count", lambda: 3)
         monkeypatch.setattr(jax, "process_index", lambda: 0)
         monkeypatch.setattr(job.runtime, "client", lambda: service)
-        monkeypatch.setattr(job, "_met", {})
+        monkeypatch.setattr(job, "_exchanges", {})
         monkeypatch.setattr(job, "_names", ["a", "b", "c"])
-        monkeypatch.setattr(job, "linger", lambda: None)
+        monkeypatch.setattr(job, "wait_for_readers", lambda: None)
         return service
 
     return start
@@ -63,7 +67,9 @@ def test_exchange_gives_all_values_in_order_and_can_be_repeated(three):
 def test_those_that_do_not_come_are_named(three):
     three({2: "two"})
     with pytest.raises(
-        JobError, match=r"x: process 1 on b did not come within 7 s \(DEADLINE_EXCEEDED: Barrier timed out\)"
+        JobError,
+        match=r"x: process 1 on b did not respond within 7 s "
+        r"\(DEADLINE_EXCEEDED: Barrier timed out\)",
     ):
         job.exchange("x", "zero", 7)
 
@@ -80,15 +86,31 @@ WORDS = {
         2,
         "process 1 on b: bad flag",
     ),
-    "killed": ({0: ("crash", 1, "gloo"), 2: ("crash", 1, "gloo")}, 3, "process 1 on b no longer answers: killed"),
-    "two killed": ({0: ("crash", 1, "gloo")}, 3, "process 1 on b and process 2 on c no longer answer: killed"),
+    "killed": (
+        {0: ("crash", 1, "gloo"), 2: ("crash", 1, "gloo")},
+        3,
+        "process 1 on b no longer answers: killed",
+    ),
+    "two killed": (
+        {0: ("crash", 1, "gloo")},
+        3,
+        "process 1 on b and process 2 on c no longer answer: killed",
+    ),
     "hung": (
         {0: ("hang", 3, "step 7 is late"), 2: ("heard", 3, "")},
         3,
         "process 1 on b no longer answers.*step 7 is late",
     ),
-    "slow but there": ({0: ("heard", 3, ""), 1: ("hang", 3, "late"), 2: ("heard", 3, "")}, 3, "process 1 on b: late"),
-    "own bug": ({0: ("crash", 1, "KeyError: x"), 1: ("heard", 3, ""), 2: ("heard", 3, "")}, 1, "KeyError: x\ntrace"),
+    "slow but there": (
+        {0: ("heard", 3, ""), 1: ("hang", 3, "late"), 2: ("heard", 3, "")},
+        3,
+        "process 1 on b: late",
+    ),
+    "own bug": (
+        {0: ("crash", 1, "KeyError: x"), 1: ("heard", 3, ""), 2: ("heard", 3, "")},
+        1,
+        "KeyError: x\ntrace",
+    ),
     "bug of another": (
         {0: ("heard", 3, ""), 1: ("heard", 3, ""), 2: ("crash", 1, "KeyError: x")},
         3,
@@ -100,7 +122,9 @@ WORDS = {
 @pytest.mark.parametrize(("words", "code", "says"), WORDS.values(), ids=WORDS.keys())
 def test_whose_fault_it_is(three, words, code, says):
     three({})
-    words = {k: {"is": kind, "code": c, "message": message} for k, (kind, c, message) in words.items()}
-    found, message = departure._verdict(words, words[0], "trace")
+    words = {
+        k: {"is": kind, "code": c, "message": message} for k, (kind, c, message) in words.items()
+    }
+    found, message = failure._verdict(words, words[0], "trace")
     assert found == code
     assert re.match(says, message, re.DOTALL), message

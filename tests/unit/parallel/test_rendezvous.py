@@ -21,7 +21,8 @@ def address():
 
 @pytest.fixture
 def over(monkeypatch):
-    """over(condition): the time is over as soon as it holds for the numbers that process 0 has read (None: a stranger's).
+    """over(condition): the time is over as soon as it holds for the numbers that process 0 has read
+    (None: a stranger's).
 
     No time passes before, so that nobody comes too late on a slow machine.
     """
@@ -41,7 +42,9 @@ def over(monkeypatch):
     return start
 
 
-def run(address: str, ids: list[int], count: int, seconds: float = 60) -> dict[int, Exception | None]:
+def run(
+    address: str, ids: list[int], count: int, seconds: float = 60
+) -> dict[int, Exception | None]:
     """What each of the processes, threads here, gets; those with the same number share an entry."""
     results: dict[int, Exception | None] = {}
 
@@ -68,20 +71,20 @@ def test_those_that_do_not_come_are_named(address, over):
     over(lambda seen: 2 in seen)
     results = run(address, [0, 2], 4)
     assert isinstance(results[0], JobError)
-    assert f"processes [1, 3] of 4 have not come to {address} within 60 s" in str(results[0])
+    assert f"processes [1, 3] of 4 have not connected to {address} within 60 s" in str(results[0])
     assert f"2 on {socket.gethostname()}" in str(results[0])
     assert isinstance(results[1], JobError)
 
 
 def test_the_first_one_missing(address):
     (error,) = run(address, [1], 2, 0.5).values()
-    assert isinstance(error, JobError) and f"has not been let in by process 0 at {address}" in str(error)
+    assert isinstance(error, JobError) and f"could not join process 0 at {address}" in str(error)
 
 
 def test_a_number_given_twice(address, over):
     over(lambda seen: seen.count(1) > 1)
     results = run(address, [0, 1, 1], 3)
-    assert isinstance(results[0], UserError) and "two processes say that they are process 1" in str(results[0])
+    assert isinstance(results[0], UserError) and "two processes have hosts.id 1" in str(results[0])
 
 
 def test_strangers_are_not_counted(address, over):
@@ -100,7 +103,12 @@ def test_strangers_are_not_counted(address, over):
             except OSError:
                 return
 
-    lines = [b"GET / HTTP/1.1\r\n\r\n", b"paxlike process 1 3 other\n", b"paxlike process -1 2 other\n", b"\xff" * 500]
+    lines = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"paxlike process 1 3 other\n",
+        b"paxlike process -1 2 other\n",
+        b"\xff" * 500,
+    ]
     over(lambda seen: len(seen) == len(lines))
     strangers = [threading.Thread(target=strange, args=(line,)) for line in lines]
     for thread in strangers:
@@ -108,7 +116,9 @@ def test_strangers_are_not_counted(address, over):
     error = run(address, [0], 2)[0]
     for thread in strangers:
         thread.join()
-    assert "processes [1] of 2 have not come" in str(error) and "besides process 0: none" in str(error)
+    assert "processes [1] of 2 have not connected" in str(
+        error
+    ) and "besides process 0: none" in str(error)
 
 
 def test_alone_nobody_is_waited_for():
@@ -118,12 +128,12 @@ def test_alone_nobody_is_waited_for():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("", 2, 0), "there is no hosts.coordinator"),
+        (("", 2, 0), "hosts.coordinator is not set"),
         (("here", 2, 0), "must be HOST:PORT"),
         (("here:port", 2, 0), "must be HOST:PORT"),
         (("here:99999", 2, 0), "must be HOST:PORT"),
         (("here:1", 0, 0), "give the number of processes"),
-        (("here:1", 2, 2), r"hosts.id is 2; with hosts.count 2 it must be in 0 … 1"),
+        (("here:1", 2, 2), r"hosts.id is 2; with hosts.count 2 it must be in 0 ... 1"),
     ],
 )
 def test_hosts_that_cannot_be(given, message):

@@ -1,4 +1,4 @@
-"""The sharding rules: every row of the table, what follows from the letters, and every refusal."""
+"""The sharding rules: every row of the table, the derived cases, and every error."""
 
 import math
 
@@ -10,22 +10,35 @@ from paxlike.parallel.axes import ALPHABET
 from paxlike.parallel.rules import gathered, shards, spec, weight_spec
 
 MESH = {"pod": 2, "data": 4, "model": 8}
-SIZES = {"A": 3, "B": 16, "T": 5, "S": 5, "D": 64, "F": 128, "N": 16, "K": 8, "G": 2, "H": 7, "V": 256, "L": 3}
+SIZES = {
+    "A": 3,
+    "B": 16,
+    "T": 5,
+    "S": 5,
+    "D": 64,
+    "F": 128,
+    "N": 16,
+    "K": 8,
+    "G": 2,
+    "H": 7,
+    "V": 256,
+    "L": 3,
+}
 
 
 def shape(dims):
     return tuple(SIZES[letter] for letter in dims)
 
 
-# What the rules say in words: batch over pod and data, the wide dimensions over model, a weight's width over data.
+# Batch over pod and data, wide dimensions over model, and a weight's width over data.
 ACTIVATION = {
-    "A": None, "B": ("pod", "data"), "T": None, "S": None, "D": "model", "F": "model", "N": "model", "K": "model",
-    "H": None, "V": "model",
+    "A": None, "B": ("pod", "data"), "T": None, "S": None, "D": "model", "F": "model",
+    "N": "model", "K": "model", "H": None, "V": "model",
 }  # fmt: skip
 WEIGHT = {"L": None, "D": "data", "F": "model", "N": "model", "K": "model", "H": None, "V": "model"}
 
 
-def test_the_tables_have_these_rows_and_no_others():
+def test_the_tables_have_exactly_these_rows():
     assert rules.ACTIVATIONS == ACTIVATION and rules.WEIGHTS == WEIGHT
 
 
@@ -73,37 +86,52 @@ def test_weights(dims, places):
 
 @pytest.mark.parametrize("dims", ["DKH", "LDKH"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_fewer_key_value_heads_than_model_shards_are_whole(dims, kv_heads):
-    """And their weights keep both axes, by D over model and data together."""
+def test_fewer_key_value_heads_than_model_shards_are_replicated(dims, kv_heads):
+    """Their weights have D sharded over model and data together."""
     sizes = (SIZES["L"],) * dims.startswith("L") + (SIZES["D"], kv_heads, SIZES["H"])
     assert weight_spec(dims, sizes, MESH)[-3:] == (("model", "data"), None, None)
     assert spec("BSKH", (16, 5, kv_heads, 7), MESH) == (("pod", "data"), None, None, None)
 
 
-def test_a_number_of_key_value_heads_that_no_shard_can_pick_from():
+def test_key_value_heads_that_do_not_divide_the_model_shards():
     for place in (spec, weight_spec):
         with pytest.raises(
-            ConfigError, match=r"mesh.model 8 is not a multiple of model.kv_heads 3.*choose a mesh.model"
+            ConfigError,
+            match=r"mesh.model 8 is not a multiple of model.kv_heads 3.*choose a mesh.model",
         ):
             place("DKH", (64, 3, 7), MESH)
-    with pytest.raises(ConfigError, match=r"K \(key/value heads\) is 12.*model 8.*model.kv_heads, mesh.model"):
+    with pytest.raises(
+        ConfigError, match=r"K \(key/value heads\) is 12.*model 8.*model.kv_heads, mesh.model"
+    ):
         spec("BSKH", (16, 5, 12, 7), MESH)
 
 
 @pytest.mark.parametrize("place", [spec, weight_spec])
 def test_a_letter_without_a_row(place):
-    with pytest.raises(ConfigError, match="'X' has no row in the sharding rules; letters are ABTSDFNKGHVL"):
+    with pytest.raises(
+        ConfigError, match="'X' has no row in the sharding rules; letters are ABTSDFNKGHVL"
+    ):
         place("DX", (64, 8), MESH)
-    with pytest.raises(ConfigError, match="'G' has no row.*it means query heads per key/value head.*add a row"):
+    with pytest.raises(
+        ConfigError, match="'G' has no row.*it means query heads per key/value head.*add a row"
+    ):
         place("DG", (64, 8), MESH)
 
 
 @pytest.mark.parametrize(
     ("place", "dims", "axis"),
-    [(spec, "DF", "model"), (spec, "NK", "model"), (weight_spec, "FV", "model"), (weight_spec, "DDF", "data")],
+    [
+        (spec, "DF", "model"),
+        (spec, "NK", "model"),
+        (weight_spec, "FV", "model"),
+        (weight_spec, "DDF", "data"),
+    ],
 )
 def test_two_letters_on_one_axis(place, dims, axis):
-    with pytest.raises(ConfigError, match=f"in {dims}, both {dims[0]} and {dims[1]} lie on the mesh axis '{axis}'"):
+    with pytest.raises(
+        ConfigError,
+        match=f"in {dims}, both {dims[0]} and {dims[1]} are sharded over the mesh axis '{axis}'",
+    ):
         place(dims, shape(dims), MESH)
 
 
@@ -128,28 +156,32 @@ def test_a_size_that_does_not_divide(place, dims, letter, size, axis, remedy):
 
 
 def test_width_over_two_axes_must_divide_their_product():
-    with pytest.raises(ConfigError, match="D .model width. is 40.*model 8 x data 4 does not divide"):
+    with pytest.raises(
+        ConfigError, match="D .model width. is 40.*model 8 x data 4 does not divide"
+    ):
         weight_spec("DKH", (40, 1, 7), MESH)
 
 
 @pytest.mark.parametrize("place", [spec, weight_spec])
-def test_a_letter_for_every_dimension(place):
+def test_every_dimension_needs_a_letter(place):
     with pytest.raises(ValueError, match="zip"):
         place("DF", (64, 128, 7), MESH)
 
 
-def test_gathered_keeps_all_but_data():
+def test_gathered_removes_only_data():
     assert gathered(("data", "model", None)) == (None, "model", None)
     assert gathered((("model", "data"), None)) == ("model", None)
     assert gathered((("pod", "data", "model"),)) == (("pod", "model"),)
 
 
 def test_shards():
-    assert [shards(place, MESH) for place in (None, "data", ("pod", "data"), ("model", "data"))] == [1, 4, 8, 32]
+    assert [
+        shards(place, MESH) for place in (None, "data", ("pod", "data"), ("model", "data"))
+    ] == [1, 4, 8, 32]
 
 
-def test_every_stored_matrix_is_cut_by_the_whole_pod():
-    """Whatever the matrix: data x model devices hold a different part each."""
+def test_every_stored_matrix_is_sharded_over_the_whole_pod():
+    """Each of the data x model devices holds a different part of every matrix."""
     for dims in ("DNH", "NHD", "DKH", "DF", "FD", "VD", "DV"):
         for kv_heads in (1, 2, 8):
             sizes = tuple(kv_heads if d == "K" else SIZES[d] for d in dims)

@@ -1,4 +1,4 @@
-"""The tiles of a weight: which there are, and what is refused."""
+"""The tiles of a weight, and the errors for weights and meshes that do not fit."""
 
 import pytest
 
@@ -25,28 +25,33 @@ def shape(letters: str, **sizes: int) -> tuple[int, ...]:
         ("DKH", {"K": 1}, (16, 1)),
     ],
 )
-def test_groups_lie_along_the_partition_dimension(letters, sizes, expected):
+def test_groups_are_along_the_sharded_dimension(letters, sizes, expected):
     assert tiles(letters, shape(letters, **sizes), QUANT) == expected
 
 
 @pytest.mark.parametrize("letters", ["VD", "DV", "D"])
-def test_what_stays_in_high_precision_is_refused(letters):
-    with pytest.raises(ConfigError, match="cannot be quantized: embedding, head and norms stay in high precision"):
+def test_weights_that_stay_in_high_precision_raise(letters):
+    with pytest.raises(
+        ConfigError, match="cannot be quantized: embedding, head and norms stay in high precision"
+    ):
         tiles(letters, shape(letters), QUANT)
 
 
-def test_tiles_that_do_not_divide_are_refused():
-    with pytest.raises(ConfigError, match=r"the outputs of DF \(64, 90\) cannot be cut into 8 tiles"):
+def test_tiles_that_do_not_divide_raise():
+    with pytest.raises(
+        ConfigError, match=r"the outputs of DF \(64, 90\) cannot be split into 8 tiles"
+    ):
         tiles("DF", (64, 90), QUANT)
-    with pytest.raises(ConfigError, match=r"the inputs of NHD \(6, 4, 64\) cannot be cut into 8 tiles"):
+    with pytest.raises(
+        ConfigError, match=r"the inputs of NHD \(6, 4, 64\) cannot be split into 8 tiles"
+    ):
         tiles("NHD", (6, 4, 64), QUANT)
 
 
 def test_a_device_has_whole_tiles_or_a_part_of_the_only_one():
     mesh = {"pod": 1, "data": 2, "model": 4}
-    assert [local_tiles(n, place, mesh) for n, place in ((8, "model"), (16, ("model", "data")), (1, "model"), (2, None))] == [
-        2, 2, 1, 2,
-    ]  # fmt: skip
+    given = ((8, "model"), (16, ("model", "data")), (1, "model"), (2, None))
+    assert [local_tiles(n, place, mesh) for n, place in given] == [2, 2, 1, 2]
 
 
 def test_meshes():

@@ -1,0 +1,165 @@
+"""A run directory, opened to be looked at and used: `paxlike.open_run`."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from paxlike.api.metrics import Metrics
+from paxlike.config import Config, MeshConfig, UserError
+from paxlike.data.location import located
+from paxlike.data.tokenizer import Tokenizer
+from paxlike.infer.generate import Generator, Sampling, for_inference
+from paxlike.infer.logits import logits
+from paxlike.infer.score import Scorer
+from paxlike.training.loaded_run import LoadedRun, evaluate_run, load_run
+from paxlike.training.packed import open_packed
+
+
+class TextScore(NamedTuple):
+    """The log-probabilities of a text's tokens, each given all before it."""
+
+    tokens: np.ndarray
+    """int32"""
+    logprobs: np.ndarray
+    """float32, natural logarithms. The first token's is given the end of a document."""
+
+    @property
+    def total(self) -> float:
+        """The logarithm of the text's probability."""
+        return float(self.logprobs.sum(dtype=np.float64))
+
+    @property
+    def perplexity(self) -> float:
+        return float(np.exp(-self.total / max(1, len(self.tokens))))
+
+
+class Run:
+    """A run directory or a packed model. The checkpoint is read when something first needs it."""
+
+    def __init__(self, path: Path, step: int | None, mesh: MeshConfig | None):
+        self.path = path
+        self._step, self._mesh = step, mesh
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @functools.cached_property
+    def _loaded(self) -> LoadedRun:
+        if self.path.is_file():
+            return open_packed(self.path)
+        return load_run(self.path, self._mesh, self._step)
+
+    @property
+    def config(self) -> Config:
+        return self._loaded.config
+
+    @property
+    def step(self) -> int:
+        """Updates made before the checkpoint was saved."""
+        return self._loaded.step
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._loaded.tokenizer
+
+    @property
+    def params(self) -> dict:
+        """Nested dict of sharded `jax.Array`s by name, such as `params["blocks"]["wq_DNH"]`."""
+        return self._loaded.params
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        return self._loaded.mesh
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics so far; read again each time, so that a running job can be watched."""
+        if self.path.is_file():
+            raise UserError(
+                f"{self.path} is a packed model: it has no metrics; open its run instead."
+            )
+        return Metrics.read(self.path)
+
+    @functools.cached_property
+    def _inference_params(self) -> dict:
+        loaded = self._loaded
+        with jax.set_mesh(loaded.mesh):
+            return for_inference(loaded.config.model, loaded.numerics, loaded.params)
+
+    def logits(self, tokens: Sequence[int] | Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+        """float32 logits of the next token at every position.
+
+        tokens: [T] or [B, T]. Returns [T, vocab_size] or [B, T, vocab_size]. Raises UserError for
+        tokens outside of the vocabulary.
+        """
+        loaded, array = self._loaded, np.asarray(tokens)
+        batch = array[None] if array.ndim == 1 else array
+        with jax.set_mesh(loaded.mesh):
+            params = self._inference_params
+            found = logits(loaded.config.model, loaded.numerics, params, batch)
+        return found[0] if array.ndim == 1 else found
+
+    def score(self, texts: Sequence[str], batch_size: int = 16) -> list[TextScore]:
+        """The log-probability of every token of each text. Raises UserError for an empty text."""
+        loaded = self._loaded
+        tokens = [self.tokenizer.encode(text) for text in texts]
+        for number, found in enumerate(tokens):
+            if not len(found):
+                raise UserError(f"text {number} is empty; give at least one character.")
+        sequences = [[self.tokenizer.eod, *found] for found in tokens]
+        longest = max(map(len, sequences), default=1)
+        with jax.set_mesh(loaded.mesh):
+            model, numerics = loaded.config.model, loaded.numerics
+            scorer = Scorer(model, numerics, self._inference_params, longest, batch_size)
+            scores = scorer.score(sequences, [1] * len(sequences))
+        pairs = zip(tokens, scores, strict=True)
+        return [TextScore(np.asarray(found, np.int32), score.logprobs) for found, score in pairs]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """The continuation of each prompt, without the prompt.
+
+        temperature 0: always the most likely token. top_k 0: all tokens. The same seed gives the
+        same texts. Raises UserError for an empty prompt or settings out of range.
+        """
+        if isinstance(prompts, str):
+            raise UserError("prompts is one string; give a list of them.")
+        loaded = self._loaded
+        tokens = [self.tokenizer.encode(prompt) for prompt in prompts]
+        longest = max(map(len, tokens), default=1) + max_new_tokens
+        with jax.set_mesh(loaded.mesh):
+            model, numerics, eod = loaded.config.model, loaded.numerics, self.tokenizer.eod
+            generator = Generator(model, numerics, self._inference_params, eod, longest)
+            sampling = Sampling(temperature, top_k, top_p)
+            new = generator.generate(tokens, max_new_tokens, sampling, seed)
+        return [self.tokenizer.decode(found.tolist()) for found in new]
+
+    def evaluate(self, batches: int = 0) -> dict[str, float]:
+        """`loss` (nats per token), `accuracy` and `tokens` of the run's validation split.
+
+        batches: how many of its batches; 0: all of them.
+        """
+        return evaluate_run(self.path, self._mesh or MeshConfig(), self._step, batches)[1]
+
+
+def open_run(path: str | Path, step: int | None = None, mesh: MeshConfig | None = None) -> Run:
+    """Opens a run directory (on disk or in a bucket) or a packed model.
+
+    step: a checkpoint other than the newest. mesh: without it, the one with the largest `model`
+    axis that fits this machine's devices. Raises UserError if there is no such run.
+    """
+    folder = located(str(path))
+    if not folder.exists():
+        raise UserError(f"there is no run {folder}; name a run directory or a packed model.")
+    return Run(folder, step, mesh)

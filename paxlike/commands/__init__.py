@@ -1,0 +1,1 @@
+"""The commands of the command line. Each imports heavy modules only when it runs."""

@@ -1,0 +1,35 @@
+"""Commands that make and verify token stores."""
+
+import sys
+
+from paxlike.commands.flags import flags_of, take
+
+_VERIFY_HELP = """\
+usage: paxlike data verify STORE
+
+Checks every byte of a token store against its manifest.
+"""
+
+
+def prepare_data(arguments: list[str]) -> None:
+    from paxlike.data.prepare import PrepareConfig, prepare
+
+    prepare(flags_of(PrepareConfig, arguments, "paxlike data prepare"))
+
+
+def materialize_data(arguments: list[str]) -> None:
+    from paxlike.data.materialize import MaterializeConfig, materialize
+
+    materialize(flags_of(MaterializeConfig, arguments, "paxlike data materialize"))
+
+
+def verify_data(arguments: list[str]) -> None:
+    path, rest = take(arguments, "STORE", "data verify")
+    if not path or rest:
+        print(_VERIFY_HELP, end="")
+        sys.exit(2 if path else 0)
+    from paxlike.data.store import open_store
+
+    store = open_store(path)
+    store.verify()
+    print(f"{path}: verified, fingerprint {store.fingerprint}")

@@ -1,0 +1,141 @@
+"""Tokenizes files with threads, in the order of the files.
+
+Threads encode blocks of text (SentencePiece releases the interpreter lock). Their results are
+written in the order of the files, so the store does not depend on the number of threads.
+"""
+
+import collections
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from paxlike.data import writer
+from paxlike.data.bad_lines import BadLine, BadLineCount, ReadOptions, count_bad_lines
+from paxlike.data.blocks import BLOCK_BYTES, Block
+from paxlike.data.corpus import read_blocks
+from paxlike.data.progress import progress
+from paxlike.data.tokenizer import Tokenizer
+
+X = TypeVar("X")
+Y = TypeVar("Y")
+
+
+def sample_text(
+    files: list[Path], sizes: list[int], sample_bytes: int, options: ReadOptions
+) -> Iterator[str]:
+    """About `sample_bytes` of text from all files, the same each time; all text if there is less.
+
+    Each file adds its share to a budget. A small file is read whole once the budget covers it; of a
+    large file the beginning is read.
+    """
+    share, budget = sample_bytes / sum(sizes), 0.0
+    for path, size in zip(files, sizes, strict=True):
+        budget += size * share if share < 1 else float("inf")
+        if budget < min(size, BLOCK_BYTES):
+            continue
+        for block in read_blocks(path):
+            for piece in block.pieces(options):
+                if isinstance(piece, BadLine):
+                    continue
+                yield piece.text
+                budget -= piece.bytes
+            if budget <= 0:
+                break
+
+
+class Encoded(NamedTuple):
+    """The tokens of a block."""
+
+    disk_bytes: int
+    tokens: np.ndarray
+    documents: np.ndarray
+    """Of dtype DOCUMENT. The last row is the part of an unfinished document, and may be empty."""
+    bad_lines: list[BadLine]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns blocks into tokens."""
+
+    tokenizer: Tokenizer
+    options: ReadOptions
+
+    @property
+    def dtype(self) -> np.dtype:
+        """How token ids are stored."""
+        return np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+    def __call__(self, block: Block) -> Encoded:
+        end = np.array([self.tokenizer.eod], np.int32)
+        parts, documents, bad_lines = [np.zeros(0, np.int32)], [(0, 0, 0)], []
+        for piece in block.pieces(self.options):
+            if isinstance(piece, BadLine):
+                bad_lines.append(piece)
+                continue
+            ids = self.tokenizer.encode(piece.text)
+            parts.append(ids)
+            _, tokens, size = documents.pop()
+            documents.append((piece.hash or 0, tokens + len(ids), size + piece.bytes))
+            if piece.hash is not None:
+                parts.append(end)
+                documents[-1] = (piece.hash, tokens + len(ids) + 1, size + piece.bytes)
+                documents.append((0, 0, 0))
+        return Encoded(
+            block.disk_bytes,
+            np.concatenate(parts).astype(self.dtype),
+            np.array(documents, writer.DOCUMENT),
+            bad_lines,
+        )
+
+
+def tokenize_files(
+    files: list[Path], disk_bytes: int, encoder: Encoder, workers: int, folder: Path
+) -> dict[str, BadLineCount]:
+    """Writes all documents to `folder`: `tokens`, and the table `documents`.
+
+    Returns the skipped lines by kind.
+    """
+    blocks = (block for path in files for block in read_blocks(path))
+    unfinished = np.zeros(1, writer.DOCUMENT)
+    bad_lines: dict[str, BadLineCount] = {}
+    with (
+        (folder / "tokens").open("xb") as token_file,
+        (folder / "documents").open("xb") as document_file,
+        progress("tokenizing", disk_bytes) as advance,
+    ):
+        for encoded in in_order(encoder, blocks, workers or _cores()):
+            documents = encoded.documents
+            # The first document may have started in an earlier block.
+            for name in ("tokens", "bytes"):
+                documents[name][0] += unfinished[name][0]
+            unfinished = documents[-1:]
+            token_file.write(encoded.tokens.data)
+            document_file.write(documents[:-1].data)
+            count_bad_lines(encoded.bad_lines, bad_lines)
+            advance(encoded.disk_bytes)
+    return bad_lines
+
+
+def in_order(function: Callable[[X], Y], items: Iterable[X], workers: int) -> Iterator[Y]:
+    """`map(function, items)` with threads, a bounded number of items ahead."""
+    pending: collections.deque[Future[Y]] = collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

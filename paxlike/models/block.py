@@ -1,0 +1,74 @@
+"""One layer of the decoder: branches around norms, as `architecture/stack.py` declares them."""
+
+from collections.abc import Callable
+from typing import cast
+
+import jax
+
+from paxlike.architecture.branch import Branch
+from paxlike.architecture.stack import Block
+from paxlike.config import ModelConfig
+from paxlike.models.branch import Cache
+from paxlike.nn import remat
+from paxlike.nn.norm import norm
+from paxlike.nn.numerics import Numerics
+from paxlike.nn.ring import Partial
+from paxlike.nn.stream import Stream, scatter_stream
+from paxlike.nn.weight import in_use, with_summed_gradient
+
+Array = jax.Array
+RunBranch = Callable[[Branch, "Weights", Stream], tuple[Array | Partial, Cache]]
+"""(branch, weights, normed stream) -> (partial_BTD, what the branch caches)."""
+
+
+class Weights:
+    """The weights of a block by name, in the form in which they are used (`nn/weight.py`)."""
+
+    def __init__(
+        self,
+        block: Block,
+        config: ModelConfig,
+        numerics: Numerics,
+        params: dict,
+        sum_gradients: bool,
+    ):
+        """params: this device's shards of one layer. sum_gradients: see `Decoder`."""
+        for spec in block.weights(config):
+            value = params[spec.name]
+            if sum_gradients:
+                value = with_summed_gradient(spec, value, config, numerics)
+            setattr(self, spec.name, in_use(spec, value, config, numerics))
+
+    def __getitem__(self, name: str) -> Array:
+        return getattr(self, name)
+
+
+def run_block(
+    block: Block, config: ModelConfig, w: Weights, x_BTD: Array, run: RunBranch
+) -> tuple[Array, dict[str, Cache]]:
+    """x_BTD after this layer, and what each branch caches, by its name.
+
+    `run` is the forward pass of a branch: of a sequence or of a token.
+    """
+    scales = block.norm_names(config)
+
+    def normed(x_BTD: Array, number: int) -> Stream:
+        # Quantized projections have a norm inside of them, and the block has none.
+        if not scales:
+            return Stream(x_BTD)
+        return Stream(norm(x_BTD, w[scales[number]], config.norm, config.norm_epsilon))
+
+    caches = {}
+    if block.kind == "parallel":
+        y_BTD, partials = normed(x_BTD, 0), []
+        for branch in block.branches:
+            partial_BTD, caches[branch.name] = run(branch, w, y_BTD)
+            partials.append(partial_BTD)
+        summed_BTD = cast(Array | Partial, sum(partials))
+        return x_BTD + scatter_stream(summed_BTD.astype(x_BTD.dtype)), caches
+    for number, branch in enumerate(block.branches):
+        if number:
+            (x_BTD,) = remat.keep(remat.STREAM, x_BTD)
+        partial_BTD, caches[branch.name] = run(branch, w, normed(x_BTD, number))
+        x_BTD += scatter_stream(partial_BTD.astype(x_BTD.dtype))
+    return x_BTD, caches

@@ -1,0 +1,194 @@
+"""The decoder: an embedding, a stack of blocks, a norm and a head (PaLM, arXiv 2204.02311, section
+2).
+
+It is the program of one device: made of this device's shards, inside of `on_devices`
+(`nn/collectives.py`). Which branches a block has, and which blocks the stack repeats, is declared
+in `architecture/`.
+
+Letters: B batch, T query time, S key time, D width, F feed-forward, N query heads, K key/value
+heads, H head dim, V vocabulary rows, L layers.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from paxlike.architecture.stack import Block, groups, outer_weights
+from paxlike.config import ModelConfig
+from paxlike.models.block import RunBranch, Weights, run_block
+from paxlike.models.branch import Cache, Context
+from paxlike.models.branches import FORWARD
+from paxlike.nn import remat
+from paxlike.nn.collectives import on_devices, specs_of
+from paxlike.nn.embedding import lookup
+from paxlike.nn.norm import norm
+from paxlike.nn.numerics import Numerics
+from paxlike.nn.weight import check_quantized, initial, places_of, with_summed_gradient
+from paxlike.parallel import rules
+from paxlike.parallel.mesh import spec
+
+Array = jax.Array
+Caches = dict[str, dict[str, Cache]]
+"""Group of blocks -> branch -> name -> array, layers first."""
+
+
+class HeadWeight(NamedTuple):
+    """The weight of the logits: the embedding and 1/sqrt(D) if tied (PaLM, section 5)."""
+
+    letters: str
+    """`VD` or `DV`."""
+    places: tuple[rules.Axis, ...]
+    shard: Array
+    scale: float
+
+
+class Decoder:
+    """The decoder of one device."""
+
+    def __init__(
+        self, config: ModelConfig, numerics: Numerics, params: dict, sum_gradients: bool = False
+    ):
+        """params: this device's shards, in the layout of `init_params`.
+
+        sum_gradients: the gradient of every parameter is summed over the devices that have a copy
+        of it, as needed where gradients are taken inside `on_devices`. JAX does it for those taken
+        outside.
+        """
+        self.config, self.numerics, self.sum_gradients = config, numerics, sum_gradients
+        if sum_gradients:
+            summed = {
+                spec.name: with_summed_gradient(spec, params[spec.name], config, numerics)
+                for spec in outer_weights(config)
+            }
+            params = {**params, **summed}
+        self.params = params
+
+    def __call__(self, tokens_BT: Array, segments_BT: Array | None = None) -> Array:
+        """This device's part of the last hidden states, normed, in the compute dtype.
+
+        An objective (`training/objective.py`) turns them into a loss, `logits` into logits.
+        """
+        positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+        context = Context(self.config, self.numerics, positions_BT, segments_BT)
+        x_BTD, _ = self.run(self.embed(tokens_BT), sequence(context, keep_cache=False))
+        return self.finish(x_BTD)
+
+    def embed(self, tokens_BT: Array) -> Array:
+        n = self.numerics
+        table_VD, places = self.params["embedding_VD"], self._places("embedding_VD")
+        return lookup(table_VD, tokens_BT, places, compute=n.compute, gradients=n.gradients)
+
+    def run(
+        self, x_BTD: Array, run: Callable[[Cache], RunBranch], caches: Caches | None = None
+    ) -> tuple[Array, Caches]:
+        """The stack: x_BTD after all layers, and what their branches cache, layers first.
+
+        `run(cache of a layer)` gives the forward pass of its branches.
+        """
+        c, n, stack = self.config, self.numerics, list(groups(self.config))
+
+        def period(x_BTD: Array, layer: tuple) -> tuple[Array, dict]:
+            params, layer_caches = layer
+            found = {}
+            if n.ring:
+                # Without it TPU compilers copy the whole stack of saved streams into another
+                # layout, in every layer of the backward pass (docs/performance.md).
+                x_BTD = jax.lax.optimization_barrier(x_BTD)
+            for name, block, _ in stack:
+                w = Weights(block, c, n, params[name], self.sum_gradients)
+                cache = layer_caches[name] if layer_caches else {}
+                x_BTD, found[name] = run_block(block, c, w, x_BTD, run(cache))
+            return x_BTD, found
+
+        stacked = {name: self.params[name] for name, _, _ in stack}
+        return jax.lax.scan(remat.of_block(c.remat, period, n.ring), x_BTD, (stacked, caches))
+
+    def finish(self, x_BTD: Array) -> Array:
+        c = self.config
+        return norm(x_BTD, self.params["scale_D"], c.norm, c.norm_epsilon)
+
+    def head(self) -> HeadWeight:
+        tied = self.config.head == "tied"
+        name = "embedding_VD" if tied else "head_DV"
+        scale = self.config.d_model**-0.5 if tied else 1.0
+        return HeadWeight(name[-2:], self._places(name), self.params[name], scale)
+
+    def _places(self, name: str) -> tuple[rules.Axis, ...]:
+        spec = next(spec for spec in outer_weights(self.config) if spec.name == name)
+        return places_of(spec, self.config)
+
+
+def sequence(context: Context, keep_cache: bool) -> Callable[[Cache], RunBranch]:
+    """The forward pass of branches over a whole sequence. keep_cache: whether generation
+    follows.
+    """
+
+    def run(branch, w, y_BTD):
+        partial_BTD, cache = FORWARD[branch.name].sequence(w, y_BTD, context)
+        return partial_BTD, cache if keep_cache else {}
+
+    return lambda _: run
+
+
+def token(context: Context) -> Callable[[Cache], RunBranch]:
+    """The forward pass of branches over one more token, which reads the caches."""
+
+    def of_layer(caches):
+        return lambda branch, w, y_BTD: FORWARD[branch.name].token(
+            w, y_BTD, context, caches[branch.name]
+        )
+
+    return of_layer
+
+
+def init_params(config: ModelConfig, numerics: Numerics, seed: int) -> dict:
+    """Initial parameters as a nested dict of arrays, as checkpoints store them.
+
+    `blocks/wq_DNH` is [L, D, N, H]. Call it inside `jax.jit` with an active mesh: every array is
+    then created sharded. Equal on every mesh.
+    """
+    keys = _keys(jax.random.key(seed))
+    embedding, *others = outer_weights(config)
+    params: dict = {embedding.name: initial(embedding, config, keys, numerics.params)}
+    for name, block, layers in groups(config):
+        of_layers = jax.random.split(next(keys), layers)
+        params[name] = jax.vmap(functools.partial(_block, block, config, numerics))(of_layers)
+    for weight in reversed(others):
+        params[weight.name] = initial(weight, config, keys, numerics.params)
+    return params
+
+
+def _block(block: Block, config: ModelConfig, numerics: Numerics, key: Array) -> dict:
+    keys = _keys(key)
+    weights = block.weights(config)
+    for weight in weights:
+        check_quantized(weight, config)
+    return {weight.name: initial(weight, config, keys, numerics.params) for weight in weights}
+
+
+def _keys(key: Array) -> Iterator[Array]:
+    """A key for every draw."""
+    return (jax.random.fold_in(key, draw) for draw in itertools.count())
+
+
+def hidden_states(
+    config: ModelConfig,
+    numerics: Numerics,
+    params: dict,
+    tokens_BT: Array,
+    segments_BT: Array | None = None,
+) -> Array:
+    """The last hidden states x_BTD, normed, as a global array on the active mesh."""
+
+    def device(params, *tokens):
+        return Decoder(config, numerics, params)(*tokens)
+
+    tokens = (tokens_BT,) if segments_BT is None else (tokens_BT, segments_BT)
+    places = spec("BT", tokens_BT.shape)
+    x_spec = spec("BTD", (*tokens_BT.shape, config.d_model))
+    run = on_devices(device, (specs_of(params), *(places,) * len(tokens)), x_spec)
+    return run(params, *tokens)

@@ -1,0 +1,61 @@
+"""Number formats and kernels, resolved for the platform that a program runs on."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+
+from paxlike.config import ModelConfig, PrecisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """Number formats and the attention implementation, with `auto` resolved for one platform."""
+
+    compute: str
+    params: str
+    gradients: str
+    attention: str
+    ring: bool = False
+    """Whether the stream is gathered and scattered in ring steps (`nn/ring.py`)."""
+    integer: bool = False
+    """Whether quantized weights are multiplied in int8, if the hardware supports it. Results are
+    equal.
+    """
+
+    @classmethod
+    def of(cls, model: ModelConfig, precision: PrecisionConfig, platform: str) -> "Numerics":
+        """Resolves the settings for `platform`: `cpu`, `gpu` or `tpu`."""
+        compute = precision.compute
+        if compute == "auto":
+            compute = "bfloat16" if platform != "cpu" or _cpu_multiplies_bfloat16() else "float32"
+        attention: str = model.attention
+        if attention == "auto":
+            attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "blocked")
+        integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
+        ring = platform == "tpu"
+        return cls(compute, precision.params, precision.gradients, attention, ring, integer)
+
+
+def _cpu_multiplies_int8() -> bool:
+    """Whether this processor has AMX or VNNI instructions, according to Linux."""
+    return not {"amx_int8", "avx512_vnni", "avx_vnni"}.isdisjoint(_cpu_flags())
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has bfloat16 instructions and this jaxlib uses them efficiently.
+
+    jaxlib does since 0.12 (docs/performance.md).
+    """
+    return jax.__version_info__ >= (0, 12) and not {"amx_bf16", "avx512_bf16"}.isdisjoint(
+        _cpu_flags()
+    )
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return frozenset()

@@ -1,0 +1,200 @@
+"""Gathers and scatters the residual stream over `model` in ring steps, each behind a product.
+
+An all-gather followed by a product leaves the device idle until all of the stream has arrived. In
+ring steps the device multiplies the piece that it has while the next one is on its way (collective
+matmul: Wang et al., "Overlap Communication with Dependent Computation via Decomposition", ASPLOS
+2023). Autodiff turns the ring of a gather into the ring of a reduce-scatter, and the reverse.
+
+Device i has shard i of the stream. The piece at `offset` o is the shard of device i + o. Pieces
+travel in both directions; the shard of the opposite device, at an even number of devices, travels
+half each way. As many bytes are sent as by an all-gather or a reduce-scatter.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+
+from paxlike.nn.collectives import gather_weight, scatter_gradient
+from paxlike.parallel.mesh import axis_sizes
+
+Array = jax.Array
+
+
+def offsets() -> list[int]:
+    """The offsets of the pieces, in the order of their arrival."""
+    devices = axis_sizes()["model"]
+    both_ways = [o for step in range(1, (devices + 1) // 2) for o in (step, -step)]
+    return [0, *both_ways, *([devices // 2] if devices % 2 == 0 else [])]
+
+
+def first_entry(offset: int, shard_size: int) -> Array:
+    """The first entry of a piece in D, on this device."""
+    return (jax.lax.axis_index("model") + offset) % axis_sizes()["model"] * shard_size
+
+
+def _from(x: Array, step: int) -> Array:
+    """x of the device at a distance of `step` along `model`."""
+    devices = axis_sizes()["model"]
+    pairs = [((i + step) % devices, i) for i in range(devices)]
+    return jax.lax.ppermute(x, "model", pairs)
+
+
+def _is_opposite(offset: int) -> bool:
+    return offset > 0 and 2 * offset == axis_sizes()["model"]
+
+
+def gathered_pieces(shard_BTD: Array) -> tuple[Array, ...]:
+    """The pieces of the stream, in the order of `offsets`."""
+    found, half = {0: shard_BTD}, shard_BTD.shape[-1] // 2
+    for offset in offsets()[1:]:
+        step = 1 if offset > 0 else -1
+        if _is_opposite(offset):
+            ahead, behind = found[offset - 1][..., :half], found[1 - offset][..., half:]
+            found[offset] = jnp.concatenate([_from(ahead, 1), _from(behind, -1)], -1)
+        else:
+            found[offset] = _from(found[offset - step], step)
+    return tuple(found[offset] for offset in offsets())
+
+
+def joined(pieces: tuple[Array, ...], dim: int = 2) -> Array:
+    """The pieces in the order of D, which is dimension `dim`."""
+    size = pieces[0].shape[dim]
+    shape = tuple(n * len(pieces) if i == dim else n for i, n in enumerate(pieces[0].shape))
+    whole = jnp.zeros(shape, pieces[0].dtype)
+    for offset, piece in zip(offsets(), pieces, strict=True):
+        start = first_entry(offset, size)
+        whole = jax.lax.dynamic_update_slice_in_dim(whole, piece, start, dim)
+    return whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Partial:
+    """A device's term of a sum over `model`, in pieces of D in the order of `offsets`."""
+
+    pieces: tuple[Array, ...]
+
+    def astype(self, dtype: jax.typing.DTypeLike) -> "Partial":
+        return Partial(tuple(piece.astype(dtype) for piece in self.pieces))
+
+    def __add__(self, other: "Partial") -> "Partial":
+        return Partial(tuple(a + b for a, b in zip(self.pieces, other.pieces, strict=True)))
+
+    def __radd__(self, zero: int) -> "Partial":
+        """For `sum`, which starts with 0."""
+        return self
+
+    def add_once(self, shard_D: Array) -> "Partial":
+        """Adds a vector, of which each device has a shard, to the sum over `model`."""
+        own, *others = self.pieces
+        return Partial((own + shard_D.astype(own.dtype)[None, None], *others))
+
+    def scattered(self) -> Array:
+        """This device's shard of the sum over `model`: the farthest pieces travel first."""
+        sums = dict(zip(offsets(), self.pieces, strict=True))
+        half = self.pieces[0].shape[-1] // 2
+        for offset in reversed(offsets()[1:]):
+            step = 1 if offset > 0 else -1
+            if _is_opposite(offset):
+                ahead, behind = sums[offset][..., :half], sums[offset][..., half:]
+                sums[offset - 1] += _widened(_from(ahead, -1), 0, behind.shape[-1])
+                sums[1 - offset] += _widened(_from(behind, 1), half, 0)
+            else:
+                sums[offset - step] += _from(sums[offset], -step)
+        return sums[0]
+
+
+def _widened(x: Array, before: int, after: int) -> Array:
+    return jnp.pad(x, ((0, 0), (0, 0), (before, after)))
+
+
+# ---- products ------------------------------------------------------------------------------------
+# Both have a custom gradient for the reasons given in `nn/einsum.py`, and so that the weight's
+# gradient is one product with the joined pieces.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def multiply_gathered(static: tuple, pieces: tuple, shard: Array) -> Array:
+    """The product of the whole stream and a weight `D...`, in the pieces' dtype.
+
+    static: (equation, the weight's mesh axes, the dtype of its gradient). pieces: of
+    `gathered_pieces`. shard: of the weight.
+    """
+    equation, axes, _ = static
+    weight = gather_weight(shard, axes, pieces[0].dtype)
+    total = _summed(
+        jnp.einsum(equation, x, part, preferred_element_type=jnp.float32)
+        for x, part in zip(pieces, _parts(weight, 0), strict=True)
+    )
+    return total.astype(pieces[0].dtype)
+
+
+def _gathered_forward(static, pieces, shard):
+    return multiply_gathered(static, pieces, shard), (pieces, shard)
+
+
+def _gathered_backward(static, kept, dy):
+    equation, axes, gradients = static
+    pieces, shard = kept
+    x_letters, w_letters, out = _letters(equation)
+    weight = gather_weight(shard, axes, dy.dtype)
+    dxs = tuple(jnp.einsum(f"{out},{w_letters}->{x_letters}", dy, w) for w in _parts(weight, 0))
+    product = f"{x_letters},{out}->{w_letters}"
+    # The compiler joins the pieces once for all weights.
+    dw = jnp.einsum(product, joined(pieces), dy, preferred_element_type=gradients)
+    return dxs, scatter_gradient(dw, axes, shard.dtype)
+
+
+multiply_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def multiply_for_scatter(static: tuple, x: Array, shard: Array) -> tuple:
+    """The pieces of the product of x and a weight `...D`, for `Partial`. static: as above."""
+    equation, axes, _ = static
+    weight = gather_weight(shard, axes, x.dtype)
+    return tuple(jnp.einsum(equation, x, w) for w in _parts(weight, weight.ndim - 1))
+
+
+def _scatter_forward(static, x, shard):
+    return multiply_for_scatter(static, x, shard), (x, shard)
+
+
+def _scatter_backward(static, kept, dys):
+    equation, axes, gradients = static
+    x, shard = kept
+    x_letters, w_letters, out = _letters(equation)
+    weight = gather_weight(shard, axes, x.dtype)
+    backward = f"{out},{w_letters}->{x_letters}"
+    dx = _summed(
+        jnp.einsum(backward, dy, w, preferred_element_type=jnp.float32)
+        for dy, w in zip(dys, _parts(weight, weight.ndim - 1), strict=True)
+    )
+    product = f"{x_letters},{out}->{w_letters}"
+    dw = jnp.einsum(product, x, joined(dys), preferred_element_type=gradients)
+    return dx.astype(x.dtype), scatter_gradient(dw, axes, shard.dtype)
+
+
+multiply_for_scatter.defvjp(_scatter_forward, _scatter_backward)
+
+
+def _summed(terms: Iterable[Array]) -> Array:
+    return functools.reduce(operator.add, terms)
+
+
+def _letters(equation: str) -> tuple[str, str, str]:
+    inputs, out = equation.split("->")
+    x_letters, w_letters = inputs.split(",")
+    return x_letters, w_letters, out
+
+
+def _parts(weight: Array, dim: int) -> list[Array]:
+    """The parts of a weight that belong to the pieces of D, its dimension `dim`."""
+    size = weight.shape[dim] // axis_sizes()["model"]
+    return [
+        jax.lax.dynamic_slice_in_dim(weight, first_entry(offset, size), size, dim)
+        for offset in offsets()
+    ]

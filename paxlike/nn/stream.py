@@ -1,0 +1,56 @@
+"""The residual stream: how a branch reads it and how its output returns to it.
+
+Its D is sharded over `model`. It is gathered and scattered whole (`nn/collectives.py`) or in ring
+steps (`nn/ring.py`), as the weights that multiply it choose.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from paxlike.nn.collectives import gather, index, scatter
+from paxlike.nn.ring import Partial, gathered_pieces
+
+Array = jax.Array
+
+
+class Stream:
+    """The residual stream as a branch reads it. D is sharded over `model`; a branch needs all of
+    it.
+
+    It is gathered once, where it is first asked for, however many weights multiply it.
+    """
+
+    def __init__(self, shard_BTD: Array):
+        self.shard_BTD = shard_BTD
+        """This device's part of D."""
+        self.derived: dict = {}
+        """Results that several weights share, such as a quantized copy; by what they depend on."""
+
+    @functools.cached_property
+    def whole_BTD(self) -> Array:
+        """All of D, gathered over `model`."""
+        return gather(self.shard_BTD, "model", 2)
+
+    @functools.cached_property
+    def pieces_BTD(self) -> tuple[Array, ...]:
+        """All of D, in ring steps."""
+        return gathered_pieces(self.shard_BTD)
+
+
+def scatter_stream(partial_BTD: Array | Partial) -> Array:
+    """A branch's output, a sum over `model` of what each device has of all D -> its shard of D."""
+    if isinstance(partial_BTD, Partial):
+        return partial_BTD.scattered()
+    return scatter(partial_BTD, "model", 2)
+
+
+def add_once(partial_BTD: Array | Partial, shard_D: Array) -> Array | Partial:
+    """Adds a vector, of which each device has a shard, to a sum over `model`: each entry once."""
+    if isinstance(partial_BTD, Partial):
+        return partial_BTD.add_once(shard_D)
+    start = index("model") * shard_D.shape[0]
+    zeros_D = jnp.zeros(partial_BTD.shape[-1], partial_BTD.dtype)
+    own_D = jax.lax.dynamic_update_slice(zeros_D, shard_D.astype(partial_BTD.dtype), (start,))
+    return partial_BTD + own_D[None, None]

@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation: plans for clusters that need not be present."""

@@ -1,0 +1,42 @@
+"""The simulated step of a compiled program on a cluster: roofline, links and timeline together."""
+
+import dataclasses
+
+import numpy as np
+
+from paxlike.config import Config
+from paxlike.planning import links, roofline
+from paxlike.planning.compile import Facts
+from paxlike.planning.timeline import Timeline, Transfer, simulate
+from paxlike.planning.topology import Cluster
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The simulated step of one device. All seconds are 0 on a machine without a table row."""
+
+    timeline: Timeline
+    wires: list[str]
+    """Of each collective: the links it uses."""
+    matrix: float
+    memory: float
+
+
+def simulated(config: Config, cluster: Cluster, facts: Facts, devices: np.ndarray) -> Step:
+    """Simulates the compiled step. devices: the mesh's array of devices."""
+    found = facts.all_collectives()
+    if cluster.chip is None:
+        return Step(Timeline(), ["this machine"] * len(found), 0.0, 0.0)
+    dtype = "bfloat16" if config.precision.compute == "auto" else config.precision.compute
+    work, matrix, memory = roofline.work_seconds(facts.all_work(), cluster.chip, dtype)
+    made: dict[str, links.Link] = {}
+    used, transfers = [], []
+    for collective in found:
+        axis = collective.axis
+        if axis not in made:
+            names = [n for n in facts.mesh if n in axis.removeprefix("part of ").split("+")]
+            made[axis] = links.link(cluster, devices, names or list(facts.mesh), list(facts.mesh))
+        link = links.link_of(collective, made[axis], cluster.chip)
+        used.append(link.what)
+        transfers.append(Transfer(links.seconds(collective, link), link.wires))
+    return Step(simulate(facts.items, work, transfers), used, matrix, memory)

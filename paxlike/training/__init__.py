@@ -1,0 +1,1 @@
+"""The training loop: steps, loss, checkpoints, recovery, metrics and the run directory."""

@@ -1,0 +1,55 @@
+"""Reads a checkpoint one array or one layer at a time, without loading all of it."""
+
+from pathlib import Path
+
+import numpy as np
+import tensorstore
+
+from paxlike.config import UserError
+from paxlike.training.checkpoint import checkpoint_step
+from paxlike.training.checksums import find_corruption
+
+
+class CheckpointReader:
+    def __init__(self, folder: Path, step: int | None = None):
+        """Opens the newest checkpoint in `folder`, or the one at `step`.
+
+        Raises UserError if there is no such checkpoint or it is corrupted.
+        """
+        self.step = checkpoint_step(folder, step)
+        if corruption := find_corruption(folder, self.step):
+            raise UserError(
+                f"checkpoint {self.step} in {folder} is corrupted: {corruption}. Choose another "
+                "checkpoint with --step."
+            )
+        self._base = f"file://{(folder / str(self.step) / 'state').absolute()}/"
+
+    def param(self, name: str, layer: int | None = None) -> np.ndarray:
+        """Returns a parameter by its checkpoint name (such as `blocks/wq_DNH`), or one layer."""
+        return self._read(f"params/{name}", layer)
+
+    def moment(self, name: str, moment: str, layer: int | None = None) -> np.ndarray:
+        """Returns an optimizer moment (`momentum` or `second`) of a parameter."""
+        return self._read(f"optimizer/moments/{name}/{moment}", layer)
+
+    def has_optimizer(self) -> bool:
+        """Returns whether the checkpoint has an optimizer state. Some converted runs have none."""
+        spec = {
+            "driver": "zarr",
+            "kvstore": {"driver": "ocdbt", "base": self._base, "path": "optimizer.step/"},
+        }
+        try:
+            tensorstore.open(spec, open=True, read=True).result()
+        except ValueError:
+            return False
+        return True
+
+    def _read(self, name: str, layer: int | None) -> np.ndarray:
+        path = f"{name.replace('/', '.')}/"
+        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": self._base, "path": path}}
+        try:
+            array = tensorstore.open(spec, open=True, read=True).result()
+            return (array if layer is None else array[layer]).read().result()
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"checkpoint {self.step}: {name} cannot be read ({reason}).") from error

@@ -1,0 +1,93 @@
+"""Loads a run: config, parameters and tokenizer, on the available devices."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from paxlike.accounting.parameters import stored_shapes
+from paxlike.config import Config, ConfigError, MeshConfig, ModelConfig, divisors
+from paxlike.data.source import open_data, validation_batches
+from paxlike.data.store import open_store
+from paxlike.data.tokenizer import Tokenizer, load_tokenizer
+from paxlike.nn.numerics import Numerics
+from paxlike.parallel.host_batches import local_rows
+from paxlike.parallel.mesh import make_mesh
+from paxlike.parallel.sharding_table import sharding_rows
+from paxlike.quant.tiles import check_mesh
+from paxlike.training.checkpoint import restore_params
+from paxlike.training.evaluate import evaluate
+from paxlike.training.loop import on_mesh
+from paxlike.training.run_directory import read_config, read_data
+from paxlike.training.state import abstract_params
+from paxlike.training.step import make_eval_step
+
+
+class LoadedRun(NamedTuple):
+    config: Config
+    numerics: Numerics
+    params: dict
+    step: int
+    tokenizer: Tokenizer
+    mesh: jax.sharding.Mesh
+    """The mesh of the parameters; activate it (`jax.set_mesh`) to use them."""
+
+
+def load_run(folder: Path, mesh: MeshConfig | None = None, step: int | None = None) -> LoadedRun:
+    """Loads the run's newest checkpoint, or the one at `step`.
+
+    mesh: None uses `widest_mesh`. Raises UserError if the run cannot be read.
+    """
+    config = read_config(folder)
+    numerics = Numerics.of(config.model, config.precision, jax.default_backend())
+    device_mesh = make_mesh(mesh or widest_mesh(config.model, len(jax.devices())))
+    with jax.set_mesh(device_mesh):
+        params, step = restore_params(
+            folder / "checkpoints", abstract_params(config, numerics), step
+        )
+    return LoadedRun(
+        config, numerics, params, step, load_tokenizer(folder / "tokenizer"), device_mesh
+    )
+
+
+def widest_mesh(model: ModelConfig, devices: int) -> MeshConfig:
+    """Returns the mesh with the largest `model` axis that the weights fit.
+
+    Generation gathers no weight over `model`, so the largest axis is the fastest. Raises
+    ConfigError if no mesh fits.
+    """
+    for size in reversed(divisors(devices)):
+        sizes = {"pod": 1, "data": devices // size, "model": size}
+        try:
+            sharding_rows(stored_shapes(model), sizes)
+            check_mesh(model.quant, sizes)
+        except ConfigError:
+            continue
+        return MeshConfig(data=devices // size, model=size)
+    raise ConfigError(
+        f"the model's weights fit no mesh of {devices} devices; use fewer devices (model.d_model "
+        f"is {model.d_model})."
+    )
+
+
+def evaluate_run(
+    folder: Path, mesh: MeshConfig, step: int | None, batches: int
+) -> tuple[int, dict[str, float]]:
+    """Evaluates a run on the first `batches` batches of its validation split (0: the whole split).
+
+    Returns the step and the losses (`evaluate`).
+    """
+    run = load_run(folder, mesh, step)
+    train = run.config.train
+    with jax.set_mesh(run.mesh):
+        data = run.config.data
+        dataset = open_data(data) if data.seqio_mixture else open_store(read_data(folder)["store"])
+        source = validation_batches(dataset, data, train)
+        rows = local_rows(train.batch_size, train.accumulate)
+        eval_step = make_eval_step(run.config, run.numerics)
+        host_batches = source.batches(batches or sys.maxsize, lambda _: rows)
+        device_batches = (
+            on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in host_batches
+        )
+        return run.step, evaluate(eval_step, run.params, device_batches)

@@ -1,0 +1,171 @@
+"""The run directory: its files, its lock, and which config changes a resumed run allows.
+
+config.json      the resolved config
+data.json        the token store's path (or seqio:NAME) and fingerprint
+tokenizer/       a copy of the store's tokenizer, so that a run can generate without its data
+metrics.jsonl    one line per step and one per event (start, compile, evaluation, checkpoint, stop)
+tensorboard/     event files
+checkpoints/     see `checkpoint.py`
+seals/           checksums of the checkpoints' files, see `checksums.py`
+skipped.json     skipped batches, see `guard.py`
+stacks/          stack traces of processes that the watchdog ended
+profile/         traces of the profiler window
+wandb.id         the ID of the Weights & Biases run (its local files are in wandb/)
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+from paxlike.config import Config, UserError, differences, from_json, to_json
+from paxlike.data.location import in_bucket
+from paxlike.data.source import Source, check_unchanged
+from paxlike.files import write_file
+
+MAY_CHANGE = (
+    "train.steps:",
+    "train.accumulate:",
+    "model.remat:",
+    "model.attention:",
+    "mesh.",
+    "precision.compute:",
+    "precision.gradients:",
+    "checkpoint.",
+    "eval.",
+    "log.",
+    "profile.",
+    "guard.rewinds:",
+    "guard.back:",
+    "guard.skip:",
+    "guard.window:",
+    "guard.deviations:",
+    "guard.patience:",
+    "watchdog.",
+    "data.store:",
+    "data.module:",
+)
+"""Fields and sections that may change when a run resumes: except for rounding, they do not change
+which updates follow from which batches."""
+
+
+def next_run_directory(root: Path, name: str) -> Path:
+    """Returns `root/name-N` with the smallest N >= 1 that does not exist."""
+    number = 1
+    while (root / f"{name}-{number}").exists():
+        number += 1
+    return root / f"{name}-{number}"
+
+
+class RunDirectory:
+    """An open run directory, locked against other processes on the same machine until `close`.
+
+    A run directory in a bucket cannot be locked.
+    """
+
+    def __init__(self, folder: Path, config: Config, store: Source):
+        """Creates the directory, or opens an existing one.
+
+        Raises UserError if it belongs to another config or other data, or is in use.
+        """
+        self.folder = folder
+        self.changes: list[str] = []
+        """What this start changes in the run's config: `field: old -> new`."""
+        if folder.is_file():
+            raise UserError(f"{folder} is a file, not a directory. Give another --run-dir.")
+        known = read_config(folder) if folder.exists() and any(folder.iterdir()) else None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder)
+        try:
+            self._enter(known, config, store)
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self, known: Config | None, config: Config, store: Source) -> None:
+        folder = self.folder
+        if known is None:
+            data = {"store": store.location, "fingerprint": store.fingerprint}
+            write_text(folder / "data.json", json.dumps(data) + "\n")
+            (folder / "tokenizer").mkdir(exist_ok=True)
+            store.tokenizer.save(folder / "tokenizer")
+        else:
+            self.changes = _checked_changes(folder, known, config)
+            check_unchanged(store, read_data(folder)["fingerprint"])
+        write_text(folder / "config.json", to_json(config))
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def check_visible(folder: Path) -> None:
+    """Raises UserError if this process does not see the run directory that process 0 opened."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"the run directory {folder}, opened by process 0, does not exist here; --run-dir must "
+            "be on storage that all hosts share."
+        )
+
+
+def read_config(folder: Path) -> Config:
+    """Returns the config of a run directory. Raises UserError if it is not a run directory."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a run directory: it has no config.json. Give another --run-dir."
+        )
+    try:
+        return from_json(path.read_text())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}. Restore it, or give another --run-dir."
+        ) from error
+
+
+def read_data(folder: Path) -> dict:
+    """Returns {"store": path, "fingerprint": sha256} of the run's training data.
+
+    Raises UserError if data.json is missing or cannot be read.
+    """
+    path = folder / "data.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}. Restore it, or give another --run-dir."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file atomically. Writes to a bucket are always atomic."""
+    if in_bucket(path):
+        path.write_text(text)
+    else:
+        write_file(path, text)
+
+
+def _checked_changes(folder: Path, known: Config, config: Config) -> list[str]:
+    changes = differences(known, config)
+    refused = [change for change in changes if not change.startswith(MAY_CHANGE)]
+    if refused:
+        raise UserError(
+            f"the run directory {folder} belongs to another config: {'; '.join(refused)}. "
+            "Give another --run-dir, or set these fields to the run's values."
+        )
+    return changes
+
+
+def _lock(folder: Path) -> int | None:
+    """Returns the file descriptor of the locked `.lock` file; None in a bucket."""
+    if in_bucket(folder):
+        return None
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise UserError(
+            f"another process is training in {folder}; wait for it, or give another --run-dir."
+        ) from None
+    return lock

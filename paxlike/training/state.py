@@ -1,0 +1,107 @@
+"""The train state: parameters, optimizer state and step number, created sharded."""
+
+import functools
+import math
+import os
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from paxlike.accounting.units import gib
+from paxlike.config import Config, UserError
+from paxlike.models.decoder import init_params
+from paxlike.nn.numerics import Numerics
+from paxlike.optim.optimizer import Optimizer
+from paxlike.parallel.mesh import check_sharded
+
+T = TypeVar("T")
+
+
+class State(NamedTuple):
+    params: dict
+    """Nested dict of arrays, named by their letters: `blocks/wq_DNH` is [L, D, N, H]."""
+    optimizer: object
+    """The optimizer's tree; its arrays are sharded like their parameters."""
+    step: jax.Array
+    """int32 scalar: the number of completed updates."""
+
+
+def _initial(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
+    params = init_params(config.model, numerics, config.train.seed)
+    return State(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def make_state(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
+    """Creates a new state on the active mesh, sharded from the start.
+
+    Raises ValueError if a large array would be replicated (`check_sharded`).
+    """
+    check_sharded(abstract_state(config, numerics, optimizer))
+    return jax.jit(functools.partial(_initial, config, numerics, optimizer))()
+
+
+def abstract_state(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
+    """Returns the state's shapes, dtypes and shardings on the active mesh, without computing it."""
+    return _placed(jax.eval_shape(functools.partial(_initial, config, numerics, optimizer)))
+
+
+def check_fits(state: State) -> None:
+    """Raises UserError if the state alone is larger than a device's memory, before anything is
+    allocated: some platforms hang instead of refusing.
+
+    state: of `abstract_state`.
+    """
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    if device.platform == "cpu":
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    if limit and needed > limit:
+        raise UserError(
+            f"the parameters and the optimizer state need {gib(needed)} on each device, which has "
+            f"{gib(limit)}. Use more devices or a smaller model (paxlike info shows its memory)."
+        )
+
+
+def abstract_params(config: Config, numerics: Numerics) -> dict:
+    """Returns what `abstract_state` returns, for the parameters alone."""
+    return _placed(jax.eval_shape(lambda: init_params(config.model, numerics, config.train.seed)))
+
+
+def _placed(tree: T) -> T:
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # A replicated array, such as a counter, has no sharding in its type.
+        spec = leaf.sharding.spec if leaf.sharding is not None else PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    mesh = jax.sharding.get_mesh()
+    return jax.tree.map(placed, tree)
+
+
+def to_plain(state: State) -> dict:
+    """Converts the state to nested dicts of arrays, so that checkpoints depend on no classes."""
+    plain: dict = {"params": state.params, "step": state.step, "optimizer": {}}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer):
+        *folders, name = (jax.tree_util.keystr((key,), simple=True) for key in path)
+        node = plain["optimizer"]
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return plain
+
+
+def from_plain(plain: dict, like: State) -> State:
+    """The inverse of `to_plain`. `like` supplies the optimizer's tree structure."""
+    leaves = []
+    paths, tree = jax.tree_util.tree_flatten_with_path(like.optimizer)
+    for path, _ in paths:
+        node = plain["optimizer"]
+        for key in path:
+            node = node[jax.tree_util.keystr((key,), simple=True)]
+        leaves.append(node)
+    return State(plain["params"], jax.tree_util.tree_unflatten(tree, leaves), plain["step"])

@@ -1,0 +1,111 @@
+"""The formula, the traced and the compiled program agree, whatever the shape of the block; and a
+formula that is off is found out.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from paxlike.accounting import flops
+from paxlike.accounting.flop_counts import TOLERANCE, FlopComparison
+from paxlike.accounting.flops import Count, Term
+from paxlike.cli import main
+from paxlike.config import Config, DataConfig, ModelConfig, load
+from paxlike.planning.flop_counts import count_three_ways
+
+pytestmark = pytest.mark.slow
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.py"))
+SHAPE = {
+    "layers": 3,
+    "d_model": 64,
+    "heads": 4,
+    "head_dim": 8,
+    "d_ff": 96,
+    "vocab_size": 500,
+    "vocab_multiple": 128,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"remat": "none"},
+        {"remat": "full", "block": "serial", "head": "untied", "kv_heads": 4},
+        {"remat": "dots", "kv_heads": 2, "feed_forward": "gelu", "attention": "xla"},
+        {"remat": "palm", "attention": "splash"},
+    ],
+    ids=lambda value: "-".join(map(str, value.values())),
+)
+def test_every_shape_agrees_to_the_last_flop(changes):
+    config = Config(
+        model=ModelConfig(**SHAPE, **{"kv_heads": 1, **changes}),
+        data=DataConfig(sequence_length=32),
+    )
+    attention, countings = count_three_ways(config)
+    assert ("splash does not run on cpu" in attention) == (changes.get("attention") == "splash")
+    for counting in countings:
+        assert counting.counted == counting.formula.total
+        assert counting.uncounted == ()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_agrees(path):
+    for counting in count_three_ways(load(path))[1]:
+        assert counting.agrees, counting
+
+
+@pytest.mark.parametrize("forgotten", ["rows that pad the vocabulary", "attention"])
+def test_a_term_left_out_of_the_formula_is_a_gap(monkeypatch, forgotten):
+    """450 rows of vocabulary are stored as 512, and T is as long as the model is wide: each term is
+    above 2 %.
+    """
+
+    def careless(honest, *arguments):
+        count = honest(*arguments)
+        return dataclasses.replace(
+            count, terms=tuple(t for t in count.terms if t.name != forgotten)
+        )
+
+    for name in ("executed_flops", "needed_flops"):
+        monkeypatch.setattr(
+            f"paxlike.planning.flop_counts.{name}",
+            functools.partial(careless, getattr(flops, name)),
+        )
+    shape = SHAPE | {"vocab_size": 450, "vocab_multiple": 256, "kv_heads": 1}
+    config = Config(model=ModelConfig(**shape), data=DataConfig(sequence_length=64))
+    for counting in count_three_ways(config)[1]:
+        assert counting.gap > TOLERANCE and not counting.agrees
+
+
+def test_what_was_not_counted_is_no_agreement():
+    formula = Count("f", (Term("all", "6N", 100),))
+    assert FlopComparison("program", formula, 100, ()).agrees
+    assert (
+        FlopComparison("program", formula, 101.9, ()).agrees
+        and not FlopComparison("program", formula, 97.9, ()).agrees
+    )
+    assert not FlopComparison("program", formula, 100, ("kernel mine",)).agrees
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["paxlike", "info", str(CONFIGS[-1]), "--flops", *arguments])
+    main()
+
+
+def test_command_line(monkeypatch, capsys):
+    small = ["--model.layers", "2", "--model.vocab-size", "300"]
+    run(monkeypatch, "--json", *small)
+    forward, step = json.loads(capsys.readouterr().out)["flops_per_token"]["countings"]
+    assert forward["agrees"] and step["agrees"] and step["gap"] == 0
+    run(monkeypatch, *small)
+    assert capsys.readouterr().out.count("unexplained difference") == 2
+    monkeypatch.setattr("paxlike.accounting.flop_counts.TOLERANCE", -1)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *small)
+    assert stop.value.code == 1
+    told = capsys.readouterr()
+    assert "DO NOT AGREE" in told.out and "do not agree" in told.err

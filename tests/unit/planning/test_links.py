@@ -1,0 +1,104 @@
+"""Wires by hand: the tori of TPU slices, NVLink and network cards, the data-center network."""
+
+import types
+
+import numpy as np
+import pytest
+
+from paxlike.accounting.hlo_collectives import Collective
+from paxlike.planning.links import Link, link, link_of, seconds
+from paxlike.planning.topology import cluster
+
+AXES = ("pod", "data", "model")
+W = 4.5e10
+
+
+def torus(*shape, slices=1):
+    """Devices in an array [slices, *shape], each with its place."""
+    made = np.empty((slices, *shape), object)
+    for index in np.ndindex(made.shape):
+        made[index] = types.SimpleNamespace(coords=index[1:], slice_index=index[0], process_index=0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("axes", "what", "bandwidth"),
+    [
+        (["model"], "1 ring", 2 * W),
+        (["data"], "2 rings", 4 * W),
+        (["data", "model"], "3 rings", 6 * W),
+    ],
+)
+def test_a_closed_dimension_is_a_ring_used_both_ways(axes, what, bandwidth):
+    devices = torus(4, 4, 4).reshape(1, 16, 4)
+    found = link(cluster("v4:4x4x4"), devices, axes, AXES)
+    assert (found.what, found.bandwidth) == (what, pytest.approx(bandwidth))
+
+
+def test_below_a_cube_and_in_part_of_a_dimension_it_is_a_line():
+    small = torus(2, 2, 4).reshape(1, 4, 4)
+    assert link(cluster("v4:2x2x4"), small, ["model"], AXES).what == "1 line"
+    assert link(cluster("v4:2x2x4"), small, ["model"], AXES).bandwidth == pytest.approx(W)
+    part = torus(4, 4, 8).reshape(1, 32, 4)  # `model` takes half of the last dimension
+    assert link(cluster("v4:4x4x8"), part, ["model"], AXES).what == "1 line"
+
+
+def test_2d_tori_close_at_16():
+    whole = torus(16, 16).reshape(1, 256, 1)
+    assert link(cluster("v6e:16x16"), whole, ["data"], AXES).what == "2 rings"
+    assert (
+        link(cluster("v6e:8x16"), torus(8, 16).reshape(1, 128, 1), ["data"], AXES).what
+        == "1 ring and 1 line"
+    )
+
+
+def test_slices_meet_in_the_network():
+    devices = torus(2, 2, 4, slices=2).reshape(2, 4, 4)
+    found = link(cluster("v4:2x2x4", 2), devices, ["pod"], AXES)
+    assert (found.what, found.bandwidth) == ("network", pytest.approx(2.5e10 / 4))
+
+
+def test_gpus_of_a_host_share_nvlink_and_of_several_their_cards():
+    made = np.empty((1, 16, 2), object)
+    for i, index in enumerate(np.ndindex(made.shape)):
+        made[index] = types.SimpleNamespace(process_index=i // 8)
+    machine = cluster("h100:4x8")
+    assert link(machine, made, ["model"], AXES).what == "NVLink"
+    across = link(machine, made, ["data"], AXES)  # 16 GPUs, 4 in each of 4 hosts
+    # 15/16 of an array pass each GPU, 3/4 of it enter a host through 4 cards of 50 GB/s.
+    assert across.bandwidth == pytest.approx(50e9 * 4 * (15 / 16) / (3 / 4))
+
+
+def collective(kind, shift=0):
+    return Collective(kind, "model", 4, "bf16", 10**6, 10**6, 1, True, "c", "", shift=shift)
+
+
+def test_a_shift_travels_one_way_and_through_the_devices_between():
+    devices = torus(4, 4, 4).reshape(1, 16, 4)
+    whole = link(cluster("v4:4x4x4"), devices, ["model"], AXES)
+    chip = cluster("v4:4x4x4").chip
+    ahead, behind, far = (
+        link_of(collective("collective-permute", shift), whole, chip) for shift in (1, -1, 2)
+    )
+    assert whole.wires == {"z+", "z-"} and ahead.wires == {"z+"} and behind.wires == {"z-"}
+    assert ahead.bandwidth == W and link_of(collective("all-gather"), whole, chip) == whole
+    one = seconds(collective("collective-permute", 1), ahead)
+    assert seconds(collective("collective-permute", 2), far) == pytest.approx(2 * one)
+    assert one == pytest.approx(10**6 / (W * 0.90) + 1e-6)
+
+
+def test_latency_is_paid_per_hop_and_twice_by_an_all_reduce():
+    devices = torus(4, 4, 4).reshape(1, 16, 4)
+    whole = link(cluster("v4:4x4x4"), devices, ["data"], AXES)
+    assert whole.latency == pytest.approx((2 + 2) * 1e-6)  # half of each ring
+    nothing = Collective("all-reduce", "data", 16, "f32", 0, 0, 1, True, "c", "")
+    assert seconds(nothing, whole) == pytest.approx(2 * whole.latency)
+
+
+def test_an_all_to_all_is_four_times_as_fast_as_a_gather():
+    def of(kind):
+        return seconds(
+            Collective(kind, "data", 4, "bf16", 10**6, 10**6, 1, True, "c", ""), Link("", 1e9)
+        )
+
+    assert of("all-gather") == 4 * of("all-to-all") == pytest.approx(0.75e-3)
