@@ -3,12 +3,22 @@
 import json
 import os
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from tools.bench import checkpoint, components, generation, input, plot, scaling, startup
+from tools.bench import (
+    checkpoint,
+    components,
+    generation,
+    input,
+    measure,
+    plot,
+    scaling,
+    startup,
+)
 from tools.bench.measure import Row, format_number, interleave, markdown_table, write
 
 pytestmark = pytest.mark.slow
@@ -23,14 +33,20 @@ def test_workloads_are_interleaved_and_warmup_turns_are_not_recorded():
     assert all(len(timings[name].wall_times) == len(timings[name].cpu_times) == 2 for name in "ab")
 
 
-def test_cpu_and_wall_time_are_measured():
-    def work(end=0.02):
-        begin = time.process_time()
-        while time.process_time() - begin < end:
-            pass
+def test_cpu_and_wall_time_are_measured(monkeypatch):
+    """The median turn takes 2 s, of which the process computes for 1.5 s."""
+    now = {"wall": 100.0, "cpu": 10.0}
+    clock = types.SimpleNamespace(perf_counter=lambda: now["wall"], process_time=lambda: now["cpu"])
+    monkeypatch.setattr(measure, "time", clock)
+    durations = iter([50.0, 1.0, 2.0, 8.0])  # the first is the warmup turn
 
-    timings = interleave({"work": work}, turns=3)
-    assert timings["work"].cpu >= 0.02 and timings["work"].wall >= 0.02
+    def work():
+        seconds = next(durations)
+        now["wall"] += seconds
+        now["cpu"] += 0.75 * seconds
+
+    timings = interleave({"work": work}, turns=3)["work"]
+    assert timings.wall == 2.0 and timings.cpu == 1.5
 
 
 def test_a_row_shows_ratio_and_verdict():
