@@ -1,7 +1,7 @@
 """A run directory, opened to be looked at and used: `paxlike.open_run`."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from paxlike.data.tokenizer import Tokenizer
 from paxlike.infer.generate import Generator, Sampling, for_inference
 from paxlike.infer.logits import logits
 from paxlike.infer.score import Scorer
+from paxlike.infer.stream import TextStream
 from paxlike.training.loaded_run import LoadedRun, evaluate_run, load_run
 from paxlike.training.packed import open_packed
 
@@ -127,11 +128,13 @@ class Run:
         top_k: int = 40,
         top_p: float = 1.0,
         seed: int = 0,
+        on_text: Callable[[int, str], None] | None = None,
     ) -> list[str]:
         """The continuation of each prompt, without the prompt.
 
         temperature 0: always the most likely token. top_k 0: all tokens. The same seed gives the
-        same texts. Raises UserError for an empty prompt or settings out of range.
+        same texts. `on_text(number of the prompt, text)` is called with each new piece of text.
+        Raises UserError for an empty prompt or settings out of range.
         """
         if isinstance(prompts, str):
             raise UserError("prompts is one string; give a list of them.")
@@ -142,15 +145,29 @@ class Run:
             model, numerics, eod = loaded.config.model, loaded.numerics, self.tokenizer.eod
             generator = Generator(model, numerics, self._inference_params, eod, longest)
             sampling = Sampling(temperature, top_k, top_p)
-            new = generator.generate(tokens, max_new_tokens, sampling, seed)
+            streams = [self._stream(number, on_text) for number in range(len(prompts))]
+            new = generator.generate(
+                tokens,
+                max_new_tokens,
+                sampling,
+                seed,
+                lambda row, token: streams[row].add(token) if on_text else None,
+            )
+        for stream in streams:
+            stream.close()
         return [self.tokenizer.decode(found.tolist()) for found in new]
+
+    def _stream(self, number: int, on_text: Callable[[int, str], None] | None) -> TextStream:
+        return TextStream(
+            self.tokenizer.decode, lambda text: on_text(number, text) if on_text else None
+        )
 
     def evaluate(self, batches: int = 0) -> dict[str, float]:
         """`loss` (nats per token), `accuracy` and `tokens` of the run's validation split.
 
         batches: how many of its batches; 0: all of them.
         """
-        return evaluate_run(self.path, self._mesh or MeshConfig(), self._step, batches)[1]
+        return evaluate_run(self._loaded, self.path, batches)
 
 
 def open_run(path: str | Path, step: int | None = None, mesh: MeshConfig | None = None) -> Run:

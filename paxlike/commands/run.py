@@ -92,33 +92,24 @@ def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
     """Prints the prompt, then its continuation token by token."""
     import jax
 
-    from paxlike.infer.generate import Generator, Sampling
-    from paxlike.infer.stream import TextStream
-    from paxlike.training.loaded_run import load_run
-    from paxlike.training.packed import open_packed
+    from paxlike.api.run import open_run
 
-    trained = open_packed(folder) if folder.is_file() else load_run(folder, step=flags.step)
-    tokens = trained.tokenizer.encode(prompt)
-    show = lambda text: print(text, end="", flush=True) if jax.process_index() == 0 else None  # noqa: E731
-    stream = TextStream(trained.tokenizer.decode, show)
-    with jax.set_mesh(trained.mesh):
-        generator = Generator(
-            trained.config.model,
-            trained.numerics,
-            trained.params,
-            trained.tokenizer.eod,
-            len(tokens) + flags.max_new_tokens,
-        )
-        show(prompt)
-        sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
-        generator.generate(
-            [tokens],
-            flags.max_new_tokens,
-            sampling,
-            flags.seed,
-            lambda row, token: stream.add(token),
-        )
-        stream.close()
+    def show(text: str) -> None:
+        if jax.process_index() == 0:
+            print(text, end="", flush=True)
+
+    run = open_run(folder, flags.step)
+    run.tokenizer  # noqa: B018 - an error about the run comes before the prompt
+    show(prompt)
+    run.generate(
+        [prompt],
+        flags.max_new_tokens,
+        flags.temperature,
+        flags.top_k,
+        flags.top_p,
+        flags.seed,
+        lambda _, text: show(text),
+    )
     show("\n")
 
 
@@ -185,8 +176,8 @@ def evaluate_command(arguments: list[str]) -> None:
     runtime.start(flags.fake_devices, flags.hosts)
     import jax
 
+    from paxlike.api.run import open_run
     from paxlike.data.location import located
-    from paxlike.training.loaded_run import evaluate_run
 
     if flags.tasks:
         _eval_tasks(located(path), flags)
@@ -194,10 +185,11 @@ def evaluate_command(arguments: list[str]) -> None:
     if flags.seqio_mixture:
         _eval_mixture(located(path), flags)
         return runtime.finish()
-    step, found = evaluate_run(located(path), flags.mesh, flags.step, flags.batches)
+    run = open_run(path, flags.step, flags.mesh)
+    found = run.evaluate(flags.batches)
     show = print if jax.process_index() == 0 else lambda _: None
     show(
-        f"step {step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over "
+        f"step {run.step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over "
         f"{found['tokens']:,} tokens"
     )
     runtime.finish()

@@ -71,14 +71,10 @@ def widest_mesh(model: ModelConfig, devices: int) -> MeshConfig:
     )
 
 
-def evaluate_run(
-    folder: Path, mesh: MeshConfig, step: int | None, batches: int
-) -> tuple[int, dict[str, float]]:
-    """Evaluates a run on the first `batches` batches of its validation split (0: the whole split).
-
-    Returns the step and the losses (`evaluate`).
+def evaluate_run(run: LoadedRun, folder: Path, batches: int) -> dict[str, float]:
+    """The losses (`evaluate`) on the first `batches` batches of the validation split of the run in
+    `folder` (0: the whole split).
     """
-    run = load_run(folder, mesh, step)
     train = run.config.train
     with jax.set_mesh(run.mesh):
         data = run.config.data
@@ -90,4 +86,4 @@ def evaluate_run(
         device_batches = (
             on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in host_batches
         )
-        return run.step, evaluate(eval_step, run.params, device_batches)
+        return evaluate(eval_step, run.params, device_batches)

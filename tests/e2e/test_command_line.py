@@ -1,7 +1,6 @@
 """The program as a user runs it: separate processes, real signals, real files."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from programs import environment
 
 CONFIG = '''
 """A run of seconds."""
@@ -83,16 +83,6 @@ def place(tmp_path_factory):
     return folder
 
 
-def environment() -> dict:
-    root = str(Path(__file__).resolve().parents[2])
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": root,
-        "PAXLIKE_CACHE": os.environ.get("PAXLIKE_CACHE", ""),
-    }
-
-
 def paxlike(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "paxlike", *arguments]
     return subprocess.run(
@@ -141,7 +131,7 @@ def test_killed_and_resumed_equals_the_undisturbed_run(place, whole):
         process = subprocess.Popen(
             [sys.executable, "-m", "paxlike", "train", "held.py", "--run-dir", "killed"],
             cwd=place,
-            env=environment() | {"HOLD_AFTER": str(hold_after)},
+            env=environment(HOLD_AFTER=str(hold_after)),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,18 +1,21 @@
-"""The commands of the guides run as they stand."""
+"""The commands of the guides and the Python cells of docs/python.md run as they stand."""
 
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from programs import ROOT, environment
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-# Small programs compile faster with less optimization.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+CHECKS = """
+assert run.step == 20 and len(metrics["loss"]) == 20
+assert logits.shape == (len(tokens), 2048)
+assert len(texts) == 2 and first.total < 0
+assert plan["flops"]["per_device"] > 0 and flops.hardware.total > flops.palm.total > 0
+assert "palm_8b" in message
+print("all cells ran")
+"""
 BLOCK = re.compile(r"^```sh(?: needs (\w+))?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -30,7 +33,7 @@ def guides() -> list:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """The compilation cache of all guides, several of which train the same model."""
+    """The cache directory of all guides, with the default corpus."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -46,16 +49,21 @@ def test_the_guides_commands_run(guide, cache, tmp_path):
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "launch").symlink_to(ROOT / "launch")
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": XLA_FLAGS,
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PAXLIKE_CACHE": str(cache),
-    }
+    env = environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", PAXLIKE_CACHE=str(cache))
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
         cwd=tmp_path / "work", env=env, text=True, capture_output=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_cells_run(cache, tmp_path):
+    cells = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.M | re.S)
+    assert len(cells) >= 8
+    (tmp_path / "notebook.py").write_text("\n".join(cells) + CHECKS)
+    done = subprocess.run(
+        [sys.executable, "notebook.py"], cwd=tmp_path, text=True, capture_output=True, timeout=900,
+        env=environment(PAXLIKE_CACHE=str(cache)),
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.endswith("all cells ran\n"), done.stderr[-3000:]

@@ -1,7 +1,6 @@
 """Runs `paxlike report` on a run that was killed and resumed, and opens the page in a browser."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -13,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from programs import environment
 from sample_runs import realistic_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,13 +24,12 @@ BROWSER = next(
     ),
     None,
 )
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def paxlike(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "paxlike", *arguments]
     done = subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=300
+        command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -87,7 +86,7 @@ def test_report_of_a_killed_and_resumed_run(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "paxlike", *command],
         cwd=tmp_path,
-        env=ENVIRONMENT,
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

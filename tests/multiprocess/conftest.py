@@ -1,7 +1,6 @@
 """Jobs of real processes on this machine, and the run that nothing disturbs."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -12,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from programs import ROOT, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 SECRET = "not-to-be-seen-anywhere"
 CONFIG = '''
 """A run of seconds."""
@@ -83,7 +82,7 @@ class Process:
         self.process = subprocess.Popen(
             command,
             cwd=place,
-            env=environment(place),
+            env=environment(WANDB_API_KEY=SECRET),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,19 +122,6 @@ class Process:
             raise AssertionError(self.output) from None
         self._reader.join(10)
         return code
-
-
-def environment(place: Path) -> dict[str, str]:
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": flags,
-        "JAX_COMPILATION_CACHE_DIR": str(place / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "WANDB_API_KEY": SECRET,
-    }
 
 
 @pytest.fixture(scope="session")

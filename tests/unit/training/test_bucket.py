@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_bucket import FakeBuckets
+from programs import environment
 
 from paxlike.config import ProfileConfig, UserError, WatchdogConfig
 from paxlike.data.location import fetched, in_bucket, located
 from paxlike.data.store import open_store
-from paxlike.training.loaded_run import evaluate_run
+from paxlike.training.loaded_run import evaluate_run, load_run
 from paxlike.training.loop import train
 from paxlike.training.watchdog import Watchdog
 
@@ -58,15 +58,16 @@ def test_a_run_in_a_bucket_equals_the_run_on_disk(buckets, config, change, tmp_p
     assert marks == {f"team/first/checkpoints/{step}/commit_success.txt" for step in (4, 6)}
     assert "team/first/checkpoints/2/commit_success.txt" in buckets_after_four
     assert any(name.startswith("team/first/tensorboard/events") for name in buckets.names("runs"))
-    step, found = evaluate_run(there, config.mesh, None, 2)
-    assert (step, found["loss"]) == (6, whole.evaluation["loss"])
+    run = load_run(there, config.mesh)
+    found = evaluate_run(run, there, 2)
+    assert (run.step, found["loss"]) == (6, whole.evaluation["loss"])
 
 
 def test_an_incomplete_checkpoint_is_not_used(buckets, config, capsys):
     there = located("gs://runs/cut")
     train(config, there)
     mark = buckets.objects.pop(("runs", "cut/checkpoints/6/commit_success.txt"))
-    assert evaluate_run(there, config.mesh, None, 1)[0] == 4
+    assert load_run(there, config.mesh).step == 4
     # Marked as complete, but corrupted: it is renamed, and the run resumes from the previous one.
     for name in buckets.names("runs"):
         if name.startswith("cut/checkpoints/6/state/") and "/d/" in name:
@@ -75,7 +76,7 @@ def test_an_incomplete_checkpoint_is_not_used(buckets, config, capsys):
     train(config, there)
     assert "checkpoint 6 cannot be read" in capsys.readouterr().out
     assert any(name.startswith("cut/checkpoints/6.unreadable/") for name in buckets.names("runs"))
-    assert evaluate_run(there, config.mesh, None, 1)[0] == 6
+    assert load_run(there, config.mesh).step == 6
 
 
 def test_a_store_in_a_bucket_is_copied_into_the_cache_once(
@@ -125,7 +126,7 @@ def test_two_processes_share_a_run_in_a_bucket(buckets, store, tmp_path):
     config = str(root / "configs" / "tiny.py")
     done = subprocess.run(
         [*launcher, "--devices-per-host", "1", config, "--run-dir", "gs://runs/two", *flags],
-        env={**os.environ, "PYTHONPATH": str(root), "PAXLIKE_CACHE": str(tmp_path)},
+        env=environment(PAXLIKE_CACHE=str(tmp_path)),
         text=True,
         capture_output=True,
         timeout=300,

@@ -45,10 +45,9 @@ def test_a_run_learns_resumes_and_evaluates(direct, change, tmp_path):
     np.testing.assert_allclose(
         [parts[k]["loss"] for k in parts], [whole[k]["loss"] for k in whole], rtol=1e-5
     )
-    step, found = evaluate_run(
-        tmp_path / "whole", MeshConfig(data=2, model=4), None, direct.eval.batches
-    )
-    assert step == 6 and found == pytest.approx(result.evaluation)
+    run = load_run(tmp_path / "whole", MeshConfig(data=2, model=4))
+    found = evaluate_run(run, tmp_path / "whole", direct.eval.batches)
+    assert run.step == 6 and found == pytest.approx(result.evaluation)
     recorded = json.loads((tmp_path / "whole" / "data.json").read_text())
     assert recorded["store"] == "seqio:made_mixture" and len(recorded["fingerprint"]) == 64
     assert load_run(tmp_path / "whole").tokenizer.kind == "bytes"
