@@ -1,7 +1,6 @@
 """Test environment: eight CPU devices, a shared compilation cache, and optional libraries."""
 
 import atexit
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -10,6 +9,7 @@ import tempfile
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from programs import QUICK_COMPILATION
 
 from paxlike.nn import numerics
 from paxlike.parallel.runtime import CPU_THREADS
@@ -84,16 +84,13 @@ def _configure_jax() -> None:
 
 
 def _reduce_compile_time() -> None:
-    """Reduces machine code optimization: small programs compile 2 to 6 times as fast.
+    """Reduces machine code optimization. The HLO is unchanged.
 
-    The HLO is unchanged. XLA reads its flags once, when the first device is created; they are reset
-    afterwards so that subprocesses do not inherit them.
+    XLA reads its flags once, when the first device is created; they are reset afterwards so that
+    subprocesses do not inherit them.
     """
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     given = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = f"{given or ''} {flags}"
+    os.environ["XLA_FLAGS"] = f"{given or ''} {QUICK_COMPILATION}"
     jax.devices()
     if given is None:
         del os.environ["XLA_FLAGS"]
