@@ -39,8 +39,10 @@ class Attempt:
     """Number of updates before the attempt."""
     last_step: int
     end: str | None = None
-    """`finish`, or `stop` after a signal. None if the attempt recorded neither."""
+    """`finish`, `stop` after a signal, or `fail`. None if the attempt recorded none of them."""
     signal: str | None = None
+    reason: str | None = None
+    """Why the attempt failed."""
     compiled: dict | None = None
     """Memory of the step compiled for the last batch shape (compile event)."""
     device_memory: dict | None = None
@@ -145,8 +147,9 @@ class _Reader:
             self.evaluations[step] = loss
         elif event == "compile" and isinstance(line.get("memory"), dict):
             attempt.compiled = line["memory"]
-        elif event in ("finish", "stop"):
+        elif event in ("finish", "stop", "fail"):
             attempt.end, attempt.signal = event, line.get("signal")
+            attempt.reason = line.get("reason")
 
     def notes(self, planned: int | None, running: bool) -> Iterator[str]:
         if self.not_finite:
@@ -170,10 +173,14 @@ class _Reader:
                 "the run is in progress: a process on this machine is training. This report covers "
                 f"it up to step {last.last_step}."
             )
+        elif last.end == "fail":
+            yield f"the run failed at step {last.last_step}: {last.reason}."
         elif last.end is None:
+            not_finite = last.last_step in self.not_finite
+            cause = "its loss was not finite, or it is" if not_finite else "killed, or"
             yield (
-                "the run is not finished: its last attempt recorded neither `finish` nor `stop` "
-                f"after step {last.last_step} (killed, or in progress on another machine)."
+                "the run is not finished: its last attempt recorded no end after step "
+                f"{last.last_step} ({cause} in progress on another machine)."
             )
         elif last.end == "stop":
             yield f"the run was stopped by {last.signal} at step {last.last_step}" + (
@@ -185,6 +192,7 @@ def _resume_note(number: int, before: Attempt, after: Attempt) -> str:
     ends = {
         "finish": "finished",
         "stop": f"was stopped by {before.signal}",
+        "fail": f"failed ({before.reason})",
         None: "did not record its end",
     }
     lost = before.last_step - after.first_step

@@ -17,6 +17,9 @@ from paxlike.config import ModelConfig, UserError
 
 MAX_PLAUSIBLE = 0.85
 """Fraction of the peak above which a warning is given: large matmuls alone reach 80 to 83 %."""
+STEPS_FOR_WARNINGS = 20
+"""Fewer steps give no warning: the duration of a single step can be far too short, where the device
+is ahead of the process that measures it."""
 
 _CAUSES_OF_EXCESS = (
     "time measured without waiting for the device (dispatch is asynchronous)",

@@ -12,10 +12,17 @@ from paxlike.api.metrics import Metrics
 from paxlike.config import Config, MeshConfig, UserError
 from paxlike.data.location import located
 from paxlike.data.tokenizer import Tokenizer
-from paxlike.infer.generate import Generator, Sampling, for_inference
+from paxlike.infer.generate import (
+    Generator,
+    Sampling,
+    check_new_tokens,
+    check_seed,
+    for_inference,
+    new_tokens_that_fit,
+)
 from paxlike.infer.logits import logits
 from paxlike.infer.score import Scorer
-from paxlike.infer.stream import TextStream
+from paxlike.infer.stream import TextStream, prompt_tokens
 from paxlike.training.loaded_run import LoadedRun, evaluate_run, load_run
 from paxlike.training.packed import open_packed
 
@@ -123,7 +130,7 @@ class Run:
     def generate(
         self,
         prompts: Sequence[str],
-        max_new_tokens: int = 200,
+        max_new_tokens: int | None = None,
         temperature: float = 0.8,
         top_k: int = 40,
         top_p: float = 1.0,
@@ -132,42 +139,50 @@ class Run:
     ) -> list[str]:
         """The continuation of each prompt, without the prompt.
 
-        temperature 0: always the most likely token. top_k 0: all tokens. The same seed gives the
-        same texts. `on_text(number of the prompt, text)` is called with each new piece of text.
-        Raises UserError for an empty prompt or settings out of range.
+        max_new_tokens: None means 200, or as many as fit the model's context after the longest
+        prompt. temperature 0: always the most likely token. top_k 0: all tokens. The same seed
+        gives the same texts. `on_text(number of the prompt, text)` is called with each new piece of
+        text. An empty prompt begins a document. Raises UserError for settings out of range, and if
+        a prompt and its new tokens exceed the model's context.
         """
         if isinstance(prompts, str):
             raise UserError("prompts is one string; give a list of them.")
-        loaded = self._loaded
-        tokens = [self.tokenizer.encode(prompt) for prompt in prompts]
-        longest = max(map(len, tokens), default=1) + max_new_tokens
+        sampling = Sampling(temperature, top_k, top_p)
+        check_seed(seed)
+        if max_new_tokens is not None:
+            check_new_tokens(max_new_tokens)
+        loaded, texts = self._loaded, [""] * len(prompts)
+        tokens = [prompt_tokens(self.tokenizer, prompt) for prompt in prompts]
+        longest = max(map(len, tokens), default=1)
+        limit = new_tokens_that_fit(loaded.config.data.sequence_length, longest, max_new_tokens)
+        streams = [TextStream(self.tokenizer, prompt) for prompt in tokens]
+
+        def append(row: int, text: str) -> None:
+            texts[row] += text
+            if on_text and text:
+                on_text(row, text)
+
         with jax.set_mesh(loaded.mesh):
             model, numerics, eod = loaded.config.model, loaded.numerics, self.tokenizer.eod
-            generator = Generator(model, numerics, self._inference_params, eod, longest)
-            sampling = Sampling(temperature, top_k, top_p)
-            streams = [self._stream(number, on_text) for number in range(len(prompts))]
-            new = generator.generate(
+            generator = Generator(model, numerics, self._inference_params, eod, longest + limit)
+            generator.generate(
                 tokens,
-                max_new_tokens,
+                limit,
                 sampling,
                 seed,
-                lambda row, token: streams[row].add(token) if on_text else None,
+                lambda row, token: append(row, streams[row].add(token)),
             )
-        for stream in streams:
-            stream.close()
-        return [self.tokenizer.decode(found.tolist()) for found in new]
+        for row, stream in enumerate(streams):
+            append(row, stream.rest())
+        return texts
 
-    def _stream(self, number: int, on_text: Callable[[int, str], None] | None) -> TextStream:
-        return TextStream(
-            self.tokenizer.decode, lambda text: on_text(number, text) if on_text else None
-        )
-
-    def evaluate(self, batches: int = 0) -> dict[str, float]:
+    def evaluate(self, batches: int = 0, store: str | Path = "") -> dict[str, float]:
         """`loss` (nats per token), `accuracy` and `tokens` of the run's validation split.
 
-        batches: how many of its batches; 0: all of them.
+        batches: how many of its batches; 0: all of them. store: where the run's token store is, if
+        it was moved.
         """
-        return evaluate_run(self._loaded, self.path, batches)
+        return evaluate_run(self._loaded, self.path, batches, str(store))
 
 
 def open_run(path: str | Path, step: int | None = None, mesh: MeshConfig | None = None) -> Run:

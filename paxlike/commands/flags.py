@@ -1,5 +1,6 @@
 """Shared by all commands: flags from dataclasses, and the positional arguments before them."""
 
+import dataclasses
 import importlib.util
 from typing import Any
 
@@ -24,6 +25,32 @@ def take(arguments: list[str], what: str, command: str) -> tuple[str, list[str]]
     if "-h" in arguments or "--help" in arguments:
         return "", arguments
     raise UserError(f"`paxlike {command}` requires {what} first: paxlike {command} {what} ...")
+
+
+def take_text(arguments: list[str], what: str, command: str, flags: type) -> tuple[str, list[str]]:
+    """As `take`, for a text that may be empty or begin with a dash, or that follows `--`.
+
+    A word that is a flag of the dataclass `flags` is no text. Raises UserError if there is no text
+    or it is not UTF-8.
+    """
+    names = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags)}
+    first = arguments[0] if arguments else "-h"
+    if "--" in arguments:
+        place = arguments.index("--")
+        texts, rest = arguments[place + 1 :], arguments[:place]
+        if len(texts) != 1:
+            raise UserError(f"give one {what} after --; there are {len(texts)}.")
+    elif first in ("-h", "--help") or first.partition("=")[0].partition(".")[0] in names:
+        return take(arguments, what, command)
+    else:
+        texts, rest = arguments[:1], arguments[1:]
+    try:
+        texts[0].encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} is not valid UTF-8 at character {error.start}; check the terminal's encoding."
+        ) from None
+    return texts[0], rest
 
 
 def platform():

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from paxlike.commands.flags import flags_of, need, platform, take
+from paxlike.commands.flags import flags_of, need, platform, take, take_text
 from paxlike.config import Config, Hosts, MeshConfig, UserError, load
 from paxlike.files import check_free
 
@@ -59,8 +59,10 @@ def train_command(arguments: list[str]) -> None:
 class GenerateFlags:
     """Generate text that continues PROMPT. RUN is a run directory or a packed model."""
 
-    max_new_tokens: int = 200
-    """Maximum number of tokens; fewer if the model ends the text."""
+    max_new_tokens: int | None = None
+    """Maximum number of tokens; fewer if the model ends the text. Default: 200, or what fits the
+    model's context.
+    """
     temperature: float = 0.8
     """0 selects the most likely token each time."""
     top_k: int = 40
@@ -78,7 +80,7 @@ class GenerateFlags:
 
 def generate_command(arguments: list[str]) -> None:
     path, rest = take(arguments, "RUN", "generate")
-    prompt, rest = take(rest, "PROMPT", "generate RUN")
+    prompt, rest = take_text(rest, "PROMPT", "generate RUN", GenerateFlags)
     flags = flags_of(GenerateFlags, rest, "paxlike generate RUN PROMPT")
     runtime = platform()
     runtime.start(flags.fake_devices, flags.hosts)
@@ -94,14 +96,14 @@ def _print_continued(folder: Path, prompt: str, flags: GenerateFlags) -> None:
 
     from paxlike.api.run import open_run
 
+    waiting = [prompt]  # printed with the first new text, so that errors come before it
+
     def show(text: str) -> None:
         if jax.process_index() == 0:
-            print(text, end="", flush=True)
+            print("".join(waiting) + text, end="", flush=True)
+        waiting.clear()
 
-    run = open_run(folder, flags.step)
-    run.tokenizer  # noqa: B018 - an error about the run comes before the prompt
-    show(prompt)
-    run.generate(
+    open_run(folder, flags.step).generate(
         [prompt],
         flags.max_new_tokens,
         flags.temperature,
@@ -136,6 +138,12 @@ def pack_command(arguments: list[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class MovedData:
+    store: str = ""
+    """Where the run's token store is, if it was moved since training."""
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalFlags:
     """Report validation loss, the scores of lm-evaluation-harness tasks (extra `eval`), or the
     metrics of a seqio Task or Mixture (extra `seqio`).
@@ -146,8 +154,11 @@ class EvalFlags:
     """Checkpoint step. Default: the newest."""
     batches: int = 0
     """Number of batches. 0: the whole split."""
+    data: MovedData = dataclasses.field(default_factory=MovedData)
     tasks: tuple[str, ...] = ()
-    """Names of harness tasks to run instead of computing the loss."""
+    """Names of harness tasks, separated by spaces or commas, to run instead of computing the
+    loss.
+    """
     task_folder: Path = Path("tasks")
     """Directory of the tasks' YAML files; their data_files are relative to it."""
     shots: int | None = None
@@ -186,7 +197,7 @@ def evaluate_command(arguments: list[str]) -> None:
         _eval_mixture(located(path), flags)
         return runtime.finish()
     run = open_run(path, flags.step, flags.mesh)
-    found = run.evaluate(flags.batches)
+    found = run.evaluate(flags.batches, flags.data.store)
     show = print if jax.process_index() == 0 else lambda _: None
     show(
         f"step {run.step}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} over "
@@ -205,7 +216,7 @@ def _eval_tasks(folder: Path, flags: EvalFlags) -> None:
     trained = load_run(folder, flags.mesh, flags.step)
     numbers, table = evaluate_tasks(
         trained,
-        list(flags.tasks),
+        [task for word in flags.tasks for task in word.split(",") if task],
         flags.task_folder.absolute(),
         flags.shots,
         flags.limit,
@@ -270,13 +281,16 @@ def serve_command(arguments: list[str]) -> None:
     runtime = platform()
     runtime.start(flags.fake_devices)
     from paxlike.interop.engine import Engine
-    from paxlike.interop.serve import run
+    from paxlike.interop.serve import listen, run
     from paxlike.training.loaded_run import load_run
 
+    listening = listen(flags.host, flags.port)
     trained = load_run(Path(path).absolute(), flags.mesh, flags.step)
     name = flags.name or trained.config.name
+    engine = Engine(trained, flags.batch_slots, flags.max_queued)
+    port = listening.getsockname()[1]
     print(
-        f"serving {name} at http://{flags.host}:{flags.port}/v1/completions; press Ctrl-C to stop",
+        f"serving {name} at http://{flags.host}:{port}/v1/completions; press Ctrl-C to stop",
         flush=True,
     )
-    run(Engine(trained, flags.batch_slots, flags.max_queued), name, flags.host, flags.port)
+    run(engine, name, listening)

@@ -126,19 +126,25 @@ class Generator:
     def generate(
         self,
         prompts: Sequence[np.ndarray | Sequence[int]],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
         on_token: Callable[[int, int], bool | None] | None = None,
     ) -> list[np.ndarray]:
-        """Returns the new tokens of each prompt, int32, up to max_new_tokens or `eod` (which is
-        excluded).
+        """Returns the new tokens of each prompt, int32, up to `eod` (which is excluded) or
+        max_new_tokens, one number or one for each prompt.
 
         `on_token(row, token)` is called for each token; returning True ends the row. Raises
         UserError naming a prompt that is empty, too long, or outside of the model's vocabulary.
         """
         arrays = [np.asarray(prompt, np.int64) for prompt in prompts]
-        self._check(arrays, max_new_tokens, seed)
+        limits = (
+            [max_new_tokens] * len(arrays)
+            if isinstance(max_new_tokens, int)
+            else list(max_new_tokens)
+        )
+        self._check(arrays, limits)
+        check_seed(seed)
         static = {"config": self.config, "numerics": self.numerics, "sampling": sampling}
         tokens_BT, lengths_B = self._padded(arrays)
         cache_length = rounded_up(self.max_length, LENGTH_MULTIPLE)
@@ -148,7 +154,7 @@ class Generator:
         )
         continuations: list[list[int]] = [[] for _ in arrays]
         active = set(range(len(arrays)))
-        for left in reversed(range(max_new_tokens)):
+        for left in reversed(range(max(limits))):
             sampled = tokens_B
             if left:
                 cache, tokens_B, lengths_B = _step(
@@ -160,20 +166,18 @@ class Generator:
                     active.remove(row)
                     continue
                 continuations[row].append(tokens[row])
-                if on_token and on_token(row, tokens[row]):
+                ended = on_token and on_token(row, tokens[row])
+                if ended or len(continuations[row]) == limits[row]:
                     active.remove(row)
             if not active:
                 break
         return [np.array(text, np.int32) for text in continuations]
 
-    def _check(self, prompts: list[np.ndarray], max_new_tokens: int, seed: int) -> None:
+    def _check(self, prompts: list[np.ndarray], limits: list[int]) -> None:
         if not prompts:
             raise UserError("there are no prompts; give at least one.")
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
-        if not 0 <= seed < 2**32:
-            raise UserError(f"the seed is {seed}; it must be from 0 to {2**32 - 1}.")
-        for number, prompt in enumerate(prompts):
+        for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            check_new_tokens(limit)
             if prompt.ndim != 1 or not prompt.size:
                 raise UserError(
                     f"prompt {number} is empty (shape {prompt.shape}); give at least one token."
@@ -184,9 +188,9 @@ class Generator:
                     f"model's vocabulary is 0 to {self.config.vocab_size - 1}; use the tokenizer "
                     "that the model was trained with."
                 )
-            if prompt.size + max_new_tokens > self.max_length:
+            if prompt.size + limit > self.max_length:
                 raise UserError(
-                    f"prompt {number} has {prompt.size} tokens; with {max_new_tokens} new tokens "
+                    f"prompt {number} has {prompt.size} tokens; with {limit} new tokens "
                     f"it exceeds max_length {self.max_length}; shorten the prompt, reduce "
                     "max_new_tokens, or increase max_length."
                 )
@@ -212,6 +216,34 @@ class Generator:
             jax.device_put(tokens_BT, NamedSharding(mesh, spec("BT", (B, T)))),
             jax.device_put(lengths_B, NamedSharding(mesh, P())),
         )
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError unless the seed has 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"the seed is {seed}; it must be from 0 to {2**32 - 1}.")
+
+
+def check_new_tokens(number: int) -> None:
+    """Raises UserError unless at least one token is to be generated."""
+    if number < 1:
+        raise UserError(f"max_new_tokens is {number}; it must be 1 or more.")
+
+
+DEFAULT_NEW_TOKENS = 200
+
+
+def new_tokens_that_fit(context: int, prompt: int, requested: int | None) -> int:
+    """The number of new tokens after a prompt of `prompt` tokens: as requested, or by default.
+
+    Raises UserError if they exceed the model's context (the length of its training sequences).
+    """
+    if prompt + (requested or 1) > context:
+        raise UserError(
+            f"the model's context is {context} tokens; the prompt has {prompt} and max_new_tokens "
+            f"is {requested or DEFAULT_NEW_TOKENS}. Shorten the prompt or reduce max_new_tokens."
+        )
+    return requested or min(DEFAULT_NEW_TOKENS, context - prompt)
 
 
 def rounded_up(number: int, multiple: int) -> int:

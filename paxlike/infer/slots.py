@@ -176,7 +176,8 @@ def _draw(logits_BV: Array, positions_B: Array, settings: Settings) -> Drawn:
             logits_V / jnp.maximum(setting.temperature, 1e-6), logits_V.shape[0]
         )
         probabilities = jax.nn.softmax(scaled)
-        kept = jnp.cumsum(probabilities) - probabilities < setting.top_p
+        before = jnp.cumsum(probabilities) - probabilities
+        kept = (before < setting.top_p) | (before == 0)  # top_p 0 keeps the most likely token
         key = jax.random.fold_in(jax.random.key(setting.seed), position)
         drawn = order[jax.random.categorical(key, jnp.where(kept, scaled, -jnp.inf))]
         token = jnp.where(setting.temperature == 0, best[0], drawn)

@@ -1,13 +1,13 @@
-"""OpenAI's completions protocol: requests, error objects, and texts generated token by token."""
+"""OpenAI's completions protocol: requests and error objects."""
 
 import dataclasses
 import json
 import secrets
-from collections.abc import Callable
 from typing import Any
 
 from paxlike.data.tokenizer import Tokenizer
 from paxlike.infer.slots import ALTERNATIVES, Settings
+from paxlike.infer.stream import prompt_tokens
 
 MOST_TEXTS = 128
 """Maximum number of texts of a request: prompts times `n`."""
@@ -49,32 +49,32 @@ class Asked:
         return Settings(self.temperature, self.top_p, (self.seed + choice) % 2**32)
 
 
-_NEUTRAL = {
-    "suffix": None,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "logit_bias": None,
-    "best_of": None,
-}
-"""Unsupported field -> the neutral value that is accepted."""
+_FIELDS = {
+    "model", "prompt", "max_tokens", "temperature", "top_p", "n", "stream", "stream_options",
+    "logprobs", "stop", "seed", "echo",
+}  # fmt: skip
+_IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+"""Fields that do not change the result."""
+_NEUTRAL: dict[str, tuple] = {
+    "suffix": ("",), "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},),
+    "best_of": (1,), "top_k": (0, -1), "min_p": (0,), "min_tokens": (0,), "ignore_eos": (False,),
+    "repetition_penalty": (1,), "length_penalty": (1,), "response_format": ({"type": "text"},),
+    "tools": ([],),
+}  # fmt: skip
+"""Unsupported field -> its values without an effect, which are accepted."""
 
 
 def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Asked:
-    """Parses the body of a request. Raises ProtocolError naming the field."""
-    try:
-        given = json.loads(body)
-    except ValueError as error:
-        raise ProtocolError(400, f"the body is not valid JSON: {error}.") from None
-    if not isinstance(given, dict):
-        raise ProtocolError(400, "the body must be a JSON object.")
+    """Parses the body of a request; null means absent. Raises ProtocolError naming the field."""
+    given = _fields(body)
     if (name := given.get("model", model)) != model:
         raise ProtocolError(
             404, f"unknown model {name!r}; this server has {model!r}.", "model", "model_not_found"
         )
-    for name, neutral in _NEUTRAL.items():
-        if given.get(name) not in (neutral, None, {}):
+    for name, value in given.items():
+        if name not in _FIELDS | _IGNORED and value not in _NEUTRAL.get(name, ()):
             raise ProtocolError(400, f"{name} is not supported.", name, "unsupported_parameter")
-    stop = given.get("stop") or []
+    stop = given.get("stop", [])
     stop = [stop] if isinstance(stop, str) else stop
     if (
         not isinstance(stop, list)
@@ -82,7 +82,7 @@ def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Ask
         or not all(isinstance(text, str) and text for text in stop)
     ):
         raise ProtocolError(400, "stop must be a string, or a list of up to 4 of them.", "stop")
-    options = given.get("stream_options") or {}
+    options = given.get("stream_options", {})
     if not isinstance(options, dict):
         raise ProtocolError(400, "stream_options must be an object.", "stream_options")
     echo = _flag(given, "echo")
@@ -91,15 +91,13 @@ def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Ask
         prompts=_prompts(given.get("prompt"), tokenizer),
         max_tokens=_number(given, "max_tokens", 16, 0 if echo else 1, max_length, int),
         temperature=_number(given, "temperature", 1.0, 0, 2, float),
-        top_p=_number(given, "top_p", 1.0, 1e-6, 1, float),
+        top_p=_number(given, "top_p", 1.0, 0, 1, float),
         n=_number(given, "n", 1, 1, MOST_TEXTS, int),
         stream=_flag(given, "stream"),
         include_usage=_flag(options, "include_usage"),
         logprobs=_number(given, "logprobs", None, 0, ALTERNATIVES, int),
         stop=tuple(stop),
-        seed=_number(given, "seed", None, -(2**63), 2**63 - 1, int) or 0
-        if "seed" in given
-        else secrets.randbits(32),
+        seed=_number(given, "seed", secrets.randbits(32), -(2**63), 2**63 - 1, int),
     )
     if len(asked.prompts) * asked.n > MOST_TEXTS:
         raise ProtocolError(
@@ -119,6 +117,24 @@ def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Ask
     return asked
 
 
+def _fields(body: bytes) -> dict:
+    """The fields of the body that are not null."""
+    try:
+        given = json.loads(body)
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ProtocolError(
+            400, f"the body has text that is not valid Unicode: {error.reason}."
+        ) from None
+    except ValueError as error:
+        raise ProtocolError(400, f"the body is not valid JSON: {error}.") from None
+    except RecursionError:
+        raise ProtocolError(400, "the body is nested too deeply.") from None
+    if not isinstance(given, dict):
+        raise ProtocolError(400, "the body must be a JSON object.")
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _number(given: dict, name: str, default: Any, least: float, most: float, kind: type) -> Any:
     value = given.get(name)
     if value is None:
@@ -132,7 +148,9 @@ def _number(given: dict, name: str, default: Any, least: float, most: float, kin
 
 
 def _flag(given: dict, name: str) -> bool:
-    value = given.get(name) or False
+    value = given.get(name)
+    if value is None:
+        return False
     if not isinstance(value, bool):
         raise ProtocolError(400, f"{name} is {value!r}; it must be true or false.", name)
     return value
@@ -148,7 +166,7 @@ def _prompts(given: Any, tokenizer: Tokenizer) -> list[list[int]]:
     prompts = []
     for prompt in [given] if one else given if isinstance(given, list) else []:
         if isinstance(prompt, str):
-            prompts.append(tokenizer.encode(prompt).tolist() or [tokenizer.eod])
+            prompts.append(prompt_tokens(tokenizer, prompt))
         elif (
             isinstance(prompt, list)
             and prompt
@@ -168,122 +186,3 @@ def _prompts(given: Any, tokenizer: Tokenizer) -> list[list[int]]:
             "prompt",
         )
     return prompts
-
-
-class Piece(dict):
-    """New output of one choice: text, logprobs (or None) and finish_reason (None until it ends)."""
-
-
-class Text:
-    """One choice during generation. `add` is called for each token; `tell(piece)` receives output.
-
-    A character of several tokens is sent when it is complete. Text that may be the beginning of a
-    stop string is sent when it turns out not to be one. If the prompt is echoed, it comes first.
-    """
-
-    def __init__(
-        self,
-        index: int,
-        asked: Asked,
-        tokenizer: Tokenizer,
-        tell: Callable[[Piece], None],
-        prompt: list[int] | None = None,
-    ):
-        self.index, self.asked, self.tokenizer, self.tell = index, asked, tokenizer, tell
-        self.tokens: list[int] = list(prompt or []) if asked.echo else []
-        self._echoed, self._begin = len(self.tokens), len(tokenizer.decode(self.tokens))
-        self._shown = 0
-        self._logprobs: list[tuple] = []
-
-    @property
-    def new_tokens(self) -> int:
-        """Number of generated tokens."""
-        return len(self.tokens) - self._echoed
-
-    @property
-    def asks_prompt_logprobs(self) -> bool:
-        return self._echoed > 0 and self.asked.logprobs is not None
-
-    def prompt_logprobs(self, logprobs: list, best: list, best_logprobs: list) -> None:
-        """Sets the log-probabilities of the prompt's tokens after the first; call it before
-        `add`.
-        """
-        first: tuple[int, float | None, list, list] = (self.tokens[0], None, [], [])
-        self._logprobs = [first, *zip(self.tokens[1:], logprobs, best, best_logprobs, strict=True)]
-
-    def add(self, token: int, logprob: float, best: list[int], best_logprobs: list[float]) -> bool:
-        """Adds a token; returns True if the text has ended."""
-        if self.asked.max_tokens == 0:
-            self._tell(self.tokenizer.decode(self.tokens), "length")
-            return True
-        ended = token == self.tokenizer.eod
-        if not ended:
-            self.tokens.append(token)
-            self._logprobs.append((token, logprob, best, best_logprobs))
-        text = self.tokenizer.decode(self.tokens)
-        found = [at for at in (text.find(stop, self._begin) for stop in self.asked.stop) if at >= 0]
-        if found:
-            self._tell(text[: min(found)], "stop")
-        elif ended or self.new_tokens == self.asked.max_tokens:
-            self._tell(text, "stop" if ended else "length")
-        else:
-            self._tell(text[: self._safe(text)], None)
-            return False
-        return True
-
-    def _safe(self, text: str) -> int:
-        """Number of final characters: no incomplete character, no beginning of a stop string."""
-        safe = len(text.rstrip("\ufffd"))
-        for stop in self.asked.stop:
-            for size in range(min(len(stop) - 1, len(text) - self._begin), 0, -1):
-                if text.endswith(stop[:size]):
-                    safe = min(safe, len(text) - size)
-                    break
-        return safe
-
-    def _tell(self, text: str, reason: str | None) -> None:
-        new = text[self._shown :]
-        if not new and reason is None:
-            return
-        values = Piece(
-            index=self.index, text=new, logprobs=self._logprobs_of(), finish_reason=reason
-        )
-        self._shown = max(self._shown, len(text))
-        self.tell(values)
-
-    def _logprobs_of(self) -> dict | None:
-        if self.asked.logprobs is None:
-            return None
-        values: dict = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        offsets = self._offsets(len(self.tokens) - len(self._logprobs))
-        for offset, (token, logprob, best, best_logprobs) in zip(
-            offsets, self._logprobs, strict=True
-        ):
-            values["tokens"].append(self._name(token))
-            values["token_logprobs"].append(logprob)
-            pairs = list(zip(best, best_logprobs, strict=True))[: self.asked.logprobs]
-            values["top_logprobs"].append(
-                None if logprob is None else {self._name(other): value for other, value in pairs}
-            )
-            values["text_offset"].append(offset)
-        self._logprobs = []
-        return values
-
-    def _offsets(self, first: int) -> list[int]:
-        """Offset in the text of each token from `first` on."""
-        decode = self.tokenizer.decode
-        if first > 0 or not self.tokenizer.lossless:
-            return [len(decode(self.tokens[:end])) for end in range(first, len(self.tokens))]
-        # Do not decode a long prompt again for each of its tokens.
-        begin, settled, offsets = 0, 0, []
-        for end in range(len(self.tokens)):
-            part = decode(self.tokens[begin:end])
-            offsets.append(settled + len(part))
-            if part and not part.endswith("\ufffd"):
-                begin, settled = end, settled + len(part)
-        return offsets
-
-    def _name(self, token: int) -> str:
-        """The token's text, or its id if it is part of a character or has no text."""
-        text = self.tokenizer.decode([token])
-        return text if text and "\ufffd" not in text else f"token:{token}"

@@ -15,7 +15,7 @@ import jax
 
 from paxlike.infer.score import Scorer
 from paxlike.infer.slots import ALTERNATIVES, Settings, Slots
-from paxlike.interop.completion import Text
+from paxlike.interop.completion_text import Text
 from paxlike.training.loaded_run import LoadedRun
 
 

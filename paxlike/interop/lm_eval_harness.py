@@ -6,6 +6,7 @@ files in a directory that the user names, with JSONL data files next to them.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import jax
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
 
+import lm_eval.evaluator  # noqa: E402
 from lm_eval.api.model import TemplateLM  # noqa: E402
 from lm_eval.evaluator import simple_evaluate  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
@@ -23,20 +25,26 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_
 from paxlike.config import UserError  # noqa: E402
 from paxlike.infer.generate import Generator, Sampling  # noqa: E402
 from paxlike.infer.score import Scorer  # noqa: E402
+from paxlike.infer.stream import TextStream, prompt_tokens  # noqa: E402
 from paxlike.training.loaded_run import LoadedRun  # noqa: E402
 
+# The harness records a git commit; outside of a repository, git's errors would reach the user.
+lm_eval.evaluator.get_git_commit_hash = lambda: None
+
 DEFAULT_NEW_TOKENS = 256
+NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens")
+"""The harness's names for the maximum number of new tokens of a task."""
 
 
 class Harness(TemplateLM):
     """A trained model for the harness. Texts follow the end-of-document token, as in training.
 
-    Contexts longer than the training sequences are truncated from the left.
+    Sequences longer than the training sequences are truncated from the left.
     """
 
     def __init__(self, trained: LoadedRun, batch_size: int):
         super().__init__()
-        self.trained, self.batch_size = trained, batch_size
+        self.trained, self.batch_size, self._warned = trained, batch_size, False
         self.max_length = trained.config.data.sequence_length
         model = trained.config.model
         with jax.set_mesh(trained.mesh):
@@ -97,7 +105,7 @@ class Harness(TemplateLM):
         texts: list[str] = [""] * len(requests)
         groups: dict[tuple, list[int]] = {}
         for number, request in enumerate(requests):
-            groups.setdefault(_settings(request.args[1], self.max_length), []).append(number)
+            groups.setdefault(_settings(request.args[1]), []).append(number)
         for settings, numbers in groups.items():
             for first in range(0, len(numbers), self.batch_size):
                 batch = numbers[first : first + self.batch_size]
@@ -109,34 +117,54 @@ class Harness(TemplateLM):
     def _generate(
         self, contexts: list[str], until: tuple[str, ...], new_tokens: int, temperature: float
     ) -> list[str]:
-        room = self.max_length - new_tokens
-        prompts = [
-            (self.tok_encode(context) or [self.eot_token_id])[-room:] for context in contexts
-        ]
-        tokens: list[list[int]] = [[] for _ in prompts]
-        decode = self.trained.tokenizer.decode
+        tokenizer = self.trained.tokenizer
+        given = [prompt_tokens(tokenizer, context) for context in contexts]
+        prompts, limits = zip(*(self._fit(prompt, new_tokens) for prompt in given), strict=True)
+        streams = [TextStream(tokenizer, prompt) for prompt in prompts]
+        texts = [""] * len(prompts)
 
         def ends(row: int, token: int) -> bool:
-            tokens[row].append(token)
-            text = decode(tokens[row])
-            return any(stop in text for stop in until)
+            texts[row] += streams[row].add(token)
+            return any(stop in texts[row] for stop in until)
 
         with jax.set_mesh(self.trained.mesh):
-            self.generator.generate(prompts, new_tokens, Sampling(temperature), on_token=ends)
-        return [_before(decode(row), until) for row in tokens]
+            self.generator.generate(prompts, limits, Sampling(temperature), on_token=ends)
+        return [
+            _before(text + stream.rest(), until)
+            for text, stream in zip(texts, streams, strict=True)
+        ]
+
+    def _fit(self, prompt: list[int], new_tokens: int) -> tuple[list[int], int]:
+        """The prompt's end and the number of new tokens that fit the model's context together.
+
+        At least a quarter of the context, or as many as requested, is left for new tokens.
+        """
+        room = self.max_length - min(new_tokens, max(1, self.max_length // 4))
+        kept = prompt[-room:]
+        limit = min(new_tokens, self.max_length - len(kept))
+        if (len(kept), limit) != (len(prompt), new_tokens) and not self._warned:
+            self._warned = True
+            print(
+                f"note: the model's context is {self.max_length} tokens. A prompt of {len(prompt)} "
+                f"tokens that requests {new_tokens} new tokens keeps its last {len(kept)} and gets "
+                f"at most {limit} new ones; more may follow.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return kept, limit
 
 
-def _settings(given: dict, max_length: int) -> tuple[tuple[str, ...], int, float]:
+def _settings(given: dict) -> tuple[tuple[str, ...], int, float]:
     """(stops, new tokens, temperature) of a task's generation_kwargs."""
     until = given.get("until") or []
     until = (until,) if isinstance(until, str) else tuple(until)
-    new_tokens = int(given.get("max_gen_toks", DEFAULT_NEW_TOKENS))
-    temperature = float(given.get("temperature", 0.0)) if given.get("do_sample") else 0.0
-    return (
-        tuple(stop for stop in until if stop),
-        max(1, min(new_tokens, max_length - 1)),
-        temperature,
+    new_tokens = next(
+        (int(given[name]) for name in NEW_TOKENS if given.get(name) is not None), DEFAULT_NEW_TOKENS
     )
+    if new_tokens < 1:
+        raise UserError(f"a task requests {new_tokens} new tokens; it must be 1 or more.")
+    temperature = float(given.get("temperature", 0.0)) if given.get("do_sample") else 0.0
+    return tuple(stop for stop in until if stop), new_tokens, temperature
 
 
 def _before(text: str, until: tuple[str, ...]) -> str:

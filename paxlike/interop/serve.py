@@ -6,6 +6,7 @@ GET /v1/models, GET /v1/models/NAME, POST /v1/completions, GET /health
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 import uuid
@@ -19,7 +20,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from paxlike.interop.completion import Asked, Piece, ProtocolError, Text, parse
+from paxlike.config import UserError
+from paxlike.interop.completion import Asked, ProtocolError, parse
+from paxlike.interop.completion_text import Piece, Text
 from paxlike.interop.engine import Engine, Job
 
 LARGEST_BODY = 2**24
@@ -216,16 +219,28 @@ async def _server_error(_: Request, __: Exception) -> Response:
     return JSONResponse(ProtocolError(500, "the server failed; see its log.").as_dict(), 500)
 
 
-def run(engine: Engine, name: str, host: str, port: int) -> None:
-    """Serves until SIGINT or SIGTERM. Texts in progress then have five seconds to finish."""
-    config = uvicorn.Config(
-        Server(engine, name).app,
-        host=host,
-        port=port,
-        log_level="warning",
-        timeout_graceful_shutdown=5,
-    )
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at the address. port 0: any free port.
+
+    Raises UserError if the port is out of range or in use, or the host is not known here.
+    """
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port is {port}; it must be from 0 to {2**16 - 1}.")
     try:
-        uvicorn.Server(config).run()
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot listen at {host}:{port}: {reason}. Choose another --port or --host."
+        ) from error
+
+
+def run(engine: Engine, name: str, listening: socket.socket) -> None:
+    """Serves until SIGINT or SIGTERM. Texts in progress then have five seconds to finish."""
+    app = Server(engine, name).app
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+    try:
+        uvicorn.Server(config).run([listening])
     finally:
         engine.close()

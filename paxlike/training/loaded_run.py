@@ -8,7 +8,7 @@ import jax
 
 from paxlike.accounting.parameters import stored_shapes
 from paxlike.config import Config, ConfigError, MeshConfig, ModelConfig, divisors
-from paxlike.data.source import open_data, validation_batches
+from paxlike.data.source import check_unchanged, open_data, validation_batches
 from paxlike.data.store import open_store
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
 from paxlike.nn.numerics import Numerics
@@ -71,14 +71,20 @@ def widest_mesh(model: ModelConfig, devices: int) -> MeshConfig:
     )
 
 
-def evaluate_run(run: LoadedRun, folder: Path, batches: int) -> dict[str, float]:
+def evaluate_run(run: LoadedRun, folder: Path, batches: int, store: str = "") -> dict[str, float]:
     """The losses (`evaluate`) on the first `batches` batches of the validation split of the run in
     `folder` (0: the whole split).
+
+    store: where the run's token store is, if it was moved. Raises UserError if its content is not
+    the one that the run was trained on.
     """
     train = run.config.train
     with jax.set_mesh(run.mesh):
         data = run.config.data
-        dataset = open_data(data) if data.seqio_mixture else open_store(read_data(folder)["store"])
+        recorded = read_data(folder)
+        mixture = data.seqio_mixture and not store
+        dataset = open_data(data) if mixture else open_store(store or recorded["store"])
+        check_unchanged(dataset, recorded["fingerprint"])
         source = validation_batches(dataset, data, train)
         rows = local_rows(train.batch_size, train.accumulate)
         eval_step = make_eval_step(run.config, run.numerics)

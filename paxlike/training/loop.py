@@ -18,6 +18,7 @@ import numpy as np
 
 from paxlike import __version__
 from paxlike.accounting.history import recorded_goodput
+from paxlike.accounting.throughput import STEPS_FOR_WARNINGS
 from paxlike.config import Config, UserError
 from paxlike.data.batch import Batch
 from paxlike.data.source import (
@@ -87,11 +88,12 @@ def train(config: Config, folder: Path) -> Result:
         stack.callback(loop.clock.close)
         stack.callback(loop.accounting.close)
 
-        def open_directory() -> list[str]:
+        def open_directory() -> list[list[str]]:
             directory = RunDirectory(folder, config, store)
-            return stack.enter_context(contextlib.closing(directory)).changes
+            loop.accept = stack.enter_context(contextlib.closing(directory)).accept
+            return [directory.changes, directory.warnings]
 
-        loop.changes = job.first("the run directory", open_directory, START_SECONDS)
+        loop.changes, loop.warnings = job.first("the run directory", open_directory, START_SECONDS)
         job.each("the run directory", lambda: check_visible(folder), START_SECONDS)
         loop.skipped = SkippedBatches(folder)
         metrics = Metrics(folder, config) if jax.process_index() == 0 else NoMetrics(folder)
@@ -127,6 +129,8 @@ class _Loop:
         self.like = abstract_state(config, self.numerics, self.optimizer)
         check_fits(self.like)
         self.changes: list[str] = []
+        self.warnings: list[str] = []
+        self.accept: Callable[[], None] = lambda: None
         self.skipped: SkippedBatches
         self.guard = Guard(config.guard)
         self.accounting = RunAccounting(config, self.numerics)
@@ -136,7 +140,7 @@ class _Loop:
         self.clock = ReadyClock()
         self.ready = time.monotonic()
         self.smoothed_seconds: float | None = None
-        self.warned = False
+        self.timed_steps, self.warned = 0, False
 
     def run(
         self,
@@ -206,14 +210,12 @@ class _Loop:
         config = self.config
         for change in self.changes:
             self.console.say(f"changed: {change}")
+        for warning in self.warnings:
+            self.console.say(f"WARNING: {warning}")
         state, start = self.recovery.restore()
         if start:
             self.console.say(f"resuming from step {start}")
-            if start > config.train.steps:
-                raise UserError(
-                    f"the run is already at step {start}, past train.steps {config.train.steps}; "
-                    "raise --train.steps."
-                )
+        self.accept()
         earlier = recorded_goodput(self.metrics.path)
         if not earlier.empty:
             self.goodput.resume(*earlier.resumed_at(start, time.time()))
@@ -246,8 +248,14 @@ class _Loop:
         Raises UserError if the run has used all its rewinds.
         """
         self.pending = None
-        with self._timed("restart") as timer:
-            state, start, fields = self.recovery.rewind(spike)
+        try:
+            with self._timed("restart") as timer:
+                state, start, fields = self.recovery.rewind(spike)
+        except UserError:
+            self.metrics.event(
+                "fail", spike.update + 1, reason=spike.reason, **self.accounting.current_fields()
+            )
+            raise
         self.metrics.event(
             "rewind", start, seconds=timer(), **fields, **self.accounting.current_fields()
         )
@@ -323,15 +331,11 @@ class _Loop:
         batch = self.skipped.batch(step - 1)
         batch_tokens = self.config.train.batch_size_at(batch) * self.config.data.sequence_length
         values |= {"step_seconds": seconds, "tokens_per_second": batch_tokens / seconds}
-        utilization, warning = self.accounting.utilization(values["tokens_per_second"])
-        values |= utilization
+        values |= self.accounting.utilization(values["tokens_per_second"])[0]
         extra = {"batch": batch, "batch_fingerprint": f"{int(values.pop('batch')):08x}"}
         if step % self.config.log.every == 0:
             extra |= self.accounting.current_fields()
         self.metrics.step(step, values, extra)
-        if warning and not self.warned:
-            self.warned = True
-            self.console.say(f"WARNING: {warning}")
         self.guard.check(step, values["loss"], values["gradient_norm"])
         # The terminal shows rates averaged over about ten steps; the files have each step's own.
         average = seconds if self.smoothed_seconds is None else self.smoothed_seconds
@@ -341,6 +345,11 @@ class _Loop:
             for name in ("tokens_per_second", "mfu", "hfu")
             if name in values
         }
+        self.timed_steps += 1
+        warning = self.accounting.utilization(batch_tokens / average)[1]
+        if warning and not self.warned and self.timed_steps >= STEPS_FOR_WARNINGS:
+            self.warned = True
+            self.console.say(f"WARNING: {warning}")
         self.console.step(step, values | smoothed, (self.config.train.steps - step) * average)
 
     def save(self, state: State, step: int) -> None:

@@ -39,11 +39,8 @@ class Metrics:
                     (folder / "metrics.jsonl").read_bytes()
                 )
         self.path = path = self._folder / "metrics.jsonl"
-        # A killed process may have left a partial line: the next line must not be appended to it.
-        content = path.read_bytes() if path.exists() else b""
+        _end_last_line(path)
         self._file = open(path, "a")
-        if content and not content.endswith(b"\n"):
-            self._file.write("\n")
         self._tensorboard = (
             SummaryWriter(str(self._folder / "tensorboard")) if config.log.tensorboard else None
         )
@@ -147,3 +144,19 @@ def _wandb(run: Path, local: Path, config: Config):
     opened.define_metric("step")
     opened.define_metric("*", step_metric="step")
     return opened
+
+
+def _end_last_line(path: Path) -> None:
+    """Removes a partial last line, which a killed process left, or completes it with its end."""
+    content = path.read_bytes() if path.exists() else b""
+    last = content.rpartition(b"\n")[2]
+    if not last:
+        return
+    with open(path, "r+b") as file:
+        try:
+            json.loads(last)
+        except ValueError:
+            file.truncate(len(content) - len(last))
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")

@@ -15,6 +15,7 @@ wandb.id         the ID of the Weights & Biases run (its local files are in wand
 
 import fcntl
 import json
+import math
 import os
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from paxlike.config import Config, UserError, differences, from_json, to_json
 from paxlike.data.location import in_bucket
 from paxlike.data.source import Source, check_unchanged
 from paxlike.files import write_file
+from paxlike.optim.schedules import make_schedule
 
 MAY_CHANGE = (
     "train.steps:",
@@ -60,17 +62,19 @@ def next_run_directory(root: Path, name: str) -> Path:
 class RunDirectory:
     """An open run directory, locked against other processes on the same machine until `close`.
 
-    A run directory in a bucket cannot be locked.
+    An existing run is not changed before `accept`. A run directory in a bucket cannot be locked.
     """
 
     def __init__(self, folder: Path, config: Config, store: Source):
         """Creates the directory, or opens an existing one.
 
-        Raises UserError if it belongs to another config or other data, or is in use.
+        Raises UserError if it belongs to another config or other data, is past the config's last
+        step, or is in use.
         """
-        self.folder = folder
+        self.folder, self._config, self._store = folder, config, store
         self.changes: list[str] = []
         """What this start changes in the run's config: `field: old -> new`."""
+        self.warnings: list[str] = []
         if folder.is_file():
             raise UserError(f"{folder} is a file, not a directory. Give another --run-dir.")
         known = read_config(folder) if folder.exists() and any(folder.iterdir()) else None
@@ -85,14 +89,26 @@ class RunDirectory:
     def _enter(self, known: Config | None, config: Config, store: Source) -> None:
         folder = self.folder
         if known is None:
-            data = {"store": store.location, "fingerprint": store.fingerprint}
-            write_text(folder / "data.json", json.dumps(data) + "\n")
             (folder / "tokenizer").mkdir(exist_ok=True)
             store.tokenizer.save(folder / "tokenizer")
-        else:
-            self.changes = _checked_changes(folder, known, config)
-            check_unchanged(store, read_data(folder)["fingerprint"])
-        write_text(folder / "config.json", to_json(config))
+            self.accept()
+            return
+        self.changes = _checked_changes(folder, known, config)
+        check_unchanged(store, read_data(folder)["fingerprint"])
+        step = _newest_step(folder)
+        if step > config.train.steps:
+            raise UserError(
+                f"the run {folder} is already at step {step}, past train.steps "
+                f"{config.train.steps}; raise --train.steps."
+            )
+        if jump := _rate_jump(known, config, step):
+            self.warnings.append(jump)
+
+    def accept(self) -> None:
+        """Records the config and where the data is, once nothing can refuse this start."""
+        data = {"store": self._store.location, "fingerprint": self._store.fingerprint}
+        write_text(self.folder / "data.json", json.dumps(data) + "\n")
+        write_text(self.folder / "config.json", to_json(self._config))
 
     def close(self) -> None:
         if self._lock is not None:
@@ -154,6 +170,30 @@ def _checked_changes(folder: Path, known: Config, config: Config) -> list[str]:
             "Give another --run-dir, or set these fields to the run's values."
         )
     return changes
+
+
+def _newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    checkpoints = folder / "checkpoints"
+    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _rate_jump(known: Config, config: Config, step: int) -> str | None:
+    """A warning if other `train.steps` change the learning rate of the next update."""
+    if not 0 < step < config.train.steps:
+        return None
+    before, after = (
+        float(make_schedule(one.optim, one.train.steps)(step)) for one in (known, config)
+    )
+    if math.isclose(before, after, rel_tol=0.01):
+        return None
+    return (
+        f"with train.steps {config.train.steps} instead of {known.train.steps}, the learning rate "
+        f"of step {step + 1} is {after:.3g} instead of {before:.3g}, because optim.schedule "
+        f"{config.optim.schedule} depends on train.steps. Alternatives: set the final train.steps "
+        "when a run begins, or use optim.schedule palm or constant, which do not depend on it."
+    )
 
 
 def _lock(folder: Path) -> int | None:

@@ -191,6 +191,8 @@ def test_eval_and_generate(place, whole):
     ]
     assert again[0].returncode == 0, again[0].stderr
     assert again[0].stdout.startswith("The ") and again[0].stdout == again[1].stdout
+    dashed = paxlike(place, "generate", "whole", "--max-new-tokens", "4", "--", "--item")
+    assert dashed.stdout.startswith("--item"), dashed.stderr
 
 
 @pytest.mark.parametrize(
@@ -210,6 +212,15 @@ def test_eval_and_generate(place, whole):
         ),
         (("train", "small.py", "--run-dir", "texts"), "is not a run directory"),
         (("generate", "texts", "x"), "is not a run directory"),
+        (
+            ("generate", "whole", "- x", "--max-new-tokens", "90"),
+            "the model's context is 32 tokens",
+        ),
+        (("generate", "whole", "x", "--temperature", "-1"), "temperature is -1.0"),
+        (("generate", "whole", "a\udcffb"), "PROMPT is not valid UTF-8"),
+        (("generate", "whole", "--seed", "3"), "requires PROMPT first"),
+        (("serve", "missing", "--port", "99999"), "--port is 99999; it must be from 0 to 65535"),
+        (("serve", "missing", "--host", "no.such.host.invalid"), "cannot listen at no.such.host"),
         (("data", "prepare", "--input", "nothing/*.txt", "--output", "new"), "nothing/*.txt"),
         (("data", "prepare", "--input", "texts/*.txt", "--output", "store"), "store"),
         (("trian", "small.py"), "Did you mean 'train'"),

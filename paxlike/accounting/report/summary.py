@@ -14,6 +14,7 @@ from paxlike.accounting.flops import Count, Term, hardware_flops
 from paxlike.accounting.hardware import Chip, chip_named
 from paxlike.accounting.history import History, number
 from paxlike.accounting.throughput import (
+    STEPS_FOR_WARNINGS,
     Utilization,
     fraction_productive,
     reported_counts,
@@ -75,7 +76,7 @@ def summarize(history: History) -> dict:
             for a in history.attempts
         ],
         "notes": [*history.notes, *notes],
-        "warnings": _warnings(shares),
+        "warnings": _warnings(shares) if comparable.sum() >= STEPS_FOR_WARNINGS else [],
     }
 
 
@@ -244,9 +245,12 @@ def _status(history: History) -> str:
     last = history.attempts[-1]
     if history.running:
         return "in progress"
-    return {"finish": "finished", "stop": f"stopped by {last.signal}", None: "not finished"}[
-        last.end
-    ]
+    return {
+        "finish": "finished",
+        "stop": f"stopped by {last.signal}",
+        "fail": f"failed at step {last.last_step}",
+        None: "not finished",
+    }[last.end]
 
 
 def _losses(history: History) -> dict:

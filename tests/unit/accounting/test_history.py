@@ -87,7 +87,7 @@ def test_last_line_of_a_step_counts_and_restarts_are_noted(tmp_path):
 
 def test_run_in_progress(tmp_path):
     folder = write(tmp_path / "run", COMPLETE[:3])
-    assert "recorded neither `finish` nor `stop` after step 2" in notes(folder)
+    assert "recorded no end after step 2" in notes(folder)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert read_history(folder).running and "the run is in progress" in notes(folder)

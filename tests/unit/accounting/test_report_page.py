@@ -123,6 +123,7 @@ def test_every_percentage_has_its_formula_and_peak(folders):
     assert "275 TFLOP/s dense bfloat16 per TPU v4 (a data sheet)" in text
 
 
+@pytest.mark.slow
 def test_page_of_100_000_steps_takes_linear_time_and_stays_small(tmp_path):
     """Five times the steps take about five times as long; quadratic time would be 25 times."""
     seconds = []

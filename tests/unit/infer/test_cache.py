@@ -42,6 +42,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("words", "sizes", "kv_axis"), CASES)
+@pytest.mark.slow
 def test_logits_equal_the_uncached_forward_at_every_position(
     words, sizes, kv_axis, on_mesh, make, put
 ):

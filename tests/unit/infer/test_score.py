@@ -62,6 +62,7 @@ def test_sequences_that_cannot_be_scored(tokens, start, message):
             Scorer(config.model, numerics_of(config), scorer.params, 8, 0)
 
 
+@pytest.mark.slow
 def test_quantized_models_are_scored_as_in_generation():
     """Each token has its own activation scale, so neither padding nor other rows change a score."""
     config = model_config(quant=QuantConfig(weights="bitnet_b158", statistics="token"))

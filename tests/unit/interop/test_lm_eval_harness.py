@@ -222,6 +222,42 @@ def test_generated_and_rolling_tasks(trained, tasks):
     assert numbers["texts"]["byte_perplexity,none"] == pytest.approx(np.exp(nats), rel=1e-3)
 
 
+def generated(harness, context: str, **settings) -> str:
+    return harness.generate_until([request(context, {"until": [], **settings})])[0]
+
+
+def test_the_prompt_keeps_its_end_and_what_fits_is_generated(trained, capsys):
+    """The default, 256 new tokens, is more than the model's context of 64."""
+    from paxlike.interop.lm_eval_harness import Harness
+
+    harness = Harness(trained, batch_size=4)
+    short, long = "The color is", "x" * 100 + "The color of grass is"
+    found = generated(harness, short)
+    assert found.startswith(generated(harness, short, max_gen_toks=8)[:4])
+    assert found == generated(harness, short, max_gen_toks=64 - len(short))
+    told = capsys.readouterr().err
+    assert told.count("note: the model's context is 64 tokens") == 1
+    assert "keeps its last 12 and gets at most 52 new ones" in told
+    assert generated(harness, long) == generated(harness, long[-48:], max_gen_toks=16)
+    both = harness.generate_until([request(text, {"until": []}) for text in (short, long)])
+    assert both == [found, generated(harness, long)]
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
+def test_names_of_the_maximum_number_of_new_tokens(harness, name):
+    longest = generated(harness, "The color", max_gen_toks=20)
+    found = generated(harness, "The color", **{name: 4})
+    assert longest.startswith(found.rstrip("\ufffd")) and len(found) <= 4
+
+
+def test_git_is_not_asked_for_a_commit():
+    import lm_eval.evaluator
+
+    import paxlike.interop.lm_eval_harness  # noqa: F401
+
+    assert lm_eval.evaluator.get_git_commit_hash() is None
+
+
 def test_tasks_that_are_not_there(trained, tasks):
     from paxlike.interop.lm_eval_harness import evaluate_tasks
 

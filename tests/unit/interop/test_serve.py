@@ -16,6 +16,7 @@ import pytest
 from helpers import host_params, mesh_of, numerics_of, place
 from interop_cases import case, expected_logits
 
+from paxlike.config import UserError
 from paxlike.data.tokenizer import BytesTokenizer
 from paxlike.infer.generate import Generator
 from paxlike.training.loaded_run import LoadedRun
@@ -106,6 +107,35 @@ def test_a_completion_is_the_models(server, trained):
     assert usage["prompt_tokens"] == 3 and usage["total_tokens"] == 3 + usage["completion_tokens"]
 
 
+@pytest.mark.parametrize(
+    "body", [rb'{"prompt": "a\ud800"}', b"[" * 200_000, b'{"prompt": [1e999]}']
+)
+def test_bad_bodies_are_the_clients_fault(server, body):
+    status, told = ask(server, body)
+    assert status == 400 and told["error"]["type"] == "invalid_request_error"
+
+
+def test_top_p_0_takes_the_most_likely_token_and_null_draws_a_seed(server, trained):
+    body = {"prompt": "abc", "max_tokens": 8, "temperature": 1.5, "top_p": 0, "model": None}
+    assert ask(server, body)[1]["choices"][0]["text"] == alone(trained, "abc", 8)
+    body = {"prompt": "abc", "max_tokens": 16, "temperature": 2, "seed": None}
+    texts = {ask(server, body)[1]["choices"][0]["text"] for _ in range(4)}
+    assert len(texts) > 1
+
+
+def test_addresses_that_cannot_be_listened_at(server):
+    from paxlike.interop.serve import listen
+
+    with pytest.raises(UserError, match="--port is 99999; it must be from 0 to 65535"):
+        listen("127.0.0.1", 99_999)
+    with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{server[1]}: .*in use"):
+        listen("127.0.0.1", server[1])
+    with pytest.raises(UserError, match="cannot listen at no.such.host.invalid:8000"):
+        listen("no.such.host.invalid", 8000)
+    with listen("127.0.0.1", 0) as free:
+        assert free.getsockname()[1] > 0
+
+
 @pytest.mark.parametrize("max_tokens", [0, 3])
 def test_an_echoed_prompt_has_the_models_logprobs(server, max_tokens):
     """As tools ask for the likelihood of a text."""
@@ -134,9 +164,9 @@ def test_an_echoed_prompt_has_the_models_logprobs(server, max_tokens):
     expected = logprobs[np.arange(9), tokens[1:]]
     assert found["token_logprobs"][1:10] == pytest.approx(expected.tolist(), abs=1e-3)
     for number, top in enumerate(found["top_logprobs"][1:10]):
-        assert sorted(top.values()) == pytest.approx(
-            np.sort(logprobs[number])[-2:].tolist(), abs=1e-3
-        )
+        likely = np.sort(logprobs[number])[-2:].tolist()
+        assert sorted(top.values())[-2:] == pytest.approx(likely, abs=1e-3)
+        assert min(top.values()) == pytest.approx(min(*likely, expected[number]), abs=1e-3)
     assert found["text_offset"][:10] == list(range(10))
     _, streamed = ask(server, {**body, "stream": True})
     assert "".join(one["choices"][0]["text"] for one in events(streamed)) == choice["text"]
@@ -305,7 +335,8 @@ def test_clients_that_do_not_read_stop_nobody(server):
 
 
 def test_an_engine_that_fails_says_so(trained):
-    from paxlike.interop.completion import Asked, Text
+    from paxlike.interop.completion import Asked
+    from paxlike.interop.completion_text import Text
     from paxlike.interop.engine import Engine, Job
 
     engine, failed = Engine(trained, 1, 4), threading.Event()

@@ -74,6 +74,7 @@ def test_the_same_logits(built):
         np.testing.assert_allclose(found, reference(config, params, batch), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_same_gradients():
     config = case()
     params, batch, module = (

@@ -54,6 +54,7 @@ def running_mean(monkeypatch):
     run_section("Add a branch")
 
 
+@pytest.mark.slow
 def test_the_added_branch_trains_equally_on_every_mesh(running_mean):
     config = model_config(remat="attention")
     c = config.model
@@ -68,6 +69,7 @@ def test_the_added_branch_trains_equally_on_every_mesh(running_mean):
             assert error(gradient, flat(expected)[name]) < 5e-6, name
 
 
+@pytest.mark.slow
 def test_the_added_branch_generates_with_its_state(running_mean):
     config = model_config(kv_heads=2)
     c, numerics = config.model, numerics_of(config)

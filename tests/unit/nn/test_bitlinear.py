@@ -246,6 +246,7 @@ def block_sends(quant, **changes):
 
 
 @pytest.mark.parametrize("block", ["parallel", "serial"])
+@pytest.mark.slow
 def test_groups_add_nothing_to_what_a_block_sends(block):
     plain, grouped = (
         block_sends(quant, block=block, kv_heads=2) for quant in (QuantConfig(), GROUPED)
@@ -257,6 +258,7 @@ def test_groups_add_nothing_to_what_a_block_sends(block):
     assert [c for c in plain if c.kind == "all-reduce" and c.payload < small]
 
 
+@pytest.mark.slow
 def test_without_groups_a_block_sends_statistics():
     """What the tests above would find if groups followed the mesh."""
     plain, ungrouped = (block_sends(quant) for quant in (QuantConfig(), KINDS["ungrouped"]))

@@ -22,6 +22,7 @@ def events(folder, name):
     return [line for line in lines(folder) if line.get("event") == name]
 
 
+@pytest.mark.slow
 def test_formula_inputs_and_program_memory_are_written(config, tmp_path):
     train(config, tmp_path / "run")
     (start,) = events(tmp_path / "run", "start")
@@ -78,6 +79,7 @@ def shift_times_back(folder, seconds):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in shifted))
 
 
+@pytest.mark.slow
 def test_goodput_accumulates_over_attempts_and_sums_to_the_wall_time(
     config, change, tmp_path, monkeypatch
 ):

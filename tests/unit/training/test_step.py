@@ -118,6 +118,7 @@ def test_the_error_names_a_large_replicated_parameter(mesh):
         check_sharded({"blocks": {"wup_DF": placed(None, None)}, "scale_D": placed("data", None)})
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_keeps_float32_parameters_and_gradients(config):
     """On a mesh with two pods, the loss differs from float32's by bfloat16's rounding."""
     losses = []
