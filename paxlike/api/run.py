@@ -11,7 +11,7 @@ import numpy as np
 from paxlike.api.metrics import Metrics
 from paxlike.config import Config, MeshConfig, UserError
 from paxlike.data.location import located
-from paxlike.data.tokenizer import Tokenizer
+from paxlike.data.tokenizer import Tokenizer, document_start
 from paxlike.infer.generate import (
     Generator,
     Sampling,
@@ -33,7 +33,7 @@ class TextScore(NamedTuple):
     tokens: np.ndarray
     """int32"""
     logprobs: np.ndarray
-    """float32, natural logarithms. The first token's is given the end of a document."""
+    """float32, natural logarithms. The first token follows what begins a document."""
 
     @property
     def total(self) -> float:
@@ -118,12 +118,13 @@ class Run:
         for number, found in enumerate(tokens):
             if not len(found):
                 raise UserError(f"text {number} is empty; give at least one character.")
-        sequences = [[self.tokenizer.eod, *found] for found in tokens]
+        start = document_start(self.tokenizer)
+        sequences = [[*start, *found] for found in tokens]
         longest = max(map(len, sequences), default=1)
         with jax.set_mesh(loaded.mesh):
             model, numerics = loaded.config.model, loaded.numerics
             scorer = Scorer(model, numerics, self._inference_params, longest, batch_size)
-            scores = scorer.score(sequences, [1] * len(sequences))
+            scores = scorer.score(sequences, [len(start)] * len(sequences))
         pairs = zip(tokens, scores, strict=True)
         return [TextScore(np.asarray(found, np.int32), score.logprobs) for found, score in pairs]
 

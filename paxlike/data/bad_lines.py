@@ -44,18 +44,18 @@ class ReadOptions:
     """How documents are read from blocks."""
 
     field: str = "text"
-    """JSONL field or CSV column that holds the document."""
+    """JSONL field, or column of a table, that holds the document."""
     errors: Errors = "strict"
     """Bytes that are not UTF-8: strict makes them an error, replace puts U+FFFD in their place."""
     skip_bad_lines: bool = False
 
 
 class BadLine(NamedTuple):
-    """A line of a JSONL or CSV file without a readable document."""
+    """A line, or row of a table, without a readable document."""
 
     kind: BadKind
     place: str
-    """file:line."""
+    """file:line, or file:row of a Parquet or Arrow file."""
     detail: str
 
 

@@ -1,4 +1,4 @@
-"""Blocks of text, JSONL and CSV files, and the documents in them.
+"""Blocks of text, JSONL and CSV files, and the documents in them. Tables: `tables.py`.
 
 A plain text file is one document. A JSONL file has one document per line, a CSV file one per row,
 in a named field. Where a document is cut into pieces depends on its text alone.
@@ -31,6 +31,8 @@ class Piece(NamedTuple):
     bytes: int
     hash: int | None
     """64 bits of the whole document's content. None: the document continues in the next piece."""
+    first: bool
+    """Whether the document begins here."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class TextBlock:
     path: Path
     offset: int
     """Byte of the (decompressed) file that it starts at."""
+    first: bool
     data: bytes
     hash: int | None
     disk_bytes: int
@@ -56,7 +59,7 @@ class TextBlock:
                 "replace such bytes by U+FFFD with --errors replace. (A text file is one document: "
                 "--skip-bad-lines does not apply to it.)"
             ) from None
-        yield Piece(text, len(self.data), self.hash)
+        yield Piece(text, len(self.data), self.hash, self.first)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class JsonBlock:
             except BadLineError as error:
                 yield skip_or_fail(error, f"{self.path}:{number}", options)
             else:
-                yield from _pieces(data)
+                yield from document_pieces(data)
 
 
 class CsvRow(NamedTuple):
@@ -127,15 +130,13 @@ class CsvBlock:
             except BadLineError as error:
                 yield skip_or_fail(error, f"{self.path}:{row.line}", options)
             else:
-                yield from _pieces(data)
+                yield from document_pieces(data)
 
 
-Block = TextBlock | JsonBlock | CsvBlock
-
-
-def _pieces(document: bytes) -> Iterator[Piece]:
-    for _, part, digest in cut(io.BytesIO(document)):
-        yield Piece(part.decode(), len(part), digest)
+def document_pieces(document: bytes) -> Iterator[Piece]:
+    """The pieces of a document in UTF-8."""
+    for offset, part, digest in cut(io.BytesIO(document)):
+        yield Piece(part.decode(), len(part), digest, offset == 0)
 
 
 def _json_document(line: bytes, options: ReadOptions) -> bytes:
@@ -154,12 +155,7 @@ def _json_document(line: bytes, options: ReadOptions) -> bytes:
         raise BadLineError(
             "missing_field", f"there is no field {options.field!r}: the line is {found}"
         )
-    if options.field not in record:
-        raise BadLineError(
-            "missing_field",
-            f"there is no field {options.field!r}; the fields are {shown_names(record)}",
-        )
-    text = record[options.field]
+    text = _field(record, options.field)
     if text is None:
         raise BadLineError("null_text", f"field {options.field!r} is null")
     if not isinstance(text, str):
@@ -175,6 +171,21 @@ def _json_document(line: bytes, options: ReadOptions) -> bytes:
             "lone_surrogate",
             f"half a surrogate pair (U+{ord(text[error.start]):04X}), which is not a character",
         ) from None
+
+
+def _field(record: dict, name: str) -> object:
+    """The value of a field. Dots separate the names of nested fields."""
+    if name in record:
+        return record[name]
+    value: object = record
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise BadLineError(
+                "missing_field",
+                f"there is no field {name!r}; the fields are {shown_names(record)}",
+            )
+        value = value[part]
+    return value
 
 
 def _csv_document(row: CsvRow, column: int, columns: int, options: ReadOptions) -> bytes:

@@ -11,19 +11,21 @@ from typing import cast
 
 from paxlike.config import UserError
 from paxlike.data import blocks
-from paxlike.data.blocks import Block, CsvBlock, CsvRow, JsonBlock, TextBlock, cut
+from paxlike.data.blocks import CsvBlock, CsvRow, JsonBlock, TextBlock, cut
 from paxlike.data.decompression import DAMAGED, decompressed
 from paxlike.data.input_files import SIGNATURE_BYTES, check_signature, file_format
+from paxlike.data.tables import TableBlock, arrow_blocks, damaged, parquet_blocks
 
 _BOM = b"\xef\xbb\xbf"
 _MAX_CELL = 1 << 30
+Block = TextBlock | JsonBlock | CsvBlock | TableBlock
 
 
-def read_blocks(path: Path) -> Iterator[Block]:
-    """The blocks of a file, in order.
+def read_blocks(path: Path, field: str) -> Iterator[Block]:
+    """The blocks of a file, in order. field: the column that is read of a Parquet or Arrow file.
 
-    Raises UserError if the file cannot be read, is of an unsupported format, or is compressed and
-    damaged.
+    Raises UserError if the file cannot be read, is of an unsupported format, has no such column, or
+    is damaged.
     """
     content, compression = file_format(path)
     readers: dict[str, Callable[..., Iterator[Block]]] = {
@@ -31,21 +33,20 @@ def read_blocks(path: Path) -> Iterator[Block]:
         "jsonl": _json_blocks,
         "csv": _csv_blocks,
     }
+    tables = {"parquet": parquet_blocks, "arrow": arrow_blocks}
     try:
-        with path.open("rb") as disk, decompressed(disk, compression) as stream:
-            yield from readers[content](path, disk, stream)
+        with path.open("rb") as disk:
+            if content in tables:
+                yield from tables[content](path, disk, field)
+                return
+            with decompressed(disk, compression) as stream:
+                yield from readers[content](path, disk, stream)
     except DAMAGED as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     except OSError as error:
         if error.errno is None and compression:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} is damaged and cannot be decompressed: {error}. Download or write it again."
-    )
 
 
 def _text_blocks(
@@ -56,7 +57,7 @@ def _text_blocks(
     start = len(_BOM) if head.startswith(_BOM) else 0
     before = 0
     for offset, data, digest in cut(stream, head[start:]):
-        yield TextBlock(path, start + offset, data, digest, disk.tell() - before)
+        yield TextBlock(path, start + offset, offset == 0, data, digest, disk.tell() - before)
         before = disk.tell()
 
 

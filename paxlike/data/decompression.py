@@ -1,14 +1,15 @@
-"""Compressed files as byte streams: .gz, .bz2 and .zst, without holding a file in memory."""
+"""Compressed files as byte streams: .gz, .bz2, .xz and .zst, without holding a file in memory."""
 
 import bz2
 import gzip
 import io
+import lzma
 import zlib
 
 import zstandard
 
-SUFFIXES = (".gz", ".bz2", ".zst")
-DAMAGED = (zlib.error, zstandard.ZstdError, EOFError, gzip.BadGzipFile)
+SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+DAMAGED = (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, gzip.BadGzipFile)
 """Raised while reading a damaged file; so is an OSError without `errno`, by bz2."""
 _BUFFER = 1 << 18
 _MAX_WINDOW = 1 << 31
@@ -21,6 +22,8 @@ def decompressed(disk: io.BufferedReader, suffix: str) -> io.BufferedIOBase:
         return gzip.GzipFile(fileobj=disk)
     if suffix == ".bz2":
         return bz2.BZ2File(disk)
+    if suffix == ".xz":
+        return lzma.LZMAFile(disk)
     return io.BufferedReader(_ZstdReader(disk), _BUFFER) if suffix == ".zst" else disk
 
 

@@ -1,28 +1,38 @@
 """Which files a corpus consists of, and which of them can be read."""
 
 import glob
+import json
 import os
 import sysconfig
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import fsspec
+
 from paxlike.config import UserError
 from paxlike.data.decompression import SUFFIXES
+from paxlike.data.location import located
 
-Content = Literal["text", "jsonl", "csv"]
+Content = Literal["text", "jsonl", "csv", "parquet", "arrow"]
 _CONTENT: dict[str, Content] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
 }
+_TABLES = ("parquet", "arrow")
+_IN_FOLDERS = (".txt", ".text", *_CONTENT)
+"""Suffixes of the files that are read of a folder."""
+_NO_TEXT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _CONVERT = "Convert it to JSONL (one JSON object per line) or plain text"
+_UNPACKED = "Decompress it; tables are compressed inside"
 _UNPACK = "Unpack it and name the files in it"
-_RECOMPRESS = "Decompress it, or compress it with gzip, bzip2 or zstd"
+_RECOMPRESS = "Decompress it, or compress it with gzip, bzip2, xz or zstd"
 _REFUSED = {
     "a tab-separated table": (_CONVERT, ".tsv"),
-    "a Parquet file": (_CONVERT, ".parquet"),
-    "an Arrow file": (_CONVERT, ".arrow .feather"),
     "an Avro file": (_CONVERT, ".avro"),
     "an ORC file": (_CONVERT, ".orc"),
     "a TFRecord file": (_CONVERT, ".tfrecord .tfrecords"),
@@ -35,7 +45,7 @@ _REFUSED = {
     "an HDF5 file": (_CONVERT, ".h5 .hdf5"),
     "a SQLite database": (_CONVERT, ".sqlite .sqlite3"),
     "an archive": (_UNPACK, ".zip .tar .tgz .tbz2 .txz .rar .7z"),
-    "compressed in an unsupported way": (_RECOMPRESS, ".xz .lzma .lz4 .br .snappy"),
+    "compressed in an unsupported way": (_RECOMPRESS, ".lzma .lz4 .br .snappy"),
 }
 _REFUSED_SUFFIXES = {
     suffix: (kind, remedy)
@@ -43,15 +53,15 @@ _REFUSED_SUFFIXES = {
     for suffix in suffixes.split()
 }
 _SIGNATURES = {
-    b"PAR1": ("a Parquet file", _CONVERT),
-    b"ARROW1": ("an Arrow file", _CONVERT),
+    b"PAR1": ("a Parquet file", "Give its name the suffix .parquet"),
+    b"ARROW1": ("an Arrow file", "Give its name the suffix .arrow"),
     b"%PDF-": ("a PDF file", _CONVERT),
     b"SQLite format 3\0": ("a SQLite database", _CONVERT),
     b"\x89HDF": ("an HDF5 file", _CONVERT),
     b"\xd0\xcf\x11\xe0": ("a Microsoft Office document", _CONVERT),
     b"PK\x03\x04": ("a zip archive", _UNPACK),
     b"7z\xbc\xaf": ("a 7z archive", _UNPACK),
-    b"\xfd7zXZ\0": ("compressed in an unsupported way (xz)", _RECOMPRESS),
+    b"\xfd7zXZ\0": ("compressed with xz", "Give its name the suffix .xz"),
     b"\x1f\x8b": ("compressed with gzip", "Give its name the suffix .gz"),
     b"\x28\xb5\x2f\xfd": ("compressed with zstd", "Give its name the suffix .zst"),
     b"BZh91AY&SY": ("compressed with bzip2", "Give its name the suffix .bz2"),
@@ -66,7 +76,7 @@ class FileFormat(NamedTuple):
 
     content: Content
     compression: str
-    """Suffix in lower case: .gz, .bz2, .zst, or "" if the file is not compressed."""
+    """Suffix in lower case: .gz, .bz2, .xz, .zst, or "" if the file is not compressed."""
 
 
 def file_format(path: Path) -> FileFormat:
@@ -76,7 +86,10 @@ def file_format(path: Path) -> FileFormat:
     content = suffixes[-1] if suffixes else ""
     if content in _REFUSED_SUFFIXES:
         raise _refusal(path, *_REFUSED_SUFFIXES[content])
-    return FileFormat(_CONTENT.get(content, "text"), compression)
+    found = FileFormat(_CONTENT.get(content, "text"), compression)
+    if compression and found.content in _TABLES:
+        raise _refusal(path, f"a compressed {content} file", _UNPACKED)
+    return found
 
 
 def check_signature(path: Path, head: bytes) -> None:
@@ -89,12 +102,16 @@ def check_signature(path: Path, head: bytes) -> None:
 def _refusal(path: Path, kind: str, remedy: str) -> UserError:
     return UserError(
         f"{path} is {kind} and cannot be read as UTF-8 text. {remedy}, or exclude it from --input. "
-        "Supported: plain text, .jsonl, .ndjson, .json and .csv, each also as .gz, .bz2 or .zst."
+        "Supported: plain text, .jsonl, .ndjson, .json and .csv, each also as .gz, .bz2, .xz or "
+        ".zst; .parquet, .arrow and .feather."
     )
 
 
 def find_files(patterns: tuple[str, ...]) -> list[Path]:
     """The files that match the names and patterns, sorted by name. `**` matches subdirectories.
+
+    A directory stands for the files in it whose suffix is one of a supported format, and one that
+    `datasets.save_to_disk` wrote for its rows. Names in buckets begin with gs:// or s3://.
 
     A file that is found under several names (relative and absolute, a symbolic link) is read once,
     under the first of them in sorted order. A name that exists is taken literally, even if it
@@ -105,20 +122,81 @@ def find_files(patterns: tuple[str, ...]) -> list[Path]:
     """
     names: set[str] = set()
     for pattern in patterns:
-        matches = [name for name in _matches(pattern) if os.path.isfile(name)]
+        matches = _in_bucket(pattern) if "://" in pattern else _on_disk(pattern)
         if not matches:
-            hint = (
-                f" It is a directory: use for example '{pattern}/**/*.txt'."
-                if os.path.isdir(os.path.expanduser(pattern))
-                else ""
-            )
-            raise UserError(f"no file matches the input {pattern!r} (in {Path.cwd()}).{hint}")
+            raise UserError(f"no file matches the input {pattern!r} (in {Path.cwd()}).")
         names.update(matches)
     files: dict[str, Path] = {}
     for name in sorted(names):
         file_format(Path(name))
-        files.setdefault(os.path.realpath(name), Path(name))
+        path = located(name) if "://" in name else Path(name)
+        files.setdefault(name if "://" in name else os.path.realpath(name), path)
     return list(files.values())
+
+
+def _on_disk(pattern: str) -> list[str]:
+    folder = os.path.expanduser(pattern)
+    if not os.path.isdir(folder):
+        return [name for name in _matches(pattern) if os.path.isfile(name)]
+    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+        raise UserError(
+            f"{pattern} has several splits ({', '.join(sorted(next(os.walk(folder))[1]))}); name "
+            "the directory of one of them."
+        )
+    if os.path.isfile(os.path.join(folder, "state.json")):
+        return _saved_dataset(folder)
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(root, name) for name in names if _is_text(name)]
+    if not found:
+        raise UserError(
+            f"the directory {pattern} has no file with the suffix {' '.join(_IN_FOLDERS)}; name "
+            "its files with a pattern."
+        )
+    return found
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file of a directory is read."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    if suffixes and suffixes[-1] in SUFFIXES:
+        suffixes.pop()
+    hidden = name.startswith(".") or name in _NO_TEXT
+    return not hidden and bool(suffixes) and suffixes[-1] in _IN_FOLDERS
+
+
+def _saved_dataset(folder: str) -> list[str]:
+    """The files of a directory that `datasets.save_to_disk` wrote."""
+    path = Path(folder, "state.json")
+    try:
+        state = json.loads(path.read_text())
+        names = [Path(file["filename"]).name for file in state["_data_files"]]
+        selected = state.get("_indices_files") or state.get("_indices_data_files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}.") from error
+    if selected:
+        raise UserError(
+            f"{folder} selects rows by indices; save it again after `dataset.flatten_indices()`."
+        )
+    missing = [name for name in names if not Path(folder, name).is_file()]
+    if missing:
+        raise UserError(f"{path} names files that are missing: {', '.join(missing)}.")
+    return [os.path.join(folder, name) for name in names]
+
+
+def _in_bucket(pattern: str) -> list[str]:
+    located(pattern)  # raises UserError for a bucket that cannot be used
+    scheme, _, rest = pattern.partition("://")
+    system = fsspec.filesystem(scheme)
+    rest = rest.rstrip("/")
+    if any(character in rest for character in "*?[") and not system.exists(rest):
+        found = [name for name in system.glob(rest) if system.isfile(name)]
+    elif system.isdir(rest):
+        found = [name for name in system.find(rest) if _is_text(name.rpartition("/")[2])]
+    else:
+        found = [rest] if system.exists(rest) else []
+    return [f"{scheme}://{name}" for name in found]
 
 
 def _matches(pattern: str) -> list[str]:

@@ -46,7 +46,7 @@ class Manifest:
 
     format: int
     tokenizer: str
-    """bytes or sentencepiece."""
+    """bytes, sentencepiece or huggingface."""
     lossless: bool
     """Whether the tokenizer reproduces every text exactly."""
     vocab_size: int

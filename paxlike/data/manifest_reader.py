@@ -16,6 +16,7 @@ import numpy as np
 
 from paxlike.config import UserError
 from paxlike.data.bad_lines import BadLineCount
+from paxlike.data.huggingface_tokenizer import DEFINITION, SETTINGS
 from paxlike.data.manifest import (
     FORMAT,
     PREPARE_AGAIN,
@@ -26,6 +27,8 @@ from paxlike.data.manifest import (
 )
 from paxlike.data.packing import segment_dtype
 
+TOKENIZER_FILES = {"sentencepiece": ("tokenizer.model",), "huggingface": (DEFINITION, SETTINGS)}
+"""Kind of tokenizer -> its files besides tokenizer.json."""
 _LIMIT = 1 << 62
 _ROUNDING = 1e-6
 
@@ -107,7 +110,7 @@ def _types(manifest: Manifest) -> Iterator[str]:
 def _ranges(manifest: Manifest) -> Iterator[str]:
     m = manifest
     for name, values in (
-        ("tokenizer", ("bytes", "sentencepiece")),
+        ("tokenizer", ("bytes", "sentencepiece", "huggingface")),
         ("dtype", ("<u2", "<u4")),
         ("packing", ("split", "whole")),
     ):
@@ -160,8 +163,8 @@ def _bad_lines(manifest: Manifest) -> Iterator[str]:
 def _sizes(manifest: Manifest) -> Iterator[str]:
     """Files that are missing, or whose size does not follow from the counts."""
     expected: dict[str, int | None] = {"tokenizer.json": None}
-    if manifest.tokenizer == "sentencepiece":
-        expected["tokenizer.model"] = None
+    for name in TOKENIZER_FILES.get(manifest.tokenizer, ()):
+        expected[name] = None
     masked = any(f"{split}.loss_mask" in manifest.files for split in SPLITS)
     for split, counts in manifest.splits.items():
         whole = manifest.packing == "whole"

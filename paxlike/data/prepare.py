@@ -15,7 +15,9 @@ from paxlike.config.validation import require
 from paxlike.data import tokenizer as tokenizers
 from paxlike.data import writer
 from paxlike.data.bad_lines import BadLineCount, Errors, ReadOptions, summary
+from paxlike.data.huggingface_tokenizer import load_huggingface
 from paxlike.data.input_files import find_files
+from paxlike.data.location import in_bucket
 from paxlike.data.manifest import FORMAT, Manifest, write_manifest
 from paxlike.data.progress import say
 from paxlike.data.store import Store, open_store
@@ -28,15 +30,21 @@ class PrepareConfig:
     """Makes a token store for training from text files: tokenizer, splits, manifest."""
 
     input: tuple[str, ...]
-    """Text files: names or patterns ('texts/**/*.txt'). A plain text file is one document; .jsonl,
-    .ndjson and .json files have one JSON object per line, .csv files a header and one document per
-    row. Each may be compressed (.gz, .bz2, .zst). The text must be UTF-8."""
+    """Text files: names, patterns ('texts/**/*.txt') or directories, on disk or in a bucket
+    (gs://, s3://). A plain text file is one document; .jsonl, .ndjson and .json files have one JSON
+    object per line, .csv files a header and one document per row. Each may be compressed (.gz,
+    .bz2, .xz, .zst). Parquet and Arrow files, and directories that `datasets.save_to_disk` wrote,
+    have one document per row. The text must be UTF-8."""
     output: str
     """Directory to write the token store to. It must not exist."""
     field: str = "text"
-    """JSONL field or CSV column that holds the document."""
-    tokenizer: Literal["bytes", "sentencepiece"] = "sentencepiece"
-    """sentencepiece trains a model on the text, unless `tokenizer_model` names one."""
+    """JSONL field, or column of a table, that holds the document. Dots separate the names of nested
+    fields.
+    """
+    tokenizer: str = "sentencepiece"
+    """`bytes`, `sentencepiece` (trains a model on the text, unless `tokenizer_model` names one), or
+    the path of a tokenizer.json or of a Hugging Face folder that has one.
+    """
     tokenizer_model: str = ""
     """An existing SentencePiece .model file."""
     tokenizer_vocab: int = 32_000
@@ -164,7 +172,8 @@ def _empty(
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        found = path.stat()
+        return found.length if in_bucket(path) else found.st_size  # type: ignore[attr-defined]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -172,14 +181,20 @@ def _size(path: Path) -> int:
 def _tokenizer(files: list[Path], sizes: list[int], config: PrepareConfig) -> tokenizers.Tokenizer:
     if config.tokenizer == "bytes":
         return tokenizers.BytesTokenizer()
+    if config.tokenizer != "sentencepiece":
+        return _noted(load_huggingface(Path(config.tokenizer).expanduser()), config.tokenizer)
     if not config.tokenizer_model:
         say(f"training a SentencePiece model with a vocabulary of {config.tokenizer_vocab}")
         texts = sample_text(files, sizes, config.tokenizer_sample, config.options)
         return tokenizers.train_sentencepiece(texts, config.tokenizer_vocab)
-    tokenizer = tokenizers.load_sentencepiece(config.tokenizer_model)
+    model = config.tokenizer_model
+    return _noted(tokenizers.load_sentencepiece(model), model)
+
+
+def _noted(tokenizer: tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:
     if not tokenizer.lossless:
         say(
-            f"note: {config.tokenizer_model} does not reproduce every text exactly: it changes "
-            "whitespace or characters that it lacks"
+            f"note: {name} does not reproduce every text exactly: it changes whitespace or "
+            "characters that it lacks"
         )
     return tokenizer

@@ -16,10 +16,10 @@ import numpy as np
 
 from paxlike.data import writer
 from paxlike.data.bad_lines import BadLine, BadLineCount, ReadOptions, count_bad_lines
-from paxlike.data.blocks import BLOCK_BYTES, Block
-from paxlike.data.corpus import read_blocks
+from paxlike.data.blocks import BLOCK_BYTES
+from paxlike.data.corpus import Block, read_blocks
 from paxlike.data.progress import progress
-from paxlike.data.tokenizer import Tokenizer
+from paxlike.data.tokenizer import Tokenizer, encode_rest
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -38,7 +38,7 @@ def sample_text(
         budget += size * share if share < 1 else float("inf")
         if budget < min(size, BLOCK_BYTES):
             continue
-        for block in read_blocks(path):
+        for block in read_blocks(path, options.field):
             for piece in block.pieces(options):
                 if isinstance(piece, BadLine):
                     continue
@@ -71,19 +71,20 @@ class Encoder:
         return np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")
 
     def __call__(self, block: Block) -> Encoded:
-        end = np.array([self.tokenizer.eod], np.int32)
-        parts, documents, bad_lines = [np.zeros(0, np.int32)], [(0, 0, 0)], []
+        tokenizer = self.tokenizer
+        end, prefix = np.array([tokenizer.eod], np.int32), np.array(tokenizer.prefix, np.int32)
+        pieces, bad_lines = [], []
         for piece in block.pieces(self.options):
-            if isinstance(piece, BadLine):
-                bad_lines.append(piece)
-                continue
-            ids = self.tokenizer.encode(piece.text)
-            parts.append(ids)
+            (bad_lines if isinstance(piece, BadLine) else pieces).append(piece)
+        begun = iter(tokenizer.encode_batch([piece.text for piece in pieces if piece.first]))
+        parts, documents = [np.zeros(0, np.int32)], [(0, 0, 0)]
+        for piece in pieces:
+            ids = next(begun) if piece.first else encode_rest(tokenizer, piece.text)
+            new = [*([prefix] if piece.first else []), ids, *([] if piece.hash is None else [end])]
+            parts += new
             _, tokens, size = documents.pop()
-            documents.append((piece.hash or 0, tokens + len(ids), size + piece.bytes))
+            documents.append((piece.hash or 0, tokens + sum(map(len, new)), size + piece.bytes))
             if piece.hash is not None:
-                parts.append(end)
-                documents[-1] = (piece.hash, tokens + len(ids) + 1, size + piece.bytes)
                 documents.append((0, 0, 0))
         return Encoded(
             block.disk_bytes,
@@ -100,7 +101,7 @@ def tokenize_files(
 
     Returns the skipped lines by kind.
     """
-    blocks = (block for path in files for block in read_blocks(path))
+    blocks = (block for path in files for block in read_blocks(path, encoder.options.field))
     unfinished = np.zeros(1, writer.DOCUMENT)
     bad_lines: dict[str, BadLineCount] = {}
     with (

@@ -1,20 +1,27 @@
-"""Text to token ids and back: bytes, and SentencePiece with PaLM's settings (arXiv 2204.02311,
-section 2.2).
+"""Text to token ids and back: bytes, SentencePiece with PaLM's settings (arXiv 2204.02311, section
+2.2), and any tokenizer.json (`huggingface_tokenizer.py`).
 
-Both are lossless: `decode(encode(text)) == text` for every text. Ids below 3 are special: 0 is
-padding, 1 ends a document, 2 is SentencePiece's unknown piece (never used with byte fallback).
+The first two are lossless: `decode(encode(text)) == text` for every text. Their ids below 3 are
+special: 0 is padding, 1 ends a document, 2 is SentencePiece's unknown piece (never used with byte
+fallback).
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
 from paxlike.config import UserError
+from paxlike.data.huggingface_tokenizer import (
+    DEFINITION,
+    SETTINGS,
+    HuggingFaceTokenizer,
+    digest,
+)
 from paxlike.data.location import located
 
 PAD, EOD, UNKNOWN = 0, 1, 2
@@ -32,11 +39,16 @@ class BytesTokenizer:
     kind = "bytes"
     vocab_size = 256 + 3
     eod = EOD
+    prefix: tuple[int, ...] = ()
     lossless = True
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, int32, without special ids."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + 3
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of every text."""
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without special ids. Bytes that are not UTF-8 become U+FFFD."""
@@ -64,6 +76,7 @@ class SentencePieceTokenizer:
     """
 
     kind = "sentencepiece"
+    prefix: tuple[int, ...] = ()
 
     def __init__(self, model: bytes, name: str = "the SentencePiece model"):
         self._model = model
@@ -101,6 +114,10 @@ class SentencePieceTokenizer:
             ids += [self._processor.encode(part, out_type="numpy"), self._mark_ids]
         return np.concatenate(ids[:-1])
 
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of every text."""
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without special ids. Bytes that are not UTF-8 become U+FFFD."""
         ids = np.asarray(ids, np.int64)
@@ -119,7 +136,24 @@ class SentencePieceTokenizer:
         return ["tokenizer.model", *_save(folder, {"kind": self.kind, "sha256": digest})]
 
 
-Tokenizer = BytesTokenizer | SentencePieceTokenizer
+Tokenizer = BytesTokenizer | SentencePieceTokenizer | HuggingFaceTokenizer
+"""`prefix`: the ids that begin a text. Where it is empty, a document follows the `eod` of another.
+"""
+
+
+def document_start(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that the first token of a document follows."""
+    return tokenizer.prefix or (tokenizer.eod,)
+
+
+def encode_rest(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The ids of a text that continues another, which a lossy tokenizer begins differently."""
+    if tokenizer.lossless:
+        return tokenizer.encode(text)
+    before, whole = tokenizer.encode("a"), tokenizer.encode("a" + text)
+    # A text continues another before a space, so "a" is usually a token of its own.
+    same = np.array_equal(whole[: len(before)], before)
+    return whole[len(before) :] if same else tokenizer.encode(text)
 
 
 def _save(folder: Path, description: dict) -> list[str]:
@@ -135,6 +169,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         kind = description["kind"]
         if kind == "bytes":
             return BytesTokenizer()
+        if kind == "huggingface":
+            return _load_huggingface(path, description)
         model = path.with_suffix(".model").read_bytes() if kind == "sentencepiece" else b""
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -143,17 +179,26 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         ) from error
     if kind != "sentencepiece":
         raise UserError(
-            f"{path} has a tokenizer of kind {kind!r}; this version supports bytes and "
-            "sentencepiece."
+            f"{path} has a tokenizer of kind {kind!r}; this version supports bytes, sentencepiece "
+            "and huggingface."
         )
-    found = hashlib.sha256(model).hexdigest()
+    _check_digest(path, path.with_suffix(".model"), hashlib.sha256(model).hexdigest(), description)
+    return SentencePieceTokenizer(model, str(path.with_suffix(".model")))
+
+
+def _load_huggingface(path: Path, description: dict) -> HuggingFaceTokenizer:
+    definition, settings = path.with_name(DEFINITION), path.with_name(SETTINGS)
+    contents = definition.read_bytes(), settings.read_bytes()
+    _check_digest(path, definition, digest(*contents), description)
+    return HuggingFaceTokenizer(*contents, str(definition), description["eod"])
+
+
+def _check_digest(path: Path, file: Path, found: str, description: dict) -> None:
     if found != description.get("sha256"):
         raise UserError(
-            f"{path.with_suffix('.model')} has sha256 {found}, {path.name} says "
-            f"{description.get('sha256')}: the file was changed. Restore the original, or prepare "
-            "the store again."
+            f"{file} has sha256 {found}, {path.name} says {description.get('sha256')}: the file "
+            "was changed. Restore the original, or prepare the store again."
         )
-    return SentencePieceTokenizer(model, str(path.with_suffix(".model")))
 
 
 def load_sentencepiece(path: str | Path) -> SentencePieceTokenizer:

@@ -69,5 +69,8 @@ def continuation(tokenizer: Tokenizer, before: Sequence[int], tokens: Iterable[i
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a prompt. An empty one becomes the end-of-document token."""
-    return tokenizer.encode(prompt).tolist() or [tokenizer.eod]
+    """The tokens of a prompt, after those that begin a text.
+
+    An empty prompt without such tokens becomes the end-of-document token.
+    """
+    return [*tokenizer.prefix, *tokenizer.encode(prompt).tolist()] or [tokenizer.eod]

@@ -13,6 +13,7 @@ from pathlib import Path
 from sentencepiece import sentencepiece_model_pb2
 
 from paxlike.config import UserError
+from paxlike.data.huggingface_tokenizer import HuggingFaceTokenizer, load_huggingface
 from paxlike.data.tokenizer import (
     EOD,
     PAD,
@@ -48,6 +49,10 @@ def write(folder: Path, tokenizer: Tokenizer, sequence_length: int) -> list[str]
     Raises UserError if a SentencePiece model has no equivalent tokenizer.json, or if the ids differ
     on `PROBES`.
     """
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        for name, content in tokenizer.files.items():
+            (folder / name).write_bytes(content)
+        return []
     if isinstance(tokenizer, BytesTokenizer):
         vocab, special = _BYTES, ["<pad>", "</s>", "<unk>"]
         merges: list[list[str]] = []
@@ -193,10 +198,12 @@ def read(folder: Path, vocab_size: int, eos: object) -> Tokenizer:
         tokenizer: Tokenizer = sentencepiece
     elif vocab == _BYTES:
         tokenizer = BytesTokenizer()
+    elif vocab is not None:
+        tokenizer = load_huggingface(folder)
     else:
         raise UserError(
-            f"{folder} has no supported tokenizer; provide a SentencePiece tokenizer.model, or a "
-            "tokenizer.json that `paxlike` wrote for the bytes tokenizer."
+            f"{folder} has no tokenizer; provide a tokenizer.json or a SentencePiece "
+            "tokenizer.model."
         )
     if tokenizer.vocab_size > vocab_size:
         raise UserError(

@@ -23,6 +23,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table  # noqa: E402
 
 from paxlike.config import UserError  # noqa: E402
+from paxlike.data.tokenizer import document_start  # noqa: E402
 from paxlike.infer.generate import Generator, Sampling  # noqa: E402
 from paxlike.infer.score import Scorer  # noqa: E402
 from paxlike.infer.stream import TextStream, prompt_tokens  # noqa: E402
@@ -63,8 +64,14 @@ class Harness(TemplateLM):
     def tokenizer_name(self) -> str:
         return f"paxlike-{self.trained.tokenizer.kind}-{self.trained.tokenizer.vocab_size}"
 
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that a text without context follows."""
+        return document_start(self.trained.tokenizer)[-1]
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        return self.trained.tokenizer.encode(string).tolist()
+        tokenizer = self.trained.tokenizer
+        return [*tokenizer.prefix, *tokenizer.encode(string).tolist()]
 
     def _loglikelihood_tokens(self, requests, **_) -> list[tuple[float, bool]]:
         return self._scores([(context, continuation) for _, context, continuation in requests])
@@ -92,7 +99,7 @@ class Harness(TemplateLM):
         windows: list[tuple] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
+            tokens = self.trained.tokenizer.encode(request.args[0]).tolist()
             cut = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
             windows += [make_disjoint_window(window) for window in cut]
             owners += [number] * (len(windows) - len(owners))
