@@ -21,7 +21,7 @@ _MAX_CELL = 1 << 30
 Block = TextBlock | JsonBlock | CsvBlock | TableBlock
 
 
-def read_blocks(path: Path, field: str) -> Iterator[Block]:
+def read_blocks(path: Path, field: str = "text") -> Iterator[Block]:
     """The blocks of a file, in order. field: the column that is read of a Parquet or Arrow file.
 
     Raises UserError if the file cannot be read, is of an unsupported format, has no such column, or

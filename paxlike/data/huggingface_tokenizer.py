@@ -51,7 +51,7 @@ class HuggingFaceTokenizer:
         self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.eod: int = eod if eod >= 0 else self._end(values, name)
         self.prefix: tuple[int, ...] = self._begin(values)
-        probe = f" a\tb  \r\n\n    1234 \x00\x1f \u2581 \ufb01\u2460e\u0301 \U0001f600\n "
+        probe = " a\tb  \r\n\n    1234 \x00\x1f \u2581 \ufb01\u2460e\u0301 \U0001f600\n "
         self.lossless: bool = self.decode(self.encode(probe)) == probe
 
     def _id(self, token: object) -> int | None:

@@ -67,6 +67,8 @@ class Manifest:
     bad_lines: dict[str, BadLineCount] = dataclasses.field(default_factory=dict)
     """Lines of the input that were skipped, by kind. Left out of manifest.json if there are none.
     """
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Documents that were dropped: too_short, too_long, duplicate. Left out if there are none."""
 
     @property
     def fingerprint(self) -> str:
@@ -79,8 +81,9 @@ class Manifest:
 
     def to_json(self) -> str:
         values = {"fingerprint": self.fingerprint, **dataclasses.asdict(self)}
-        if not self.bad_lines:
-            del values["bad_lines"]
+        for name in ("bad_lines", "dropped"):
+            if not values[name]:
+                del values[name]
         return json.dumps(values, indent=2) + "\n"
 
 

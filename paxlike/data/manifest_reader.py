@@ -101,10 +101,11 @@ def _types(manifest: Manifest) -> Iterator[str]:
                     yield f"{name} is {value!r}, not a number of type {kind.__name__}"
             elif not isinstance(value, kind):
                 yield f"{name} is {value!r}, not of type {kind.__name__}"
-    if isinstance(manifest.inputs, dict):
-        for name, size in manifest.inputs.items():
+    for table in ("inputs", "dropped"):
+        counts = getattr(manifest, table)
+        for name, size in counts.items() if isinstance(counts, dict) else ():
             if type(size) is not int or not 0 <= size < _LIMIT:
-                yield f"inputs[{name!r}] is {size!r}, not a number of bytes or documents"
+                yield f"{table}[{name!r}] is {size!r}, not a number of bytes or documents"
 
 
 def _ranges(manifest: Manifest) -> Iterator[str]:

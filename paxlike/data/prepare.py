@@ -1,9 +1,11 @@
 """`paxlike data prepare`: makes a token store from text files.
 
-The tokens of all documents are written to one file first. Then, with the hash of every document
-known, they are distributed to the training and the validation split.
+The tokens of all documents are written to one file first (`partial.py`). Then, with the hash of
+every document known, they are distributed to the training and the validation split.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,10 +21,11 @@ from paxlike.data.huggingface_tokenizer import load_huggingface
 from paxlike.data.input_files import find_files
 from paxlike.data.location import in_bucket
 from paxlike.data.manifest import FORMAT, Manifest, write_manifest
+from paxlike.data.partial import Partial, partial_work
 from paxlike.data.progress import say
 from paxlike.data.store import Store, open_store
 from paxlike.data.tokenize_files import Encoder, sample_text, tokenize_files
-from paxlike.files import new_folder
+from paxlike.files import check_new, new_folder
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class PrepareConfig:
     """Tokens of a sequence, for packing whole."""
     validation_fraction: float = 0.01
     """Fraction of the documents used for validation, chosen by a hash of their content."""
+    deduplicate: bool = False
+    """Keep only the first of several equal documents."""
+    min_bytes: int = 0
+    """Drop documents whose text has fewer bytes."""
+    max_bytes: int = 0
+    """Drop documents whose text has more bytes. 0: keep all."""
     workers: int = 0
     """Threads. 0: one per core."""
     errors: Errors = "strict"
@@ -87,9 +96,17 @@ class PrepareConfig:
             0 < self.validation_fraction < 1,
             f"validation_fraction is {self.validation_fraction}; it must be between 0 and 1.",
         )
-        for name, least in (("workers", 0), ("tokenizer_vocab", 1), ("tokenizer_sample", 1)):
+        for name, least in (
+            ("workers", 0), ("tokenizer_vocab", 1), ("tokenizer_sample", 1), ("min_bytes", 0),
+            ("max_bytes", 0),
+        ):  # fmt: skip
             value = getattr(self, name)
             require(value >= least, f"{name} is {value}; it must be {least} or more.")
+        require(
+            not self.max_bytes or self.min_bytes <= self.max_bytes,
+            f"min_bytes {self.min_bytes} is above max_bytes {self.max_bytes}, so that no document "
+            "is kept.",
+        )
 
     @property
     def options(self) -> ReadOptions:
@@ -99,7 +116,8 @@ class PrepareConfig:
 def prepare(config: PrepareConfig) -> Store:
     """Writes the store and opens it.
 
-    Raises UserError. Leaves no directory behind if it fails or is interrupted.
+    Raises UserError. If it fails or is interrupted, only tokenized text of a large corpus is left
+    behind, which the same call resumes from (`partial.py`).
     """
     return prepare_files(find_files(config.input), config)
 
@@ -107,16 +125,17 @@ def prepare(config: PrepareConfig) -> Store:
 def prepare_files(files: list[Path], config: PrepareConfig) -> Store:
     """`prepare` for these files; `config.input` is used in messages only."""
     output, sizes = Path(config.output), [_size(path) for path in files]
-    with new_folder(output) as folder:
-        if not sum(sizes):
-            raise _empty(files, config, {})
-        tokenizer = _tokenizer(files, sizes, config)
+    check_new(output)
+    if not sum(sizes):
+        raise _empty(files, config, {})
+    with partial_work(output, _key(files, sizes, config)) as work, new_folder(output) as folder:
+        tokenizer = _tokenizer_of(work, files, sizes, config)
         tokenizer_files = tokenizer.save(folder)
         encoder = Encoder(tokenizer, config.options)
-        bad_lines = tokenize_files(files, sum(sizes), encoder, config.workers, folder)
-        if not (folder / "documents").stat().st_size:
+        bad_lines = tokenize_files(files, sum(sizes), encoder, config.workers, work)
+        if not (work.folder / "documents").stat().st_size:
             raise _empty(files, config, bad_lines)
-        splits, written = _write_splits(encoder.dtype, config, folder)
+        splits, written, dropped = _write_splits(encoder.dtype, config, work.folder, folder)
         manifest = Manifest(
             format=FORMAT,
             tokenizer=tokenizer.kind,
@@ -131,6 +150,7 @@ def prepare_files(files: list[Path], config: PrepareConfig) -> Store:
             files=written | {name: writer.file_record(folder / name) for name in tokenizer_files},
             inputs=dict(zip(map(str, files), sizes, strict=True)),
             bad_lines=bad_lines,
+            dropped=dropped,
         )
         write_manifest(folder, manifest)
     for split, counts in splits.items():
@@ -139,24 +159,63 @@ def prepare_files(files: list[Path], config: PrepareConfig) -> Store:
         say("note: the validation split is empty, because all documents are identical")
     if bad_lines:
         say(summary(bad_lines))
+    for reason, count in dropped.items():
+        say(f"dropped {count:,} documents: {reason.replace('_', ' ')}")
     return open_store(output)
 
 
-def _write_splits(dtype: np.dtype, config: PrepareConfig, folder: Path) -> tuple[dict, dict]:
-    """Distributes the tokenized documents. Returns (splits, files) of the manifest."""
-    documents: np.ndarray = np.memmap(folder / "documents", writer.DOCUMENT, "r")
+def _key(files: list[Path], sizes: list[int], config: PrepareConfig) -> str:
+    """Identifies what the tokens depend on: the files and the settings of reading them."""
+    times = [getattr(path.stat(), "st_mtime_ns", None) for path in files]
+    settings = [
+        config.field, config.tokenizer, config.tokenizer_model, config.tokenizer_vocab,
+        config.tokenizer_sample, config.errors, config.skip_bad_lines,
+    ]  # fmt: skip
+    values = [FORMAT, settings, *zip(map(str, files), sizes, times, strict=True)]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _tokenizer_of(
+    work: Partial, files: list[Path], sizes: list[int], config: PrepareConfig
+) -> tokenizers.Tokenizer:
+    """The tokenizer of resumed work, or a new one."""
+    saved = work.folder / "tokenizer"
+    if work.journal.blocks:
+        return tokenizers.load_tokenizer(saved)
+    tokenizer = _tokenizer(files, sizes, config)
+    saved.mkdir()
+    tokenizer.save(saved)
+    return tokenizer
+
+
+def _write_splits(
+    dtype: np.dtype, config: PrepareConfig, work: Path, folder: Path
+) -> tuple[dict, dict, dict[str, int]]:
+    """Distributes the documents tokenized in `work`. Returns (splits, files, dropped) of the
+    manifest.
+    """
+    documents: np.ndarray = np.memmap(work / "documents", writer.DOCUMENT, "r")
+    kept, dropped = writer.keep(documents, config.deduplicate, config.min_bytes, config.max_bytes)
+    count = len(documents) if kept is None else int(kept.sum())
+    if not count:
+        reasons = ", ".join(
+            f"{count:,} {name.replace('_', ' ')}" for name, count in dropped.items()
+        )
+        raise UserError(
+            f"no document is kept ({reasons}); change --min-bytes, --max-bytes or the input."
+        )
     if len(documents) == 1:
         documents = writer.cut_in_two(documents, config.validation_fraction)
+        kept = None
         say("note: the text is one document; its end is used for validation")
-    data = writer.Tokenized(np.memmap(folder / "tokens", dtype, "r"), documents)
-    threshold = writer.validation_threshold(data.documents["hash"], config.validation_fraction)
+    data = writer.Tokenized(np.memmap(work / "tokens", dtype, "r"), documents, kept=kept)
+    hashes = documents["hash"] if kept is None else documents["hash"][kept]
+    threshold = writer.validation_threshold(hashes, config.validation_fraction)
     if config.packing == "split":
-        result = writer.write_streams(data, threshold, folder)
+        splits, files = writer.write_streams(data, threshold, folder)
     else:
-        result = writer.write_rows(data, threshold, folder, config.sequence_length)
-    (folder / "tokens").unlink()
-    (folder / "documents").unlink()
-    return result
+        splits, files = writer.write_rows(data, threshold, folder, config.sequence_length)
+    return splits, files, dropped
 
 
 def _empty(

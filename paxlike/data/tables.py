@@ -134,7 +134,9 @@ def _place(path: Path, schema: Any, field: str) -> tuple[str, ...]:
             found = (
                 None
                 if names.count(name) != 1
-                else schema.field(name) if not depth else found.type.field(name)
+                else schema.field(name)
+                if not depth
+                else found.type.field(name)
             )
         if found is None:
             raise UserError(

@@ -5,6 +5,8 @@ written in the order of the files, so the store does not depend on the number of
 """
 
 import collections
+import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +20,7 @@ from paxlike.data import writer
 from paxlike.data.bad_lines import BadLine, BadLineCount, ReadOptions, count_bad_lines
 from paxlike.data.blocks import BLOCK_BYTES
 from paxlike.data.corpus import Block, read_blocks
+from paxlike.data.partial import Partial
 from paxlike.data.progress import progress
 from paxlike.data.tokenizer import Tokenizer, encode_rest
 
@@ -73,9 +76,9 @@ class Encoder:
     def __call__(self, block: Block) -> Encoded:
         tokenizer = self.tokenizer
         end, prefix = np.array([tokenizer.eod], np.int32), np.array(tokenizer.prefix, np.int32)
-        pieces, bad_lines = [], []
-        for piece in block.pieces(self.options):
-            (bad_lines if isinstance(piece, BadLine) else pieces).append(piece)
+        found = list(block.pieces(self.options))
+        bad_lines = [line for line in found if isinstance(line, BadLine)]
+        pieces = [piece for piece in found if not isinstance(piece, BadLine)]
         begun = iter(tokenizer.encode_batch([piece.text for piece in pieces if piece.first]))
         parts, documents = [np.zeros(0, np.int32)], [(0, 0, 0)]
         for piece in pieces:
@@ -94,32 +97,41 @@ class Encoder:
         )
 
 
+BLOCKS_PER_RECORD = 1024
+"""Blocks after which the finished work is recorded: about 256 MB of text."""
+
+
 def tokenize_files(
-    files: list[Path], disk_bytes: int, encoder: Encoder, workers: int, folder: Path
+    files: list[Path], disk_bytes: int, encoder: Encoder, workers: int, work: Partial
 ) -> dict[str, BadLineCount]:
-    """Writes all documents to `folder`: `tokens`, and the table `documents`.
+    """Writes all documents to `work`: `tokens`, and the table `documents`. Resumes finished work.
 
     Returns the skipped lines by kind.
     """
     blocks = (block for path in files for block in read_blocks(path, encoder.options.field))
-    unfinished = np.zeros(1, writer.DOCUMENT)
-    bad_lines: dict[str, BadLineCount] = {}
+    done = dataclasses.replace(work.journal)
     with (
-        (folder / "tokens").open("xb") as token_file,
-        (folder / "documents").open("xb") as document_file,
+        work.open("tokens") as token_file,
+        work.open("documents") as document_file,
         progress("tokenizing", disk_bytes) as advance,
     ):
-        for encoded in in_order(encoder, blocks, workers or _cores()):
+        advance(done.disk_bytes)
+        remaining = itertools.islice(blocks, done.blocks, None)
+        for encoded in in_order(encoder, remaining, workers or _cores()):
             documents = encoded.documents
             # The first document may have started in an earlier block.
-            for name in ("tokens", "bytes"):
-                documents[name][0] += unfinished[name][0]
-            unfinished = documents[-1:]
-            token_file.write(encoded.tokens.data)
-            document_file.write(documents[:-1].data)
-            count_bad_lines(encoded.bad_lines, bad_lines)
+            for name, before in zip(("tokens", "bytes"), done.unfinished, strict=True):
+                documents[name][0] += before
+            done.unfinished = int(documents["tokens"][-1]), int(documents["bytes"][-1])
+            done.tokens += token_file.write(encoded.tokens.data.cast("B"))
+            done.documents += document_file.write(documents[:-1].data.cast("B"))
+            done.disk_bytes += encoded.disk_bytes
+            done.blocks += 1
+            count_bad_lines(encoded.bad_lines, done.bad_lines)
+            if done.blocks % BLOCKS_PER_RECORD == 0:
+                work.record(dataclasses.replace(done), token_file, document_file)
             advance(encoded.disk_bytes)
-    return bad_lines
+    return done.bad_lines
 
 
 def in_order(function: Callable[[X], Y], items: Iterable[X], workers: int) -> Iterator[Y]:

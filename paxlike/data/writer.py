@@ -61,6 +61,28 @@ def validation_threshold(hashes: np.ndarray, fraction: float) -> int:
     return min(max(int(fraction * 2**64), lowest + 1), highest)
 
 
+def keep(
+    documents: np.ndarray, deduplicate: bool, min_bytes: int, max_bytes: int
+) -> tuple[np.ndarray | None, dict[str, int]]:
+    """Which documents are kept (None: all), and how many are dropped by reason.
+
+    Of equal documents (with equal hashes of 64 bits) the first is kept. max_bytes 0: no limit.
+    """
+    size = documents["bytes"]
+    reasons = {"too_short": size < min_bytes}
+    if max_bytes:
+        reasons["too_long"] = size > max_bytes
+    if deduplicate:
+        reasons["duplicate"] = np.ones(len(documents), bool)
+        reasons["duplicate"][np.unique(documents["hash"], return_index=True)[1]] = False
+    kept, dropped = np.ones(len(documents), bool), {}
+    for name, found in reasons.items():
+        if count := int((kept & found).sum()):
+            dropped[name] = count
+        kept &= ~found
+    return (kept if dropped else None), dropped
+
+
 def cut_in_two(documents: np.ndarray, fraction: float) -> np.ndarray:
     """Cuts a table of one document into two, so that a corpus of one file has a validation split.
 
@@ -88,6 +110,8 @@ class Tokenized:
     """Of dtype DOCUMENT."""
     loss_mask: np.ndarray | None = None
     """uint8 [tokens]: 1 if a token is predicted. None: all are."""
+    kept: np.ndarray | None = None
+    """bool [documents]: which documents are written. None: all are."""
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -104,8 +128,12 @@ class Tokenized:
         for begin in range(0, len(self.documents), _SLAB):
             rows = np.asarray(self.documents[begin : begin + _SLAB])
             ends = start + np.cumsum(rows["tokens"]).astype(np.int64)
-            yield rows, ends - rows["tokens"].astype(np.int64), rows["hash"] < np.uint64(threshold)
-            start = int(ends[-1])
+            starts, start = ends - rows["tokens"].astype(np.int64), int(ends[-1])
+            if self.kept is not None:
+                kept = self.kept[begin : begin + _SLAB]
+                rows, starts = rows[kept], starts[kept]
+            if len(rows):
+                yield rows, starts, rows["hash"] < np.uint64(threshold)
 
 
 def write_streams(data: Tokenized, threshold: int, folder: Path) -> tuple[dict, dict]:
@@ -118,8 +146,10 @@ def write_streams(data: Tokenized, threshold: int, folder: Path) -> tuple[dict, 
         outputs = {name: stack.enter_context(HashedFile(folder / ".".join(name))) for name in names}
         for rows, starts, validation in data.slabs(threshold):
             # Adjacent documents of the same split are copied at once.
-            firsts = np.flatnonzero(np.r_[True, validation[1:] != validation[:-1]])
-            ends = np.r_[starts[firsts[1:]], starts[-1] + int(rows["tokens"][-1])]
+            stops = starts + rows["tokens"].astype(np.int64)
+            apart = (validation[1:] != validation[:-1]) | (starts[1:] != stops[:-1])
+            firsts = np.flatnonzero(np.r_[True, apart])
+            ends = stops[np.r_[firsts[1:] - 1, len(rows) - 1]]
             for first, end in zip(firsts.tolist(), ends.tolist(), strict=True):
                 for kind, array in data.arrays.items():
                     outputs[SPLITS[int(validation[first])], kind].write(array[starts[first] : end])

@@ -112,12 +112,12 @@ def test_two_tokenizers_that_differ(tmp_path):
 
 
 def test_folders_without_a_supported_tokenizer(tmp_path):
-    with pytest.raises(UserError, match="has no supported tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer; provide a tokenizer.json"):
         hf_tokenizer.read(tmp_path, 300, 1)
     (tmp_path / "tokenizer.json").write_text(
-        json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}}})
+        json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})
     )
-    with pytest.raises(UserError, match="has no supported tokenizer"):
+    with pytest.raises(UserError, match="does not say which token ends a document"):
         hf_tokenizer.read(tmp_path, 300, 1)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
