@@ -63,6 +63,8 @@ class History:
     """Name (SERIES) -> value at each of `steps`, NaN if missing."""
     evaluations: list[tuple[int, float]]
     """(step, validation loss), ascending."""
+    mixture: dict[str, dict[str, float | None]]
+    """Store of a mixture -> its `loss` and `epochs` at the last evaluation."""
     attempts: list[Attempt]
     goodput: dict[str, float]
     """Cause -> seconds."""
@@ -102,8 +104,8 @@ def read_history(folder: Path) -> History:
             name: np.array([row[1 + k] for row in rows], dtype=float)
             for k, name in enumerate(SERIES)
         },
-        sorted(reader.evaluations.items()), reader.attempts, reader.goodput.seconds(), notes,
-        running,
+        sorted(reader.evaluations.items()), reader.mixture, reader.attempts,
+        reader.goodput.seconds(), notes, running,
     )  # fmt: skip
 
 
@@ -123,6 +125,7 @@ class _Reader:
         self.attempts: list[Attempt] = []
         self.values: dict[int, list] = {}
         self.evaluations: dict[int, float] = {}
+        self.mixture: dict[str, dict[str, float | None]] = {}
         self.not_finite: list[int] = []
 
     def line(self, line: dict) -> None:
@@ -145,6 +148,10 @@ class _Reader:
                 self.not_finite.append(step)
         elif event == "evaluation" and (loss := number(line.get("loss"))) is not None:
             self.evaluations[step] = loss
+            epochs = line.get("epochs")
+            for name, value in (epochs if isinstance(epochs, dict) else {}).items():
+                losses = {"loss": number(line.get(f"loss {name}")), "epochs": number(value)}
+                self.mixture[name] = losses
         elif event == "compile" and isinstance(line.get("memory"), dict):
             attempt.compiled = line["memory"]
         elif event in ("finish", "stop", "fail"):

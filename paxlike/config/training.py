@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from paxlike.config.validation import positive, require, suggest_divisors, typed
+from paxlike.config.validation import is_finite, positive, require, suggest_divisors, typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,21 +28,70 @@ class DataConfig:
     """A registered seqio Task or Mixture, read directly instead of a store (extra `seqio`)."""
     module: str = ""
     """The Python file that registers the Task or Mixture."""
+    mixture: tuple[tuple[str, float], ...] = ()
+    """Token stores and their weights, read together instead of `store`, such as
+    (("data/web", 0.7), ("data/code", 0.3)). All have the same tokenizer."""
+    mixture_changes: tuple[tuple[int, str, float], ...] = ()
+    """(step, store, weight): from that step on, the store of the mixture has that weight."""
 
     def __post_init__(self):
         typed(self, "data")
         positive(self, "data", "sequence_length", "tokenizer_vocab")
         require(0 <= self.seed < 2**32, f"data.seed is {self.seed}; it must be in 0 ... 2**32 - 1.")
+        sources = {n: v for n in ("store", "mixture", "seqio_mixture") if (v := getattr(self, n))}
         require(
-            not (self.store and self.seqio_mixture),
-            f"data.store is {self.store!r} and data.seqio_mixture is {self.seqio_mixture!r}; "
-            "set only one of them.",
+            len(sources) <= 1,
+            f"{' and '.join(f'data.{name} is {value!r}' for name, value in sources.items())}; set "
+            "only one of them.",
         )
+        self._check_mixture()
         require(
             bool(self.module) == bool(self.seqio_mixture),
             f"data.module is {self.module!r} and data.seqio_mixture is {self.seqio_mixture!r}; the "
             "module is the file that registers the Task or Mixture: give both.",
         )
+
+    def _check_mixture(self) -> None:
+        for field, kinds in (("mixture", (str, float)), ("mixture_changes", (int, str, float))):
+            for entry in getattr(self, field):
+                require(
+                    isinstance(entry, tuple)
+                    and len(entry) == len(kinds)
+                    and all(
+                        isinstance(value, (int, float) if kind is float else kind)
+                        for value, kind in zip(entry, kinds, strict=True)
+                    ),
+                    f"data.{field} has the entry {entry!r}; it must be a tuple of "
+                    f"{', '.join(kind.__name__ for kind in kinds)}.",
+                )
+        names = [name for name, _ in self.mixture]
+        require(
+            len(set(names)) == len(names),
+            f"data.mixture names a store twice: {', '.join(names)}; add its weights.",
+        )
+        for step, name, _ in self.mixture_changes:
+            require(
+                name in names and step > 0,
+                f"data.mixture_changes has ({step}, {name!r}); the step must be above 0 and the "
+                f"store one of data.mixture ({', '.join(names) or 'empty'}).",
+            )
+        for step, weights in self.mixture_phases if self.mixture else ():
+            good = all(is_finite(weight) and weight >= 0 for weight in weights)
+            require(
+                good and sum(weights) > 0,
+                f"the weights of data.mixture from step {step} on are {list(weights)}; they must "
+                "be 0 or more, and at least one above 0.",
+            )
+
+    @property
+    def mixture_phases(self) -> tuple[tuple[int, tuple[float, ...]], ...]:
+        """(first step, weights in the order of `mixture`), from step 0 on."""
+        weights = dict(self.mixture)
+        phases = [(0, tuple(weights.values()))]
+        for step in sorted({step for step, _, _ in self.mixture_changes}):
+            weights |= {name: w for at, name, w in self.mixture_changes if at == step}
+            phases.append((step, tuple(weights.values())))
+        return tuple(phases)
 
 
 @dataclasses.dataclass(frozen=True)

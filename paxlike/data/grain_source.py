@@ -1,4 +1,4 @@
-"""Which sequences are in batch k, and prefetching them. The only module that uses Grain.
+"""Which sequences are in batch k, and prefetching them. Mixtures: `mixture_batches.py`.
 
 The content of batch k is a function of (store, seed, k) alone: it does not depend on the hosts, the
 mesh or earlier batches. So a run resumes, rewinds and skips batches by computing k.
@@ -43,7 +43,7 @@ class TrainBatches:
         """The given rows of batch k, in the order given. None: all rows."""
         start = self._train.sequences_before(k)
         return self.sequences.read(
-            [self._order[start + row] for row in _rows(rows, self.batch_size(k))]
+            [self._order[start + row] for row in checked_rows(rows, self.batch_size(k))]
         )
 
     def batches(
@@ -59,7 +59,7 @@ class TrainBatches:
         def read(k: int) -> Batch:
             return self.read_batch(number(k), rows_of(self.batch_size(number(k))))
 
-        return _read_ahead(start, sys.maxsize, read)
+        return read_ahead(start, sys.maxsize, read)
 
 
 class ValidationBatches:
@@ -86,26 +86,28 @@ class ValidationBatches:
         """
         if not 0 <= k < len(self):
             raise IndexError(f"validation batch {k} is not in 0 … {len(self) - 1}")
-        places = [k * self._size + row for row in _rows(rows, self._size)]
+        places = [k * self._size + row for row in checked_rows(rows, self._size)]
         return self.sequences.read(
             [self._order[place] if place < len(self._order) else -1 for place in places]
         )
 
     def batches(self, count: int, rows_of: RowsOf = np.arange) -> Iterator[Batch]:
         """The first `count` batches, or all if there are fewer, prefetched by Grain's threads."""
-        return _read_ahead(
+        return read_ahead(
             0, min(count, len(self)), lambda k: self.read_batch(k, rows_of(self._size))
         )
 
 
-def _rows(rows: np.ndarray | None, size: int) -> list[int]:
+def checked_rows(rows: np.ndarray | None, size: int) -> list[int]:
+    """The rows of a batch; None: all. Raises IndexError if it has no such row."""
     rows = np.arange(size) if rows is None else np.asarray(rows)
     if len(rows) and not 0 <= rows.min() <= rows.max() < size:
         raise IndexError(f"rows {rows.min()} … {rows.max()} exceed a batch of {size}")
     return rows.tolist()
 
 
-def _read_ahead(start: int, stop: int, read: Callable[[int], Batch]) -> Iterator[Batch]:
+def read_ahead(start: int, stop: int, read: Callable[[int], Batch]) -> Iterator[Batch]:
+    """read(start), …, read(stop - 1), prefetched by Grain's threads."""
     ahead = iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(_AHEAD))
     try:
         yield from ahead

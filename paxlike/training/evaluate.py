@@ -1,6 +1,6 @@
 """Evaluation: always over the same first batches of the validation split."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
@@ -20,3 +20,23 @@ def evaluate(eval_step: Callable, params: dict, batches: Iterable[DeviceBatch]) 
         "accuracy": correct / max(tokens, 1),
         "tokens": tokens,
     }
+
+
+def evaluate_parts(
+    eval_step: Callable,
+    params: dict,
+    batches: Mapping[str, Iterable[DeviceBatch]],
+    weights: Mapping[str, float],
+) -> dict[str, float]:
+    """`evaluate` of the parts of a source: their weighted mean, and `loss NAME` of each part of a
+    mixture. weights: their sum is 1.
+    """
+    parts = {name: evaluate(eval_step, params, found) for name, found in batches.items()}
+    if len(parts) == 1 and "" in parts:
+        return parts[""]
+    mean = {
+        name: sum(weights[part] * found[name] for part, found in parts.items())
+        for name in ("loss", "accuracy")
+    }
+    losses = {f"loss {part}": found["loss"] for part, found in parts.items()}
+    return {**mean, "tokens": sum(found["tokens"] for found in parts.values()), **losses}

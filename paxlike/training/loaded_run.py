@@ -1,6 +1,7 @@
 """Loads a run: config, parameters and tokenizer, on the available devices."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 
 from paxlike.accounting.parameters import stored_shapes
 from paxlike.config import Config, ConfigError, MeshConfig, ModelConfig, divisors
-from paxlike.data.source import check_unchanged, open_data, validation_batches
+from paxlike.data.source import check_unchanged, open_data, validation_batches, weights_at
 from paxlike.data.store import open_store
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
 from paxlike.nn.numerics import Numerics
@@ -17,11 +18,11 @@ from paxlike.parallel.mesh import make_mesh
 from paxlike.parallel.sharding_table import sharding_rows
 from paxlike.quant.tiles import check_mesh
 from paxlike.training.checkpoint import restore_params
-from paxlike.training.evaluate import evaluate
+from paxlike.training.evaluate import evaluate_parts
 from paxlike.training.loop import on_mesh
 from paxlike.training.run_directory import read_config, read_data
 from paxlike.training.state import abstract_params
-from paxlike.training.step import make_eval_step
+from paxlike.training.step import DeviceBatch, make_eval_step
 
 
 class LoadedRun(NamedTuple):
@@ -82,14 +83,16 @@ def evaluate_run(run: LoadedRun, folder: Path, batches: int, store: str = "") ->
     with jax.set_mesh(run.mesh):
         data = run.config.data
         recorded = read_data(folder)
-        mixture = data.seqio_mixture and not store
-        dataset = open_data(data) if mixture else open_store(store or recorded["store"])
+        several = (data.seqio_mixture or data.mixture) and not store
+        dataset = open_data(data) if several else open_store(store or recorded["store"])
         check_unchanged(dataset, recorded["fingerprint"])
-        source = validation_batches(dataset, data, train)
+        sources = validation_batches(dataset, data, train)
         rows = local_rows(train.batch_size, train.accumulate)
         eval_step = make_eval_step(run.config, run.numerics)
-        host_batches = source.batches(batches or sys.maxsize, lambda _: rows)
-        device_batches = (
-            on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in host_batches
-        )
-        return evaluate(eval_step, run.params, device_batches)
+
+        def on_devices(source) -> Iterator[DeviceBatch]:
+            for batch in source.batches(batches or sys.maxsize, lambda _: rows):
+                yield on_mesh(batch, rows, train.batch_size, train.accumulate)
+
+        parts = {name: on_devices(one) for name, one in sources.items()}
+        return evaluate_parts(eval_step, run.params, parts, weights_at(dataset, run.step))

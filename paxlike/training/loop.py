@@ -21,13 +21,14 @@ from paxlike.accounting.history import recorded_goodput
 from paxlike.accounting.throughput import STEPS_FOR_WARNINGS
 from paxlike.config import Config, UserError
 from paxlike.data.batch import Batch
+from paxlike.data.mixture_batches import MixtureBatches
 from paxlike.data.source import (
-    SeqioMixture,
-    Store,
+    AnySource,
     check_vocabulary,
     open_data,
     train_batches,
     validation_batches,
+    weights_at,
 )
 from paxlike.nn.numerics import Numerics
 from paxlike.parallel import job
@@ -39,7 +40,7 @@ from paxlike.training.checkpoint import Checkpoints
 from paxlike.training.clock import ReadyClock
 from paxlike.training.compiler_options import compile_step
 from paxlike.training.console import Console
-from paxlike.training.evaluate import evaluate
+from paxlike.training.evaluate import evaluate_parts
 from paxlike.training.guard import Guard, SkippedBatches, Spike
 from paxlike.training.metrics import Metrics, NoMetrics
 from paxlike.training.profile import ProfileWindow
@@ -111,7 +112,7 @@ def train(config: Config, folder: Path) -> Result:
 
 
 class _Loop:
-    def __init__(self, config: Config, store: Store | SeqioMixture, console: Console):
+    def __init__(self, config: Config, store: AnySource, console: Console):
         """Prepares the run. Every error that needs no run directory is raised here."""
         self.config, self.store, self.console = config, store, console
         train = config.train
@@ -124,7 +125,7 @@ class _Loop:
         )
         self.numerics, self.optimizer, self.train_step = program
         self.train_source = train_batches(store, config.data, train)
-        self.validation_source = validation_batches(store, config.data, train)
+        self.validation_sources = validation_batches(store, config.data, train)
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
         check_fits(self.like)
@@ -372,21 +373,32 @@ class _Loop:
         self.read_pending()
         train = self.config.train
         rows = self.rows[train.batch_size]
+        epochs: dict[str, float] = {}
+        if isinstance(self.train_source, MixtureBatches):
+            epochs = self.train_source.epochs(self.skipped.batch(step))
+
+        def batches(source) -> Iterator[DeviceBatch]:
+            for batch in source.batches(self.config.eval.batches, self.rows.__getitem__):
+                yield on_mesh(batch, rows, train.batch_size, train.accumulate)
+
         with self._timed("evaluation") as timer:
-            batches = self.validation_source.batches(
-                self.config.eval.batches, self.rows.__getitem__
+            parts = {name: batches(one) for name, one in self.validation_sources.items()}
+            result = evaluate_parts(
+                self.eval_step, state.params, parts, weights_at(self.store, step)
             )
-            on_devices = (
-                on_mesh(batch, rows, train.batch_size, train.accumulate) for batch in batches
-            )
-            result = evaluate(self.eval_step, state.params, on_devices)
+        more: dict[str, object] = {"epochs": epochs} if epochs else {}
         self.metrics.event(
-            "evaluation", step, seconds=timer(), **result, **self.accounting.current_fields()
-        )
+            "evaluation", step, seconds=timer(), **result, **more,
+            **self.accounting.current_fields(),
+        )  # fmt: skip
         self.console.say(
             f"evaluation at step {step}: loss {result['loss']:.4f}, "
             f"accuracy {result['accuracy']:.1%} over {result['tokens']:,} tokens"
         )
+        for name, count in epochs.items():
+            self.console.say(
+                f"  {name}: loss {result[f'loss {name}']:.4f}, {count:.2f} epochs read"
+            )
         return result
 
     @contextlib.contextmanager

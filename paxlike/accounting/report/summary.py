@@ -54,6 +54,7 @@ def summarize(history: History) -> dict:
         },
         "tokens": tokens,
         "loss": _losses(history),
+        "mixture": history.mixture or None,
         "step_seconds": seconds,
         "tokens_per_second": rate
         and {**rate, "over_wall_time": tokens / wall if tokens and wall else None},
@@ -106,6 +107,7 @@ def from_rate(
         "steps": None,
         "tokens": None,
         "loss": None,
+        "mixture": None,
         "step_seconds": None,
         "tokens_per_second": {
             "median": tokens_per_second,

@@ -34,6 +34,7 @@ def rows(runs: list[dict]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
     """
     sections = [
         ("Run", _RUN),
+        ("Mixture, at the last evaluation", _mixture_rows(runs)),
         ("Speed", _SPEED),
         ("Utilization", _utilization_rows(runs)),
         ("Wall time", _time_rows(runs)),
@@ -85,6 +86,21 @@ _RUN = [
     ("validation loss, last", lambda run: _at(run["loss"]["evaluation"])),
     ("validation loss, lowest", lambda run: _at(run["loss"]["lowest_evaluation"])),
 ]
+
+
+def _mixture_rows(runs: list[dict]) -> list[tuple[str, Callable[[dict], str]]]:
+    """Validation loss and epochs read of each store of a mixture."""
+    names = dict.fromkeys(name for run in runs for name in run["mixture"] or ())
+
+    def cell(name: str) -> Callable[[dict], str]:
+        return lambda run: (
+            f"loss {run['mixture'][name]['loss']:.4f}, "
+            f"{run['mixture'][name]['epochs']:.2f} epochs read"
+        )
+
+    return [(name, cell(name)) for name in names]
+
+
 _SPEED = [
     ("step time, median (p10 … p90)", lambda run: _range(run["step_seconds"], duration)),
     (

@@ -163,7 +163,7 @@ data = DataConfig(store={str(store.folder)!r}, sequence_length=48, packing="whol
 source = open_data(data)
 source.verify()
 batch = train_batches(source, data, TrainConfig(batch_size=2)).read_batch(5)
-validation_batches(source, data, TrainConfig(batch_size=2)).read_batch(0)
+validation_batches(source, data, TrainConfig(batch_size=2))[""].read_batch(0)
 text = source.tokenizer.decode(batch.tokens_BT[0])
 print(text[:1].isdigit(), *(name in sys.modules for name in ("tensorflow", "seqio")))
 """

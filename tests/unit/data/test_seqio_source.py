@@ -154,7 +154,7 @@ def test_validation_is_a_split_or_held_out():
     data, train = data_of("made_texts"), TrainConfig(batch_size=4)
     opened = open_data(data)
     assert opened.held_out == 0 and len(list(opened.validation())) == 20
-    validation = validation_batches(opened, data, train)
+    (validation,) = validation_batches(opened, data, train).values()
     read = list(validation.batches(100))
     assert [equal(a, b) for a, b in zip(read, validation.batches(100), strict=True)] == [
         True
@@ -169,7 +169,7 @@ def test_validation_is_a_split_or_held_out():
     trained = {document.hash for document in itertools.islice(opened.training(0), 300)}
     assert kept and trained and not kept & trained
     assert kept | trained == {document.hash for document in opened.documents("train")}
-    assert next(validation_batches(opened, data, train).batches(1)).tokens_BT.shape == (4, 48)
+    assert next(validation_batches(opened, data, train)[""].batches(1)).tokens_BT.shape == (4, 48)
 
 
 @needs_seqio
