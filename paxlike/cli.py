@@ -34,6 +34,7 @@ convert checkpoints
 
 prepare data
   data prepare              Tokenize text into a token store.
+  data import               Make a token store from token files of nanoGPT or Megatron-LM.
   data materialize          Write a seqio Task or Mixture to a token store.
   data verify STORE         Check every byte of a token store against its manifest.
 
@@ -66,6 +67,7 @@ COMMANDS = {
     "report": ("analysis", "report_command"),
     "plan": ("analysis", "plan_command"),
     "data prepare": ("data", "prepare_data"),
+    "data import": ("data", "import_data"),
     "data materialize": ("data", "materialize_data"),
     "data verify": ("data", "verify_data"),
 }

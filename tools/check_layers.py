@@ -40,7 +40,8 @@ IMPORTERS = {
     "lm_eval": ("interop/lm_eval_harness.py",),
     "starlette": ("interop/serve.py",),
     "uvicorn": ("interop/serve.py",),
-    "tokenizers": ("interop/hf_tokenizer.py",),
+    "tokenizers": ("data/huggingface_tokenizer.py", "interop/hf_tokenizer.py"),
+    "pyarrow": ("data/tables.py",),
     "jax.distributed": ("parallel/runtime.py",),
     "pathwaysutils": ("parallel/runtime.py",),
     # It hides an import from these checks.
@@ -51,9 +52,10 @@ ATTRIBUTES = ("jax.distributed", "importlib.import_module")
 NO_JAX = ("config/", "accounting/", "architecture/")
 JAX = ("jax", "flax", "optax", "orbax")
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
-# Imported inside functions: heavy optional libraries anywhere; in the packages of commands also
-# what would make every command start slowly.
+# Imported inside functions: heavy libraries that few runs use anywhere; in the packages of commands
+# also what would make every command start slowly.
 LATE = {
+    "pyarrow",
     "libtpu",
     "torch",
     "transformers",

@@ -17,6 +17,12 @@ def prepare_data(arguments: list[str]) -> None:
     prepare(flags_of(PrepareConfig, arguments, "paxlike data prepare"))
 
 
+def import_data(arguments: list[str]) -> None:
+    from paxlike.data.import_tokens import ImportConfig, import_tokens
+
+    import_tokens(flags_of(ImportConfig, arguments, "paxlike data import"))
+
+
 def materialize_data(arguments: list[str]) -> None:
     from paxlike.data.materialize import MaterializeConfig, materialize
 

@@ -5,7 +5,7 @@ mesh or earlier batches. So a run resumes, rewinds and skips batches by computin
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -33,7 +33,7 @@ class TrainBatches:
         self.store = store
         self.sequences = Sequences(store, data, "train")
         self._train = train
-        self._order = grain.MapDataset.range(len(self.sequences)).seed(data.seed).shuffle().repeat()
+        self._order = endless_order(len(self.sequences), data.seed)
 
     def batch_size(self, k: int) -> int:
         """Sequences of batch k, over all hosts."""
@@ -96,6 +96,11 @@ class ValidationBatches:
         return read_ahead(
             0, min(count, len(self)), lambda k: self.read_batch(k, rows_of(self._size))
         )
+
+
+def endless_order(count: int, seed: int) -> Sequence[int]:
+    """The numbers 0 … count - 1 without end, shuffled differently in each epoch."""
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
 
 def checked_rows(rows: np.ndarray | None, size: int) -> list[int]:

@@ -23,7 +23,7 @@ class SplitCounts:
     tokens: int
     """With the end-of-document ids, without padding."""
     text_bytes: int
-    """UTF-8 bytes that the tokens stand for."""
+    """UTF-8 bytes that the tokens stand for. 0 for imported tokens: not known."""
     rows: int
     """Packing whole: rows of `sequence_length`. Packing split: 0."""
     efficiency: float

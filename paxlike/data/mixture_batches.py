@@ -3,12 +3,17 @@
 import sys
 from collections.abc import Callable, Iterator
 
-import grain
 import numpy as np
 
 from paxlike.config import DataConfig, TrainConfig
 from paxlike.data.batch import Batch
-from paxlike.data.grain_source import RowsOf, ValidationBatches, checked_rows, read_ahead
+from paxlike.data.grain_source import (
+    RowsOf,
+    ValidationBatches,
+    checked_rows,
+    endless_order,
+    read_ahead,
+)
 from paxlike.data.mixture import Mixture, mixed_order
 from paxlike.data.sequences import Sequences
 
@@ -22,7 +27,7 @@ class MixtureBatches:
         self._train, self._names = train, list(mixture.stores)
         self._sequences = [Sequences(store, data, "train") for store in mixture.stores.values()]
         self._orders = [
-            grain.MapDataset.range(len(one)).seed((data.seed + index) % 2**32).shuffle().repeat()
+            endless_order(len(one), (data.seed + index) % 2**32)
             for index, one in enumerate(self._sequences)
         ]
         self._mixed = mixed_order(mixture, train)

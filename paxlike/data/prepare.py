@@ -238,16 +238,27 @@ def _size(path: Path) -> int:
 
 
 def _tokenizer(files: list[Path], sizes: list[int], config: PrepareConfig) -> tokenizers.Tokenizer:
-    if config.tokenizer == "bytes":
-        return tokenizers.BytesTokenizer()
     if config.tokenizer != "sentencepiece":
-        return _noted(load_huggingface(Path(config.tokenizer).expanduser()), config.tokenizer)
+        return _noted(named_tokenizer(config.tokenizer), config.tokenizer)
     if not config.tokenizer_model:
         say(f"training a SentencePiece model with a vocabulary of {config.tokenizer_vocab}")
         texts = sample_text(files, sizes, config.tokenizer_sample, config.options)
         return tokenizers.train_sentencepiece(texts, config.tokenizer_vocab)
     model = config.tokenizer_model
     return _noted(tokenizers.load_sentencepiece(model), model)
+
+
+def named_tokenizer(name: str) -> tokenizers.Tokenizer:
+    """`bytes`, or the tokenizer of a tokenizer.json, a folder that has one, or a .model file.
+
+    Raises UserError if it cannot be read.
+    """
+    if name == "bytes":
+        return tokenizers.BytesTokenizer()
+    path = Path(name).expanduser()
+    return (
+        tokenizers.load_sentencepiece(path) if path.suffix == ".model" else load_huggingface(path)
+    )
 
 
 def _noted(tokenizer: tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:

@@ -42,11 +42,10 @@ def cache(tmp_path_factory):
 def test_the_guides_commands_run(guide, cache, tmp_path):
     blocks = [commands for _, commands in BLOCK.findall((ROOT / "docs" / guide).read_text())]
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "paxlike").write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" -m paxlike "$@"\n'
-    )
-    (tmp_path / "bin" / "paxlike").chmod(0o755)
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    for name, module in (("paxlike", "-m paxlike "), ("python", "")):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module}"$@"\n')
+        program.chmod(0o755)
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "launch").symlink_to(ROOT / "launch")
     env = environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", PAXLIKE_CACHE=str(cache))
