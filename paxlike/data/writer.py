@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,15 @@ class HashedFile:
         self._file.close()
 
     def write(self, values: np.ndarray) -> None:
-        """Appends an array in pieces, so that a memory-mapped array is never loaded whole."""
+        """Appends an array in pieces, so that a memory-mapped array is never in memory whole."""
         flat = values.reshape(-1)
         for begin in range(0, len(flat), _COPY):
             data = np.ascontiguousarray(flat[begin : begin + _COPY]).data.cast("B")
             self._hash.update(data)
             self._file.write(data)
             self._bytes += len(data)
+            if (mapped := getattr(flat, "_mmap", None)) is not None:
+                mapped.madvise(mmap.MADV_DONTNEED)  # its pages would count as this process's memory
 
     @property
     def record(self) -> FileRecord:
