@@ -17,6 +17,7 @@ from paxlike.data.input_files import SIGNATURE_BYTES, check_signature, file_form
 from paxlike.data.tables import TableBlock, arrow_blocks, damaged, parquet_blocks
 
 _BOM = b"\xef\xbb\xbf"
+_BUFFER = 1 << 20
 _MAX_CELL = 1 << 30
 Block = TextBlock | JsonBlock | CsvBlock | TableBlock
 
@@ -35,7 +36,9 @@ def read_blocks(path: Path, field: str = "text") -> Iterator[Block]:
     }
     tables = {"parquet": parquet_blocks, "arrow": arrow_blocks}
     try:
-        with path.open("rb") as disk:
+        with path.open("rb") as raw:
+            # A file in a bucket has fewer methods.
+            disk = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BUFFER)
             if content in tables:
                 yield from tables[content](path, disk, field)
                 return

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from fake_bucket import FakeBuckets
 from programs import environment
 
 from paxlike.config import ProfileConfig, UserError, WatchdogConfig
 from paxlike.data.location import fetched, in_bucket, located
+from paxlike.data.prepare import PrepareConfig, prepare
 from paxlike.data.store import open_store
 from paxlike.training.loaded_run import evaluate_run, load_run
 from paxlike.training.loop import train
@@ -161,3 +164,22 @@ def test_located(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install gcsfs"):
         located("gs://b/run")
+
+
+def test_a_corpus_in_a_bucket(buckets, tmp_path):
+    """Patterns, a directory, and one file; tables are read in parts."""
+    lines = "".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(20)).encode()
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["p", "q"]}), sink)
+    buckets.objects["texts", "corpus/a.jsonl"] = lines
+    buckets.objects["texts", "corpus/b.parquet"] = sink.getvalue().to_pybytes()
+    buckets.objects["texts", "corpus/notes.bin"] = b"x"
+    for number, (pattern, documents) in enumerate(
+        [("corpus", 22), ("corpus/*.jsonl", 20), ("corpus/b.parquet", 2)]
+    ):
+        output = tmp_path / str(number)
+        made = prepare(PrepareConfig((f"gs://texts/{pattern}",), str(output), tokenizer="bytes"))
+        assert sum(one.documents for one in made.manifest.splits.values()) == documents
+        assert all(name.startswith("gs://texts/corpus/") for name in made.manifest.inputs)
+    with pytest.raises(UserError, match="no file matches the input 'gs://texts/none"):
+        prepare(PrepareConfig(("gs://texts/none/*",), str(tmp_path / "x"), tokenizer="bytes"))
