@@ -27,7 +27,7 @@ plan and account
 
 convert checkpoints
   convert to-hf RUN OUT     Export a run to a Hugging Face directory.
-  convert from-hf DIR OUT   Import a Hugging Face directory (Cohere or Llama) as a run.
+  convert from-hf DIR OUT   Import a Hugging Face directory (Llama, Qwen, ...) as a run.
   convert to-t5x RUN OUT    Export a run to a T5X checkpoint.
   convert from-t5x CHECKPOINT CONFIG OUT
                             Import a T5X checkpoint as a run that can be resumed.

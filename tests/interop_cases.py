@@ -8,17 +8,35 @@ import numpy as np
 from helpers import host_params, model_config
 from reference import logits as reference_logits
 
-from paxlike.config import Config, DataConfig, PrecisionConfig, to_json
+from paxlike.config import Config, DataConfig, PrecisionConfig, RopeScalingConfig, to_json
 from paxlike.data.tokenizer import BytesTokenizer, Tokenizer
 from paxlike.training.checkpoint import write_checkpoint
 
+LLAMA = {"block": "serial", "norm": "rms", "head": "untied", "kv_heads": 4}
 KINDS = {
     "palm": {},
     "palm, grouped queries, untied": {"kv_heads": 2, "head": "untied", "rope_theta": 500.0},
     "palm, wide heads": {"head_dim": 6, "norm_epsilon": 1e-3},
     "llama": {"block": "serial", "norm": "rms", "head": "untied", "kv_heads": 4},
     "llama, tied": {"block": "serial", "norm": "rms"},
-}
+    "llama, biases": {"block": "serial", "norm": "rms", "attention_bias": "qkvo"},
+    "llama 3.1": {
+        **LLAMA, "rope_theta": 500.0,
+        "rope_scaling": RopeScalingConfig("llama3", 8.0, 32, 1.0, 4.0),
+    },
+    "llama, linear": {**LLAMA, "rope_scaling": RopeScalingConfig("linear", 4.0)},
+    "llama, yarn": {
+        **LLAMA, "head_dim": 16, "rope_scaling": RopeScalingConfig("yarn", 4.0, 32)
+    },
+    "llama, yarn with all parameters": {
+        **LLAMA, "head_dim": 16,
+        "rope_scaling": RopeScalingConfig(
+            "yarn", 4.0, 32, beta_fast=8.0, beta_slow=0.5, attention_factor=1.5, truncate=False
+        ),
+    },
+    "qwen 2": {**LLAMA, "attention_bias": "qkv"},
+    "qwen 3": {**LLAMA, "qk_norm": True, "head_dim": 8},
+}  # fmt: skip
 """Models with a Hugging Face equivalent. Their vocabularies have padding rows."""
 PROMPT = np.arange(3, 23, dtype=np.int32)
 

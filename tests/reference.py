@@ -14,16 +14,46 @@ def norm(x: np.ndarray, scale: np.ndarray, kind: str, epsilon: float) -> np.ndar
     return (x - center) / np.sqrt(((x - center) ** 2).mean(-1, keepdims=True) + epsilon) * scale
 
 
-def rotate(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
-    """RoPE (arXiv 2104.09864, eq. 14) of x [..., T, H].
+def rotate(x: np.ndarray, positions: np.ndarray, model: ModelConfig) -> np.ndarray:
+    """RoPE (arXiv 2104.09864, eq. 14) of x [..., T, H], of which the first R are rotated.
 
-    At position m, x[i] + j x[i + H/2] is multiplied by e^(j m theta^(-2i/H)).
+    At position m, x[i] + j x[i + R/2] is multiplied by e^(j m f_i), with f_i = theta^(-2i/R) unless
+    the frequencies are scaled.
     """
-    H = x.shape[-1]
-    pairs = x[..., : H // 2] + 1j * x[..., H // 2 :]
-    rotations = np.exp(1j * np.outer(positions, theta ** (-2.0 * np.arange(H // 2) / H)))
-    rotated = pairs * rotations
-    return np.concatenate([rotated.real, rotated.imag], -1)
+    R = int(x.shape[-1] * model.rope_fraction) // 2 * 2
+    frequencies, magnitude = scaled_frequencies(model, R)
+    pairs = x[..., : R // 2] + 1j * x[..., R // 2 : R]
+    rotated = pairs * np.exp(1j * np.outer(positions, frequencies)) * magnitude
+    return np.concatenate([rotated.real, rotated.imag, x[..., R:]], -1)
+
+
+def scaled_frequencies(model: ModelConfig, R: int) -> tuple[np.ndarray, float]:
+    """f_i one at a time, and the factor of queries and keys."""
+    s, found, magnitude = model.rope_scaling, [], 1.0
+    for i in range(R // 2):
+        f = model.rope_theta ** (-2.0 * i / R)
+        kept = {"none": 1.0, "linear": 0.0}.get(s.kind)
+        turns = s.original_length * f / (2 * np.pi)  # rotations in the original context
+        if s.kind == "llama3":
+            if turns <= s.low_frequency_factor:
+                kept = 0.0
+            elif turns >= s.high_frequency_factor:
+                kept = 1.0
+            else:
+                span = s.high_frequency_factor - s.low_frequency_factor
+                kept = (turns - s.low_frequency_factor) / span
+        if s.kind == "yarn":  # arXiv 2309.00071, section 3.2, linear in i instead of in the turns
+            ends = [
+                R * np.log(s.original_length / (beta * 2 * np.pi)) / (2 * np.log(model.rope_theta))
+                for beta in (s.beta_fast, s.beta_slow)
+            ]
+            if s.truncate:
+                ends = [np.floor(ends[0]), np.ceil(ends[1])]
+            low, high = max(ends[0], 0), min(ends[1], R - 1)
+            kept = 1 - min(max((i - low) / (high - low), 0.0), 1.0)
+            magnitude = s.attention_factor or 0.1 * np.log(s.factor) + 1
+        found.append(kept * f + (1 - kept) * f / s.factor)
+    return np.array(found), magnitude
 
 
 def attention(
@@ -70,7 +100,7 @@ def mixer(
         if f"{name}_scale_H" in block:
             x_heads = norm(x_heads, block[f"{name}_scale_H"], "rms", model.norm_epsilon)
         if name != "v":
-            x_heads = rotate(x_heads.swapaxes(1, 2), positions, model.rope_theta).swapaxes(1, 2)
+            x_heads = rotate(x_heads.swapaxes(1, 2), positions, model).swapaxes(1, 2)
         heads.append(x_heads)
     out = np.einsum("btnh,nhd->btd", attention(*heads, segments), block["wo_NHD"])
     return out + block.get("bo_D", 0.0)

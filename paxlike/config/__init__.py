@@ -15,7 +15,7 @@ from paxlike.config.config import (
     WatchdogConfig,
 )
 from paxlike.config.file import differences, from_json, load, to_json
-from paxlike.config.model import ModelConfig, QuantConfig
+from paxlike.config.model import ModelConfig, QuantConfig, RopeScalingConfig
 from paxlike.config.runtime import DType, Hosts, MeshConfig, PrecisionConfig
 from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
 from paxlike.config.validation import ConfigError, JobError, SaveError, UserError, divisors
@@ -37,6 +37,7 @@ __all__ = [
     "PrecisionConfig",
     "ProfileConfig",
     "QuantConfig",
+    "RopeScalingConfig",
     "SaveError",
     "TrainConfig",
     "UserError",

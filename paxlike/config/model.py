@@ -71,6 +71,60 @@ class QuantConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScalingConfig:
+    """Scaling of the rotary frequencies for contexts longer than those of the first training (see
+    `nn/rotary.py`).
+    """
+
+    kind: Literal["none", "linear", "llama3", "yarn"] = "none"
+    """linear: all frequencies. llama3: low ones (Llama 3.1 to 3.3). yarn: by a ramp over the
+    dimensions, and larger logits (arXiv 2309.00071).
+    """
+    factor: float = 1.0
+    """Divisor of the scaled frequencies."""
+    original_length: int = 8192
+    """Context of the first training (llama3, yarn)."""
+    low_frequency_factor: float = 1.0
+    """llama3: fewer rotations in the original context are divided by the whole factor."""
+    high_frequency_factor: float = 4.0
+    """llama3: more rotations in the original context are kept."""
+    beta_fast: float = 32.0
+    """yarn: dimensions with more rotations in the original context are kept."""
+    beta_slow: float = 1.0
+    """yarn: dimensions with fewer rotations are divided by the whole factor."""
+    attention_factor: float = 0.0
+    """yarn: factor of queries and keys. 0: 0.1 ln(factor) + 1."""
+    truncate: bool = True
+    """yarn: round the ends of the ramp to whole dimensions."""
+
+    def __post_init__(self):
+        typed(self, "model.rope_scaling")
+        positive(
+            self, "model.rope_scaling", "factor", "original_length", "low_frequency_factor",
+            "high_frequency_factor", "beta_fast", "beta_slow",
+        )  # fmt: skip
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        require(
+            self.kind != "none" or not changed,
+            f"model.rope_scaling.{', '.join(changed)} is set, but model.rope_scaling.kind is none; "
+            "choose linear, llama3 or yarn.",
+        )
+        for low, high in (
+            ("low_frequency_factor", "high_frequency_factor"), ("beta_slow", "beta_fast")
+        ):  # fmt: skip
+            require(
+                getattr(self, low) < getattr(self, high),
+                f"model.rope_scaling.{low} {getattr(self, low)} must be below {high} "
+                f"{getattr(self, high)}.",
+            )
+        require(
+            self.attention_factor >= 0,
+            f"model.rope_scaling.attention_factor is {self.attention_factor}; it must be above 0, "
+            "or 0 for the default.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The decoder's architecture. The default variants are PaLM's (arXiv 2204.02311, section 2)."""
 
@@ -107,6 +161,9 @@ class ModelConfig:
     matrix.
     """
     rope_theta: float = 10_000.0
+    rope_fraction: float = 1.0
+    """Part of each head's dimensions that is rotated."""
+    rope_scaling: RopeScalingConfig = dataclasses.field(default_factory=RopeScalingConfig)
     norm_epsilon: float = 1e-6
     attention: Literal["auto", "blocked", "reference", "xla", "cudnn", "splash"] = "auto"
     """auto: cuDNN flash attention on NVIDIA GPUs, splash attention on TPUs, blocked otherwise."""
@@ -128,6 +185,11 @@ class ModelConfig:
         require(
             self.head_dim % 2 == 0,
             f"model.head_dim {self.head_dim} is odd; rotary embeddings require an even head_dim.",
+        )
+        require(
+            0 < self.rope_fraction <= 1 and self.head_dim * self.rope_fraction >= 2,
+            f"model.rope_fraction is {self.rope_fraction}; it must be above 0 and at most 1, and "
+            f"rotate at least 2 of the {self.head_dim} dimensions of a head.",
         )
         kinds = ("parallel", "serial")
         require(

@@ -44,7 +44,7 @@ def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 
     tokenizer = load_tokenizer(run / "tokenizer")
     hf_config = hf_layout.to_config(model, config.data.sequence_length, dtype, tokenizer.eod)
     stored = CheckpointReader(run / "checkpoints", step)
-    table = hf_layout.tensors(model)
+    table = hf_layout.tensors(model, hf_layout.family(model))
     with new_folder(out) as folder:
         notes = hf_tokenizer.write(folder, tokenizer, config.data.sequence_length)
         (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
@@ -145,7 +145,7 @@ def _expected(hf_config: dict, model: ModelConfig) -> list[hf_layout.Tensor]:
     norm.
     """
     factor, expected = hf_layout.norm_factor(hf_config, model), []
-    for tensor in hf_layout.tensors(model):
+    for tensor in hf_layout.tensors(model, hf_layout.family_of(hf_config)):
         if tensor.param == "scale_D":
             tensor = tensor._replace(from_hf=_after_factor(tensor.from_hf, factor))
         expected.append(tensor)

@@ -1,4 +1,4 @@
-"""The forward passes of CohereForCausalLM and LlamaForCausalLM in NumPy.
+"""The forward passes of the families (`families/`) in NumPy, from config.json and its tensors.
 
 They follow the definitions in transformers and are independent of paxlike's decoder, so that
 comparing the two checks a conversion, even if neither torch nor transformers is installed. Tensors
@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paxlike.interop.hf_layout import is_tied, rope_theta
+from paxlike.interop.hf_layout import is_tied
+from paxlike.interop.hf_rope import parameters
 
 Array = np.ndarray
 
@@ -21,7 +22,8 @@ def logits(hf_config: dict, read: Callable[[str], Array], tokens_T: Array) -> Ar
     """
 
     def w(name: str) -> Array:
-        return read(f"{name}.weight").astype(np.float32)
+        name = name if name.endswith(".bias") else f"{name}.weight"
+        return read(name).astype(np.float32)
 
     cohere = hf_config["model_type"] == "cohere"
     epsilon = hf_config["layer_norm_eps" if cohere else "rms_norm_eps"]
@@ -60,7 +62,16 @@ def _attention(hf_config: dict, w: Callable[[str], Array], x: Array) -> Array:
     T, N = len(x), hf_config["num_attention_heads"]
     K = hf_config.get("num_key_value_heads") or N
     H = hf_config.get("head_dim") or hf_config["hidden_size"] // N
-    q, k, v = ((x @ w(f"{name}_proj").T).reshape(T, -1, H) for name in "qkv")
+    kind, epsilon = hf_config["model_type"], hf_config.get("rms_norm_eps", 0.0)
+    biases = {"qwen2": "qkv"}.get(kind, "qkvo" if hf_config.get("attention_bias") else "")
+
+    def project(x: Array, name: str) -> Array:
+        bias = w(f"{name}_proj.bias") if name in biases else 0.0
+        return x @ w(f"{name}_proj").T + bias
+
+    q, k, v = (project(x, name).reshape(T, -1, H) for name in "qkv")
+    if kind == "qwen3":
+        q, k = (_norm(h, w(f"{n}_norm"), epsilon, False) for h, n in ((q, "q"), (k, "k")))
     q, k = _rotate(hf_config, q), _rotate(hf_config, k)
     k, v = np.repeat(k, N // K, axis=1), np.repeat(v, N // K, axis=1)
     q, k, v = (heads.swapaxes(0, 1) for heads in (q, k, v))
@@ -68,16 +79,15 @@ def _attention(hf_config: dict, w: Callable[[str], Array], x: Array) -> Array:
     scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return (weights @ v).swapaxes(0, 1).reshape(T, -1) @ w("o_proj").T
+    return project((weights @ v).swapaxes(0, 1).reshape(T, -1), "o")
 
 
 def _rotate(hf_config: dict, x: Array) -> Array:
-    """Rotates (2i, 2i + 1) for Cohere or (i, i + H/2) for Llama, by t * theta**(-2i/H)."""
+    """Rotates (2i, 2i + 1) for Cohere, otherwise (i, i + H/2), by t times the frequencies."""
     T, _, H = x.shape
-    angles = np.outer(np.arange(T), rope_theta(hf_config) ** (-np.arange(0, H, 2) / H)).astype(
-        np.float32
-    )[:, None]
-    cos, sin = np.cos(angles), np.sin(angles)
+    frequencies, magnitude = _frequencies(hf_config, H)
+    angles = np.outer(np.arange(T), frequencies).astype(np.float32)[:, None]
+    cos, sin = np.cos(angles) * np.float32(magnitude), np.sin(angles) * np.float32(magnitude)
     rotated = np.empty_like(x)
     first, second = (
         (slice(0, None, 2), slice(1, None, 2))
@@ -87,3 +97,41 @@ def _rotate(hf_config: dict, x: Array) -> Array:
     rotated[..., first] = x[..., first] * cos - x[..., second] * sin
     rotated[..., second] = x[..., second] * cos + x[..., first] * sin
     return rotated
+
+
+def _frequencies(hf_config: dict, H: int) -> tuple[Array, float]:
+    """(float64 [H/2], factor of queries and keys), as transformers' `modeling_rope_utils` defines
+    them.
+    """
+    p = parameters(hf_config)
+    kind, theta = p.get("rope_type", p.get("type", "default")), p.get("rope_theta")
+    theta = float(theta if theta is not None else hf_config["rope_theta"])
+    found = theta ** (-np.arange(0, H, 2) / H)
+    if kind == "default":
+        return found, 1.0
+    factor = p["factor"]
+    if kind == "linear":
+        return found / factor, 1.0
+    length = p.get("original_max_position_embeddings") or hf_config["max_position_embeddings"]
+    if kind == "llama3":
+        low, high, wavelengths = p["low_freq_factor"], p["high_freq_factor"], 2 * np.pi / found
+        smooth = (length / wavelengths - low) / (high - low)
+        between = (1 - smooth) * found / factor + smooth * found
+        long = np.where(wavelengths > length / low, found / factor, between)
+        return np.where(wavelengths < length / high, found, long), 1.0
+
+    def dimension(rotations: float) -> float:
+        return H * np.log(length / (rotations * 2 * np.pi)) / (2 * np.log(theta))
+
+    begin, end = dimension(p.get("beta_fast") or 32), dimension(p.get("beta_slow") or 1)
+    if p.get("truncate", True):
+        begin, end = np.floor(begin), np.ceil(end)
+    begin, end = max(begin, 0), min(end, H - 1)
+    ramp = np.clip((np.arange(H // 2) - begin) / max(end - begin, 1e-3), 0, 1)
+
+    def scale(mscale: float) -> float:
+        return 0.1 * mscale * np.log(factor) + 1.0 if factor > 1 else 1.0
+
+    both = p.get("mscale") and p.get("mscale_all_dim")
+    default = scale(p["mscale"]) / scale(p["mscale_all_dim"]) if both else scale(1.0)
+    return found / factor * ramp + found * (1 - ramp), p.get("attention_factor") or default

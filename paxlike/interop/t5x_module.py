@@ -76,8 +76,8 @@ class _Attention(nn.Module):
             index = self.variable("cache", "cache_index", jnp.zeros, (), jnp.int32)
         if mode == "decode" and has_cache:
             positions_BT = jnp.broadcast_to(index.value, (y_BTD.shape[0],))[:, None]
-        q_BTNH = rotate(q_BTNH, positions_BT, c.rope_theta)
-        k_BTKH = rotate(k_BTKH, positions_BT, c.rope_theta)
+        how = positions_BT, c.rope_theta, c.rope_scaling, c.rope_fraction
+        q_BTNH, k_BTKH = rotate(q_BTNH, *how), rotate(k_BTKH, *how)
         if mode == "prefill":
             assert lengths_B is not None
             k_BKHS.value, v_BKHS.value = jnp.moveaxis(k_BTKH, 1, -1), jnp.moveaxis(v_BTKH, 1, -1)

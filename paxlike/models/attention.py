@@ -54,8 +54,8 @@ def _projections(w, y_BTD: Stream, context: Context) -> tuple[Array, Array, Arra
     if c.qk_norm:
         q_BTNH = head_norm(q_BTNH, w.q_scale_H, c.norm_epsilon)
         k_BTKH = head_norm(k_BTKH, w.k_scale_H, c.norm_epsilon)
-    q_BTNH = rotate(q_BTNH, context.positions_BT, c.rope_theta)
-    return q_BTNH, rotate(k_BTKH, context.positions_BT, c.rope_theta), v_BTKH
+    how = context.positions_BT, c.rope_theta, c.rope_scaling, c.rope_fraction
+    return rotate(q_BTNH, *how), rotate(k_BTKH, *how), v_BTKH
 
 
 def _output(w, o_BTNH: Array, context: Context) -> Array:

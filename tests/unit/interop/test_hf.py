@@ -111,6 +111,8 @@ def test_a_round_trip_gives_the_same_run(exported, tmp_path):
     )
     assert back.data.sequence_length == 64 and stored.step == 0
     changed = {"vocab_multiple", "attention"}
+    if config.model.rope_scaling.kind == "linear":
+        assert back.model.rope_scaling.factor == config.model.rope_scaling.factor
     same = lambda model: {k: v for k, v in vars(model).items() if k not in changed}  # noqa: E731
     assert same(back.model) == same(config.model)
     for path, expected in jax.tree_util.tree_leaves_with_path(host_params(config)):
@@ -278,13 +280,15 @@ def test_tensors_that_do_not_fit(change, message, small, tmp_path):
     [
         ({"model_type": "falcon"}, "has model_type 'falcon'"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
-            "scales RoPE",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+            "scales RoPE as .*rope_type may be default, linear, llama3, yarn",
         ),
         (
-            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None},
-            "scales RoPE",
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "long": 4.0}},
+            r"scales RoPE as .*\(unknown: long\)",
         ),
+        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "without a factor"),
+        ({"sliding_window": 32}, "sliding_window 32, less than max_position_embeddings 64"),
         ({"rope_theta": ..., "rope_parameters": ...}, "has no rope_theta"),
         ({"attention_bias": True}, "has attention_bias True"),
         ({"use_qk_norm": True}, "has use_qk_norm True"),
@@ -317,3 +321,21 @@ def test_a_folder_without_a_config_or_with_pickles(small, tmp_path):
 
 def test_the_tolerance_allows_only_rounding():
     assert hf.TOLERANCE["float32"] <= 1e-3
+
+
+@pytest.mark.parametrize("kind", ["mistral", "llama"])
+def test_a_mistral_is_read_as_it_is(kind, tmp_path):
+    """Mistral's architecture without a sliding window, or with one of the whole context."""
+    config = case(**KINDS["llama"])
+    to_hf(make_run(tmp_path / "run", config), tmp_path / "out")
+    edit(tmp_path / "out/config.json", model_type=kind, sliding_window=64)
+    from_hf(tmp_path / "out", tmp_path / "back")
+    assert read_config(tmp_path / "back").model.block == "serial"
+
+
+def test_older_and_newer_names_of_rope(tmp_path):
+    config = case(**KINDS["llama 3.1"])
+    to_hf(make_run(tmp_path / "run", config), tmp_path / "out")
+    edit(tmp_path / "out/config.json", rope_parameters=...)
+    from_hf(tmp_path / "out", tmp_path / "older")
+    assert read_config(tmp_path / "older").model.rope_scaling == config.model.rope_scaling
