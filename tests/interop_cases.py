@@ -13,6 +13,11 @@ from paxlike.data.tokenizer import BytesTokenizer, Tokenizer
 from paxlike.training.checkpoint import write_checkpoint
 
 LLAMA = {"block": "serial", "norm": "rms", "head": "untied", "kv_heads": 4}
+NEOX = {
+    "block": "parallel_two_norms", "norm_bias": True, "feed_forward": "gelu_exact",
+    "feed_forward_bias": True, "attention_bias": "qkvo", "rope_fraction": 0.5, "head": "untied",
+    "kv_heads": 8,
+}  # fmt: skip
 KINDS = {
     "palm": {},
     "palm, grouped queries, untied": {"kv_heads": 2, "head": "untied", "rope_theta": 500.0},
@@ -35,6 +40,10 @@ KINDS = {
         ),
     },
     "qwen 2": {**LLAMA, "attention_bias": "qkv"},
+    "pythia": NEOX,
+    "pythia, serial, tied": {
+        **NEOX, "block": "serial", "head": "tied", "feed_forward": "gelu", "rope_fraction": 1.0,
+    },
     "qwen 3": {**LLAMA, "qk_norm": True, "head_dim": 8},
 }  # fmt: skip
 """Models with a Hugging Face equivalent. Their vocabularies have padding rows."""

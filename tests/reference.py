@@ -3,6 +3,8 @@
 It shares no code with `paxlike` and computes one head, position and pair at a time.
 """
 
+import math
+
 import numpy as np
 
 from paxlike.config import ModelConfig
@@ -77,15 +79,19 @@ def attention(
 
 
 def feed_forward(x: np.ndarray, block: dict, kind: str) -> np.ndarray:
-    up = x @ block["wup_DF"]
-    if kind == "swiglu":  # Shazeer, arXiv 2002.05202, eq. 6, with Swish_1
-        gate = x @ block["wgate_DF"]
-        hidden = gate / (1 + np.exp(-gate)) * up
-    elif kind == "gelu":  # the tanh approximation of arXiv 1606.08415, section 2
-        hidden = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+    up = x @ block["wup_DF"] + block.get("bup_F", 0.0)
+    # The tanh approximation of arXiv 1606.08415, section 2.
+    gelu = lambda z: 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))  # noqa: E731
+    if kind in ("swiglu", "geglu"):  # Shazeer, arXiv 2002.05202, eq. 6, with Swish_1
+        gate = x @ block["wgate_DF"] + block.get("bgate_F", 0.0)
+        hidden = (gate / (1 + np.exp(-gate)) if kind == "swiglu" else gelu(gate)) * up
+    elif kind == "gelu":
+        hidden = gelu(up)
+    elif kind == "gelu_exact":
+        hidden = 0.5 * up * (1 + np.vectorize(math.erf)(up / np.sqrt(2)))
     else:
         hidden = np.maximum(up, 0) ** {"relu": 1, "relu2": 2}[kind]
-    return hidden @ block["wdown_FD"]
+    return hidden @ block["wdown_FD"] + block.get("bdown_D", 0.0)
 
 
 def mixer(
@@ -106,6 +112,11 @@ def mixer(
     return out + block.get("bo_D", 0.0)
 
 
+def second_norm(x: np.ndarray, block: dict, kind: str, epsilon: float) -> np.ndarray:
+    normed = norm(x, block["feed_forward_scale_D"], kind, epsilon)
+    return normed + block.get("feed_forward_norm_bias_D", 0.0)
+
+
 def logits(
     params: dict, model: ModelConfig, tokens: np.ndarray, segments: np.ndarray | None = None
 ) -> np.ndarray:
@@ -113,20 +124,22 @@ def logits(
 
     params: float64, in the layout of checkpoints. A pattern of blocks repeats over the layers.
     """
-    x = params["embedding_VD"][tokens]
+    x, how = params["embedding_VD"][tokens], (model.norm, model.norm_epsilon)
     kinds = model.pattern or (model.block,)
     for layer in range(model.layers):
         index = layer % len(kinds)
         stacks = params[f"blocks_{index}" if len(kinds) > 1 else "blocks"]
         block = {name: stack[layer // len(kinds)] for name, stack in stacks.items()}
-        y = norm(x, block["scale_D"], model.norm, model.norm_epsilon)
+        y = norm(x, block["scale_D"], *how) + block.get("norm_bias_D", 0.0)
         if kinds[index] == "parallel":
             x = x + feed_forward(y, block, model.feed_forward) + mixer(y, block, model, segments)
+        elif kinds[index] == "parallel_two_norms":
+            z = second_norm(x, block, *how)
+            x = x + feed_forward(z, block, model.feed_forward) + mixer(y, block, model, segments)
         else:
             x = x + mixer(y, block, model, segments)
-            y = norm(x, block["feed_forward_scale_D"], model.norm, model.norm_epsilon)
-            x = x + feed_forward(y, block, model.feed_forward)
-    x = norm(x, params["scale_D"], model.norm, model.norm_epsilon)
+            x = x + feed_forward(second_norm(x, block, *how), block, model.feed_forward)
+    x = norm(x, params["scale_D"], *how) + params.get("norm_bias_D", 0.0)
     if model.head == "tied":
         return x @ params["embedding_VD"][: model.vocab_size].T / np.sqrt(model.d_model)
     return x @ params["head_DV"][:, : model.vocab_size]

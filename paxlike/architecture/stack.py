@@ -1,7 +1,8 @@
 """Blocks and the stack: which branches, around which norms, in which repeating pattern.
 
-    parallel    x + attention(norm(x)) + feed_forward(norm(x))           (PaLM, section 2)
-    serial      x = x + attention(norm(x)); x + feed_forward(norm(x))
+    parallel            x + attention(norm(x)) + feed_forward(norm(x))   (PaLM, section 2)
+    parallel_two_norms  the same, with a norm for each branch            (GPT-NeoX)
+    serial              x = x + attention(norm(x)); x + feed_forward(norm(x))
 
 A stack repeats a pattern of blocks (`model.pattern`; one block for PaLM). Its parameters are
 stacked by position in the pattern and scanned by period: `blocks/wq_DNH` [L, D, N, H] with one
@@ -29,7 +30,7 @@ class Block:
     """Branches around norms."""
 
     kind: str
-    """`parallel` or `serial`."""
+    """`parallel`, `parallel_two_norms` or `serial`."""
     branches: tuple[Branch, ...]
 
     def norm_names(self, model: ModelConfig) -> tuple[str, ...]:
@@ -39,12 +40,12 @@ class Block:
         """
         if model.quant.active:
             return ()
-        serial = [f"{branch.name}_scale_D" for branch in self.branches[1:]]
-        return ("scale_D", *(serial if self.kind == "serial" else ()))
+        others = [f"{branch.name}_scale_D" for branch in self.branches[1:]]
+        return ("scale_D", *(() if self.kind == "parallel" else others))
 
     def weights(self, model: ModelConfig) -> tuple[WeightSpec, ...]:
         branches = (spec for branch in self.branches for spec in branch.weights(model))
-        norms = (WeightSpec(name, "norms", "scale") for name in self.norm_names(model))
+        norms = (spec for name in self.norm_names(model) for spec in norm_weights(model, name))
         return (*branches, *norms)
 
     def products(self, model: ModelConfig, sequence_length: int) -> tuple[Product, ...]:
@@ -59,7 +60,8 @@ class Block:
         b, stream = sizes.bytes, model.d_model // sizes.model_shards
         serial = self.kind == "serial"
         # A norm works in float32 and keeps three steps of it; its output has the compute dtype.
-        norms = (len(self.branches) if serial else 1) * stream * (b if sizes.fused else 3 * 4 + b)
+        count = 1 if self.kind == "parallel" else len(self.branches)
+        norms = count * stream * (b if sizes.fused else 3 * 4 + b)
         return (
             Activation("block input", b * stream, BLOCK_INPUT),
             Activation("norms", norms, None),
@@ -68,8 +70,20 @@ class Block:
         )
 
 
+def norm_bias(scale: str) -> str:
+    """The name of the bias of a norm, from that of its scale."""
+    return scale.replace("scale_D", "norm_bias_D")
+
+
+def norm_weights(model: ModelConfig, scale: str) -> tuple[WeightSpec, ...]:
+    """The scale of a norm, and its bias if it has one."""
+    bias = (WeightSpec(norm_bias(scale), "norms", "bias"),) if model.norm_bias else ()
+    return (WeightSpec(scale, "norms", "scale"), *bias)
+
+
 _BRANCHES = (Attention(), FeedForward())
-BLOCKS = {kind: Block(kind, _BRANCHES) for kind in ("parallel", "serial")}
+_KINDS = ("parallel", "parallel_two_norms", "serial")
+BLOCKS = {kind: Block(kind, _BRANCHES) for kind in _KINDS}
 """Every kind of block by its name in the config."""
 
 
@@ -92,5 +106,5 @@ def outer_weights(model: ModelConfig) -> tuple[WeightSpec, ...]:
     return (
         WeightSpec("embedding_VD", "embedding", "embedding"),
         *head,
-        WeightSpec("scale_D", "norms", "scale"),
+        *norm_weights(model, "scale_D"),
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from paxlike.config.validation import positive, require, suggest_divisors, typed
 
@@ -142,16 +142,21 @@ class ModelConfig:
     """The stored embedding is padded to a multiple of this many rows, so that `mesh.model` divides
     it. Rows beyond `vocab_size` are never predicted and are not counted as parameters.
     """
-    block: Literal["parallel", "serial"] = "parallel"
-    """parallel: x + attention(norm(x)) + feed_forward(norm(x)), one norm. serial: attention, then
-    feed-forward, two norms.
+    block: Literal["parallel", "parallel_two_norms", "serial"] = "parallel"
+    """parallel: x + attention(norm(x)) + feed_forward(norm(x)), one norm. parallel_two_norms: each
+    branch has its own norm. serial: attention, then feed-forward, two norms.
     """
     pattern: tuple[str, ...] = ()
     """Block kinds, repeated over the layers, such as `parallel serial`. Empty: only `block`."""
     norm: Literal["layer", "rms"] = "layer"
-    """Both norms have a scale and no bias."""
-    feed_forward: Literal["swiglu", "gelu", "relu", "relu2"] = "swiglu"
-    """swiglu is gated (three matrices); the others have two. relu2 is relu squared."""
+    """Both norms have a scale."""
+    norm_bias: bool = False
+    """Biases of the layer norms."""
+    feed_forward: Literal["swiglu", "geglu", "gelu", "gelu_exact", "relu", "relu2"] = "swiglu"
+    """swiglu and geglu are gated (three matrices); the others have two. gelu and geglu use the tanh
+    approximation, gelu_exact the error function. relu2 is relu squared."""
+    feed_forward_bias: bool = False
+    """Biases of the feed-forward projections."""
     attention_bias: Literal["none", "qkv", "qkvo"] = "none"
     """Biases of the attention projections. qkv: queries, keys and values. qkvo: also the output."""
     qk_norm: bool = False
@@ -191,7 +196,12 @@ class ModelConfig:
             f"model.rope_fraction is {self.rope_fraction}; it must be above 0 and at most 1, and "
             f"rotate at least 2 of the {self.head_dim} dimensions of a head.",
         )
-        kinds = ("parallel", "serial")
+        require(
+            not self.norm_bias or self.norm == "layer",
+            f"model.norm_bias is set, but model.norm is {self.norm}, which has no bias; set "
+            "model.norm to layer.",
+        )
+        kinds = get_args(ModelConfig.__dataclass_fields__["block"].type)
         require(
             all(kind in kinds for kind in self.pattern),
             f"model.pattern is {' '.join(self.pattern)}; its blocks must be among "
@@ -234,4 +244,4 @@ class ModelConfig:
 
     @property
     def gated(self) -> bool:
-        return self.feed_forward == "swiglu"
+        return self.feed_forward in ("swiglu", "geglu")

@@ -49,10 +49,19 @@ def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 
         notes = hf_tokenizer.write(folder, tokenizer, config.data.sequence_length)
         (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
 
-        def read(tensor: hf_layout.Tensor) -> np.ndarray:
-            return tensor.to_hf(stored.param(tensor.param, tensor.layer))
+        def read(name: str) -> np.ndarray:
+            shared = tensors[name]
+            parts = [t.to_hf(stored.param(t.param, t.layer)) for t in shared]
+            joined = parts[0] if len(parts) == 1 else np.concatenate(parts, shared[0].axis)
+            return joined.reshape(shared[0].shape)
 
-        entries = [safetensors.Entry(t.name, t.shape, functools.partial(read, t)) for t in table]
+        tensors: dict[str, list[hf_layout.Tensor]] = {}
+        for tensor in table:
+            tensors.setdefault(tensor.name, []).append(tensor)
+        entries = [
+            safetensors.Entry(name, shared[0].shape, functools.partial(read, name))
+            for name, shared in tensors.items()
+        ]
         safetensors.write(folder, entries, safetensors.numpy_dtype(dtype), shard_bytes)
         difference = check(
             hf_config, safetensors.Tensors(folder).read, model, stored.param, TOLERANCE[dtype]
@@ -79,7 +88,7 @@ def from_hf(source: Path, out: Path) -> Converted:
     tokenizer = hf_tokenizer.read(source, model.vocab_size, hf_config.get("eos_token_id"))
     files = safetensors.Tensors(source)
     expected = _expected(hf_config, model)
-    _check_shapes(files.shapes, expected)
+    _check_shapes(files.shapes, expected, hf_layout.family_of(hf_config).ignored)
     dtype = "bfloat16" if files.dtypes == {safetensors.DTYPES["BF16"]} else "float32"
     params = _load_params(files, model, expected, safetensors.numpy_dtype(dtype))
     with new_folder(out) as folder:
@@ -146,18 +155,20 @@ def _expected(hf_config: dict, model: ModelConfig) -> list[hf_layout.Tensor]:
     """
     factor, expected = hf_layout.norm_factor(hf_config, model), []
     for tensor in hf_layout.tensors(model, hf_layout.family_of(hf_config)):
-        if tensor.param == "scale_D":
+        if tensor.param in ("scale_D", "norm_bias_D"):
             tensor = tensor._replace(from_hf=_after_factor(tensor.from_hf, factor))
         expected.append(tensor)
     return expected
 
 
-def _check_shapes(found: dict[str, tuple[int, ...]], expected: list[hf_layout.Tensor]) -> None:
+def _check_shapes(
+    found: dict[str, tuple[int, ...]],
+    expected: list[hf_layout.Tensor],
+    ignored: tuple[str, ...],
+) -> None:
+    """ignored: ends of the names of tensors that are not read."""
     shapes = {tensor.name: tensor.shape for tensor in expected}
-    # A buffer that older versions of Llama saved; it is derived from rope_theta.
-    found = {
-        name: shape for name, shape in found.items() if not name.endswith("rotary_emb.inv_freq")
-    }
+    found = {name: shape for name, shape in found.items() if not name.endswith(ignored)}
     errors = [f"{name} is missing" for name in shapes if name not in found]
     errors += [f"{name} {found[name]} is unexpected" for name in found if name not in shapes]
     errors += [

@@ -5,6 +5,7 @@ comparing the two checks a conversion, even if neither torch nor transformers is
 are read one at a time.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,8 @@ def logits(hf_config: dict, read: Callable[[str], Array], tokens_T: Array) -> Ar
         name = name if name.endswith(".bias") else f"{name}.weight"
         return read(name).astype(np.float32)
 
+    if hf_config["model_type"] == "gpt_neox":
+        return _gpt_neox(hf_config, w, tokens_T)
     cohere = hf_config["model_type"] == "cohere"
     epsilon = hf_config["layer_norm_eps" if cohere else "rms_norm_eps"]
     x = read("model.embed_tokens.weight")[tokens_T].astype(np.float32)
@@ -60,7 +63,6 @@ def _feed_forward(w: Callable[[str], Array], x: Array) -> Array:
 
 def _attention(hf_config: dict, w: Callable[[str], Array], x: Array) -> Array:
     T, N = len(x), hf_config["num_attention_heads"]
-    K = hf_config.get("num_key_value_heads") or N
     H = hf_config.get("head_dim") or hf_config["hidden_size"] // N
     kind, epsilon = hf_config["model_type"], hf_config.get("rms_norm_eps", 0.0)
     biases = {"qwen2": "qkv"}.get(kind, "qkvo" if hf_config.get("attention_bias") else "")
@@ -72,14 +74,60 @@ def _attention(hf_config: dict, w: Callable[[str], Array], x: Array) -> Array:
     q, k, v = (project(x, name).reshape(T, -1, H) for name in "qkv")
     if kind == "qwen3":
         q, k = (_norm(h, w(f"{n}_norm"), epsilon, False) for h, n in ((q, "q"), (k, "k")))
-    q, k = _rotate(hf_config, q), _rotate(hf_config, k)
+    return project(_attend(_rotate(hf_config, q), _rotate(hf_config, k), v), "o")
+
+
+def _attend(q: Array, k: Array, v: Array) -> Array:
+    """Causal attention of heads [T, N or K, H]; returns [T, N * H]."""
+    T, N, H = q.shape
+    K = k.shape[1]
     k, v = np.repeat(k, N // K, axis=1), np.repeat(v, N // K, axis=1)
     q, k, v = (heads.swapaxes(0, 1) for heads in (q, k, v))
     scores = q @ k.swapaxes(1, 2) / np.sqrt(np.float32(H))
     scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return project((weights @ v).swapaxes(0, 1).reshape(T, -1), "o")
+    return (weights @ v).swapaxes(0, 1).reshape(T, -1)
+
+
+def _gpt_neox(hf_config: dict, w: Callable[[str], Array], tokens_T: Array) -> Array:
+    epsilon, N = hf_config["layer_norm_eps"], hf_config["num_attention_heads"]
+    T, rope = len(tokens_T), hf_config.get("rope_parameters") or {}
+    fraction = rope.get("partial_rotary_factor", hf_config.get("rotary_pct", 0.25))
+    erf = np.vectorize(math.erf, otypes=[np.float32])
+    act = {
+        "gelu": lambda z: 0.5 * z * (1 + erf(z / np.sqrt(2))),
+        "relu": lambda z: np.maximum(z, 0),
+    }.get(hf_config["hidden_act"], _gelu_tanh)
+
+    def norm(name: str, x: Array) -> Array:
+        return _norm(x, w(name), epsilon, centered=True) + w(f"{name}.bias")
+
+    def linear(name: str, x: Array) -> Array:
+        return x @ w(name).T + w(f"{name}.bias")
+
+    x = w("gpt_neox.embed_in")[tokens_T]
+    H = x.shape[1] // N
+    rotated = int(H * fraction)
+    for layer in range(hf_config["num_hidden_layers"]):
+        at = f"gpt_neox.layers.{layer}"
+        qkv = linear(f"{at}.attention.query_key_value", norm(f"{at}.input_layernorm", x))
+        q, k, v = np.moveaxis(qkv.reshape(T, N, 3, H), 2, 0)
+        q, k = (
+            np.concatenate([_rotate(hf_config, h[..., :rotated]), h[..., rotated:]], -1)
+            for h in (q, k)
+        )
+        mixed = linear(f"{at}.attention.dense", _attend(q, k, v))
+        parallel = hf_config.get("use_parallel_residual", True)
+        y = norm(f"{at}.post_attention_layernorm", x if parallel else x + mixed)
+        hidden = act(linear(f"{at}.mlp.dense_h_to_4h", y))
+        x = x + mixed + linear(f"{at}.mlp.dense_4h_to_h", hidden)
+    head = "gpt_neox.embed_in" if is_tied(hf_config) else "embed_out"
+    return norm("gpt_neox.final_layer_norm", x) @ w(head).T
+
+
+def _gelu_tanh(z: Array) -> Array:
+    return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
 
 
 def _rotate(hf_config: dict, x: Array) -> Array:
@@ -105,7 +153,8 @@ def _frequencies(hf_config: dict, H: int) -> tuple[Array, float]:
     """
     p = parameters(hf_config)
     kind, theta = p.get("rope_type", p.get("type", "default")), p.get("rope_theta")
-    theta = float(theta if theta is not None else hf_config["rope_theta"])
+    names = ("rope_theta", "rotary_emb_base")
+    theta = theta or next(hf_config[name] for name in names if hf_config.get(name))
     found = theta ** (-np.arange(0, H, 2) / H)
     if kind == "default":
         return found, 1.0

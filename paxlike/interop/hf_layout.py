@@ -16,14 +16,14 @@ from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.stack import groups
 from paxlike.config import ModelConfig, UserError
 from paxlike.interop.families import FAMILIES, Family
-from paxlike.interop.families.family import no_sliding_window
-from paxlike.interop.hf_rope import read_rope, rope_parameters
+from paxlike.interop.families.family import Conversion, no_sliding_window
+from paxlike.interop.hf_rope import parameters, read_rope, rope_parameters
 
 Array = np.ndarray
 
 
 class Tensor(NamedTuple):
-    """A Hugging Face tensor and the corresponding parameter."""
+    """A Hugging Face tensor and the corresponding parameter. Several parameters can share one."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,6 +32,8 @@ class Tensor(NamedTuple):
     layer: int | None
     to_hf: Callable[[Array], Array]
     from_hf: Callable[[Array], Array]
+    axis: int = 0
+    """Along which the parts of a shared tensor are joined."""
 
 
 def family(model: ModelConfig) -> Family:
@@ -73,37 +75,36 @@ def tensors(model: ModelConfig, of: Family) -> list[Tensor]:
     ((group, block, layers),) = groups(model)
     specs = {spec.name: spec for spec in block.weights(model)}
     rows = (lambda x: x[:V]), (lambda x: _padded(x, model.vocab_rows))
-    table = [Tensor("model.embed_tokens.weight", (V, D), "embedding_VD", None, *rows)]
+    table = [Tensor(of.outer["embedding_VD"], (V, D), "embedding_VD", None, *rows)]
     for layer in range(layers):
         for name, tensor in of.names.items():
             if name in specs:
                 rotated = of.interleaved and name in ("wq_DNH", "wk_DKH")
-                shape, out, back = _conversion(specs[name], model, rotated)
-                theirs = f"model.layers.{layer}.{tensor}"
-                table.append(Tensor(theirs, shape, f"{group}/{name}", layer, out, back))
+                how = of.convert(specs[name], model) or _conversion(specs[name], model, rotated)
+                shape, out, back, axis = how
+                theirs = f"{of.layers}.{layer}.{tensor}"
+                table.append(Tensor(theirs, shape, f"{group}/{name}", layer, out, back, axis))
     factor = 1.0 if of.scaled_logits else _logit_scale(model)
     out, back = (lambda x: times(x, factor)), (lambda x: times(x, 1 / factor))
-    table.append(Tensor("model.norm.weight", (D,), "scale_D", None, out, back))
+    for name in ("scale_D", "norm_bias_D"):
+        if name in of.outer:
+            table.append(Tensor(of.outer[name], (D,), name, None, out, back))
     if model.head == "untied":
         out, back = (lambda x: x[:, :V].T), (lambda x: _padded(x, model.vocab_rows).T)
-        table.append(Tensor("lm_head.weight", (V, D), "head_DV", None, out, back))
+        table.append(Tensor(of.outer["head_DV"], (V, D), "head_DV", None, out, back))
     return table
 
 
-def _conversion(
-    spec: WeightSpec, model: ModelConfig, rotated: bool
-) -> tuple[tuple[int, ...], Callable[[Array], Array], Callable[[Array], Array]]:
-    """Returns (shape in Hugging Face, conversion to it, conversion from it).
-
-    rotated: RoPE pairs the dimensions of a head as 2i and 2i + 1.
-    """
+def _conversion(spec: WeightSpec, model: ModelConfig, rotated: bool) -> Conversion:
+    """The usual correspondence. rotated: RoPE pairs the dimensions of a head as 2i and 2i + 1."""
     shape = spec.shape(model)
     if spec.kind != "kernel":  # a scale, or a bias of heads that are one dimension there
-        return (math.prod(shape),), lambda x: x.reshape(-1), lambda x: x.reshape(shape)
+        whole = (math.prod(shape),)
+        return Conversion(whole, lambda x: x.reshape(-1), lambda x: x.reshape(shape))
     inner = 1 if spec.letters[0] == "D" else len(shape) - 1
     inputs = math.prod(shape[:inner])
     out, back = (_interleave, _split) if rotated else (lambda x: x, lambda x: x)
-    return (
+    return Conversion(
         (math.prod(shape[inner:]), inputs),
         lambda x: out(x).reshape(inputs, -1).T,
         lambda x: back(x.T.reshape(shape)),
@@ -176,6 +177,12 @@ def from_config(hf_config: dict) -> ModelConfig:
                 f"config.json has {name} {hf_config[name]!r}; supported for {of.model_type} is "
                 f"{' or '.join(map(repr, values)) or 'no value'}."
             )
+    rope_fraction = parameters(hf_config).get("partial_rotary_factor", 1.0)
+    if "rope_fraction" in of.shape and rope_fraction != 1.0:
+        raise UserError(
+            f"config.json has partial_rotary_factor {rope_fraction}; it must be 1 for "
+            f"{of.model_type}."
+        )
     if not no_sliding_window(hf_config):
         raise UserError(
             f"config.json has sliding_window {hf_config['sliding_window']!r}, less than "
@@ -207,7 +214,7 @@ def from_config(hf_config: dict) -> ModelConfig:
     )
 
 
-_SUPPORTED: dict[str, tuple] = {"quantization_config": (), "partial_rotary_factor": (1.0,)}
+_SUPPORTED: dict[str, tuple] = {"quantization_config": ()}
 """Key of config.json -> its supported values, in every family."""
 
 

@@ -32,7 +32,7 @@ def read_rope(hf_config: dict) -> tuple[float, RopeScalingConfig]:
             f"config.json scales RoPE as {values}, which is not supported{detail}; rope_type may "
             f"be {', '.join(_KNOWN)}."
         )
-    theta = values.get("rope_theta", hf_config.get("rope_theta"))
+    theta = values.get("rope_theta", hf_config.get("rope_theta", hf_config.get("rotary_emb_base")))
     if theta is None:
         raise UserError("config.json has no rope_theta.")
     return float(theta), _scaling(kind, values, hf_config)
@@ -96,4 +96,6 @@ def rope_parameters(model: ModelConfig) -> dict[str, Any]:
         values |= {"beta_fast": s.beta_fast, "beta_slow": s.beta_slow, "truncate": s.truncate}
         if s.attention_factor:
             values["attention_factor"] = s.attention_factor
+    if model.rope_fraction != 1:
+        values["partial_rotary_factor"] = model.rope_fraction
     return {**values, "rope_theta": model.rope_theta}

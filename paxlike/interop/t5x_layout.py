@@ -66,12 +66,20 @@ def leaves(model: ModelConfig) -> list[Leaf]:
         raise UserError(
             f"T5X's decoder repeats one kind of layer, not model.pattern {model.pattern}."
         )
+    for field, values in (
+        ("block", ("parallel", "serial")),
+        ("feed_forward", ("swiglu", "gelu", "relu", "relu2")),
+    ):
+        if getattr(model, field) not in values:
+            raise UserError(
+                f"T5X's decoder has no {field} {getattr(model, field)}; it has {', '.join(values)}."
+            )
     ((group, block, layers),) = groups(model)
     specs = {spec.name: spec for spec in block.weights(model)}
     if unknown := sorted(set(specs) - set(_PATHS)):
         raise UserError(
             f"the weights {', '.join(unknown)} have no parameter in T5X's decoder; convert a model "
-            "with model.attention_bias none and without model.qk_norm."
+            "without biases (model.attention_bias none) and without model.qk_norm."
         )
     embedding, *head, norm = outer_weights(model)
     table = [_leaf(model, embedding, _PATHS[embedding.name], "", None)]

@@ -6,7 +6,7 @@ from typing import cast
 import jax
 
 from paxlike.architecture.branch import Branch
-from paxlike.architecture.stack import Block
+from paxlike.architecture.stack import Block, norm_bias
 from paxlike.config import ModelConfig
 from paxlike.models.branch import Cache
 from paxlike.nn import remat
@@ -56,12 +56,17 @@ def run_block(
         # Quantized projections have a norm inside of them, and the block has none.
         if not scales:
             return Stream(x_BTD)
-        return Stream(norm(x_BTD, w[scales[number]], config.norm, config.norm_epsilon))
+        scale = scales[number]
+        bias_D = w[norm_bias(scale)] if config.norm_bias else None
+        kind, epsilon = config.norm, config.norm_epsilon
+        return Stream(norm(x_BTD, w[scale], kind, epsilon, bias_D=bias_D))
 
     caches = {}
-    if block.kind == "parallel":
-        y_BTD, partials = normed(x_BTD, 0), []
-        for branch in block.branches:
+    if block.kind != "serial":
+        norms = [normed(x_BTD, number) for number in range(max(1, len(scales)))]
+        partials = []
+        for number, branch in enumerate(block.branches):
+            y_BTD = norms[number % len(norms)]
             partial_BTD, caches[branch.name] = run(branch, w, y_BTD)
             partials.append(partial_BTD)
         summed_BTD = cast(Array | Partial, sum(partials))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from paxlike.architecture.stack import Block, groups, outer_weights
+from paxlike.architecture.stack import Block, groups, norm_bias, outer_weights
 from paxlike.config import ModelConfig
 from paxlike.models.block import RunBranch, Weights, run_block
 from paxlike.models.branch import Cache, Context
@@ -108,8 +108,9 @@ class Decoder:
         return jax.lax.scan(remat.of_block(c.remat, period, n.ring), x_BTD, (stacked, caches))
 
     def finish(self, x_BTD: Array) -> Array:
-        c = self.config
-        return norm(x_BTD, self.params["scale_D"], c.norm, c.norm_epsilon)
+        c, p = self.config, self.params
+        bias_D = p[norm_bias("scale_D")] if c.norm_bias else None
+        return norm(x_BTD, p["scale_D"], c.norm, c.norm_epsilon, bias_D=bias_D)
 
     def head(self) -> HeadWeight:
         tied = self.config.head == "tied"

@@ -1,5 +1,4 @@
-"""Layer norm and RMS norm, with a scale and no bias (PaLM, section 2; Zhang & Sennrich,
-arXiv 1910.07467)."""
+"""Layer norm and RMS norm, with a scale (PaLM, section 2; Zhang & Sennrich, arXiv 1910.07467)."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,12 @@ Array = jax.Array
 
 
 def norm(
-    x_BTD: Array, scale_D: Array, kind: str, epsilon: float, axes: tuple[str, ...] = ("model",)
+    x_BTD: Array,
+    scale_D: Array,
+    kind: str,
+    epsilon: float,
+    axes: tuple[str, ...] = ("model",),
+    bias_D: Array | None = None,
 ) -> Array:
     """The norm of the stream, whose D is sharded over `axes`. `kind` is `layer` or `rms`.
 
@@ -21,7 +25,10 @@ def norm(
         wide_BTD = wide_BTD - mean(wide_BTD.mean(-1, keepdims=True), axes)
     power_BT1 = mean(jnp.square(wide_BTD).mean(-1, keepdims=True), axes)
     normed_BTD = wide_BTD * jax.lax.rsqrt(power_BT1 + epsilon)
-    return (normed_BTD * scale_D.astype(jnp.float32)[None, None, :]).astype(x_BTD.dtype)
+    normed_BTD = normed_BTD * scale_D.astype(jnp.float32)[None, None, :]
+    if bias_D is not None:
+        normed_BTD += bias_D.astype(jnp.float32)[None, None, :]
+    return normed_BTD.astype(x_BTD.dtype)
 
 
 def head_norm(x_BTNH: Array, scale_H: Array, epsilon: float) -> Array:

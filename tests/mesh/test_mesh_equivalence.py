@@ -36,6 +36,11 @@ ARCHITECTURES = {
     },
     "biases-qk-norm": {"kv_heads": 2, "attention_bias": "qkvo", "qk_norm": True},
     "pattern": {"pattern": ("parallel", "serial"), "layers": 4, "remat": "dots"},
+    "neox": {
+        "block": "parallel_two_norms", "norm_bias": True, "feed_forward": "gelu_exact",
+        "feed_forward_bias": True, "attention_bias": "qkvo", "rope_fraction": 0.5,
+        "head": "untied", "kv_heads": 8,
+    },
 }  # fmt: skip
 MESHES = {"8x1": (1, 8, 1), "1x8": (1, 1, 8), "2x4": (1, 2, 4), "2x2x2": (2, 2, 2)}
 

@@ -2,10 +2,11 @@
 
 from paxlike.interop.families.cohere import COHERE
 from paxlike.interop.families.family import Family
+from paxlike.interop.families.gpt_neox import GPT_NEOX
 from paxlike.interop.families.llama import LLAMA
 from paxlike.interop.families.mistral import MISTRAL
 from paxlike.interop.families.qwen2 import QWEN2
 from paxlike.interop.families.qwen3 import QWEN3
 
-FAMILIES: tuple[Family, ...] = (COHERE, LLAMA, MISTRAL, QWEN2, QWEN3)
+FAMILIES: tuple[Family, ...] = (COHERE, LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX)
 """A model is written as the first of the families that it belongs to."""

@@ -2,8 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from paxlike.architecture.branch import WeightSpec
 from paxlike.config import ModelConfig
 
 LLAMA_NAMES = {
@@ -31,8 +34,29 @@ SERIAL_RMS: dict[str, tuple] = {
     "attention_bias": ("none",),
     "qk_norm": (False,),
     "rope_fraction": (1.0,),
+    "norm_bias": (False,),
+    "feed_forward_bias": (False,),
 }
 """The architecture of Llama."""
+LLAMA_OUTER = {
+    "embedding_VD": "model.embed_tokens.weight",
+    "scale_D": "model.norm.weight",
+    "head_DV": "lm_head.weight",
+}
+"""A weight outside of the blocks -> its tensor."""
+Array = np.ndarray
+
+
+class Conversion(NamedTuple):
+    """How a weight and a tensor correspond."""
+
+    shape: tuple[int, ...]
+    """Of the tensor."""
+    to_hf: Callable[[Array], Array]
+    """The tensor; where several weights share it, their parts, which are joined along `axis`."""
+    from_hf: Callable[[Array], Array]
+    """The weight, from the whole tensor."""
+    axis: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +75,12 @@ class Family:
     epsilon: str = "rms_norm_eps"
     """The name of `norm_epsilon` in config.json."""
     names: dict[str, str] = dataclasses.field(default_factory=lambda: LLAMA_NAMES)
-    """A block's weight -> its tensor below `model.layers.N`."""
+    """A block's weight -> its tensor below `layers`."""
+    layers: str = "model.layers"
+    outer: dict[str, str] = dataclasses.field(default_factory=lambda: LLAMA_OUTER)
+    """A weight outside of the blocks -> its tensor."""
+    convert: Callable[[WeightSpec, ModelConfig], Conversion | None] = lambda spec, model: None
+    """The correspondence of a weight, if it is not the usual one."""
     interleaved: bool = False
     """Whether RoPE pairs the dimensions 2i and 2i + 1, rather than i and i + H/2."""
     scaled_logits: bool = False
@@ -60,6 +89,8 @@ class Family:
     """Whether the head is tied if config.json does not say it."""
     options: Callable[[dict], dict[str, Any]] = lambda hf_config: {}
     """Fields of ModelConfig that depend on config.json."""
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    """Ends of the names of buffers that older versions saved; they follow from config.json."""
     keys: Callable[[ModelConfig], dict[str, Any]] = lambda model: {}
     """Keys of config.json that only this family has."""
 

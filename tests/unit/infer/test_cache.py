@@ -15,6 +15,16 @@ WORDS = {
     "multi-head": {"kv_heads": 8},
     "biases-and-qk-norm": {"kv_heads": 2, "attention_bias": "qkvo", "qk_norm": True},
     "pattern": {"kv_heads": 4, "pattern": ("parallel", "serial"), "layers": 4},
+    "neox": {
+        "block": "parallel_two_norms",
+        "norm_bias": True,
+        "feed_forward": "gelu_exact",
+        "feed_forward_bias": True,
+        "attention_bias": "qkvo",
+        "rope_fraction": 0.5,
+        "head": "untied",
+        "kv_heads": 8,
+    },
     "serial": {
         "kv_heads": 2,
         "block": "serial",
@@ -37,6 +47,7 @@ CASES = [
     ("serial", (1, 1, 1), "model"),
     ("biases-and-qk-norm", (1, 2, 4), None),
     ("pattern", (1, 2, 4), "model"),
+    ("neox", (1, 2, 4), "model"),
     ("serial", (1, 2, 4), None),
 ]
 

@@ -18,6 +18,7 @@ from helpers import (
     place,
 )  # fmt: skip
 
+from paxlike.config import RopeScalingConfig
 from paxlike.models.decoder import hidden_states, init_params
 
 ARCHITECTURES = {
@@ -35,7 +36,16 @@ ARCHITECTURES = {
     "serial": {"block": "serial", "feed_forward": "relu2", "segments": True},
     "biases-qk-norm": {"attention_bias": "qkvo", "qk_norm": True, "kv_heads": 2},
     "pattern": {"pattern": ("parallel", "serial"), "layers": 4, "attention_bias": "qkv"},
-}
+    "neox": {
+        "block": "parallel_two_norms", "norm_bias": True, "feed_forward": "gelu_exact",
+        "feed_forward_bias": True, "attention_bias": "qkvo", "rope_fraction": 0.5,
+        "head": "untied", "kv_heads": 8,
+    },
+    "geglu": {
+        "feed_forward": "geglu", "feed_forward_bias": True, "block": "serial", "norm_bias": True,
+        "rope_scaling": RopeScalingConfig("yarn", 4.0, 8), "kv_heads": 2,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES)

@@ -29,8 +29,13 @@ GPT_3 = ModelConfig(
     layers=96, d_model=12_288, heads=96, kv_heads=96, head_dim=128, d_ff=49_152, vocab_size=50_257,
     block="serial", feed_forward="gelu",
 )  # fmt: skip
+PYTHIA = ModelConfig(
+    layers=32, d_model=4096, heads=32, kv_heads=32, head_dim=128, d_ff=16_384, vocab_size=50_432,
+    block="parallel_two_norms", norm_bias=True, feed_forward="gelu_exact", feed_forward_bias=True,
+    attention_bias="qkvo", rope_fraction=0.25, head="untied",
+)  # fmt: skip
 MODELS = {name: config.model for name, config in CONFIGS.items()} | {
-    "llama_2_7b": LLAMA_2_7B, "llama_3_8b": LLAMA_3_8B, "gpt_3": GPT_3,
+    "llama_2_7b": LLAMA_2_7B, "llama_3_8b": LLAMA_3_8B, "gpt_3": GPT_3, "pythia_6.9b": PYTHIA,
 }  # fmt: skip
 
 
@@ -89,3 +94,10 @@ def test_a_padded_vocabulary_is_stored_and_not_counted():
         4096,
     )
     assert stored_parameter_count(model) - parameter_count(model) == 2 * 56 * 4096
+
+
+def test_pythia_counts():
+    """Biderman et al., arXiv 2304.01373, table 1: 6.9B has 6,857,302,016 parameters, of which
+    6,444,163,072 are not in the embeddings."""
+    assert parameter_count(PYTHIA) == 6_857_302_016
+    assert parameter_count(PYTHIA) - 2 * 50_432 * 4096 == 6_444_163_072
