@@ -250,7 +250,7 @@ def _status(history: History) -> str:
     return {
         "finish": "finished",
         "stop": f"stopped by {last.signal}",
-        "fail": f"failed at step {last.last_step}",
+        "fail": "not finished",
         None: "not finished",
     }[last.end]
 
