@@ -54,7 +54,11 @@ def byte_level(folder: Path) -> Path:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
     )
-    settings = {"bos_token": "<|begin_of_text|>", "eos_token": {"content": "<|end_of_text|>"}}
+    end = {
+        "__type": "AddedToken", "content": "<|end_of_text|>", "lstrip": False, "rstrip": False,
+        "normalized": False, "single_word": False, "special": True,
+    }  # fmt: skip
+    settings = {"bos_token": "<|begin_of_text|>", "eos_token": end}
     return _write(folder, tokenizer, settings)
 
 

@@ -23,6 +23,7 @@ from paxlike.config import (
     PrecisionConfig,
     ProfileConfig,
     QuantConfig,
+    RopeScalingConfig,
     TrainConfig,
     UserError,
     WatchdogConfig,
@@ -297,7 +298,10 @@ def changed() -> Config:
             attention_bias="qkvo",
             qk_norm=True,
             head="untied",
+            feed_forward_bias=True,
             rope_theta=5e5,
+            rope_fraction=0.5,
+            rope_scaling=RopeScalingConfig("yarn", 2.0, 16, 2.0, 8.0, 16.0, 0.5, 1.5, False),
             norm_epsilon=1e-5,
             attention="xla",
             remat="dots",
@@ -336,9 +340,10 @@ def test_every_field_differs_by_its_dotted_name():
             )
         ]
 
-    # variant code excludes nonnegative, and a mixture of seqio excludes the other sources.
+    # variant code excludes nonnegative, RMS norms a bias, and a mixture of seqio other sources.
     cannot = (
-        "model.quant.nonnegative", "data.store", "data.mixture", "data.mixture_changes"
+        "model.quant.nonnegative", "model.norm_bias", "data.store", "data.mixture",
+        "data.mixture_changes",
     )  # fmt: skip
     assert found == [name for name in names(dataclasses.asdict(Config())) if name not in cannot]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())
