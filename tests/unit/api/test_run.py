@@ -26,6 +26,8 @@ from paxlike.config import (
 from paxlike.data.prepare import PrepareConfig, prepare
 from paxlike.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -12,6 +12,8 @@ from paxlike.config import UserError
 from paxlike.infer.cache import prefill
 from paxlike.infer.generate import Generator, Sampling, _start, _step, in_compute_dtype, sample
 
+pytestmark = pytest.mark.slow
+
 NEW = 12
 NO_EOD = 249
 PROMPTS = [np.array([5, 17, 100, 3, 88]), np.array([42]), np.arange(13) * 7 % 250]

@@ -8,6 +8,8 @@ from interop_cases import expected_logits
 
 from paxlike.infer.slots import Settings, Slots
 
+pytestmark = pytest.mark.slow
+
 CONFIG = model_config()
 PROMPTS = [[5, 6, 7], [80], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8], [30, 31]]
 

@@ -17,6 +17,8 @@ from paxlike.config import ModelConfig, QuantConfig, UserError
 from paxlike.interop.t5x import decoder_module
 from paxlike.interop.t5x_layout import leaves
 
+pytestmark = pytest.mark.slow
+
 KINDS = {
     "palm": {},
     "grouped queries, untied": {"kv_heads": 2, "head": "untied"},
@@ -74,7 +76,6 @@ def test_the_same_logits(built):
         np.testing.assert_allclose(found, reference(config, params, batch), atol=2e-5)
 
 
-@pytest.mark.slow
 def test_the_same_gradients():
     config = case()
     params, batch, module = (

@@ -34,6 +34,8 @@ from paxlike.models.decoder import hidden_states
 from paxlike.parallel import axes, rules
 from paxlike.training.step import losses_of
 
+pytestmark = pytest.mark.slow
+
 GUIDE = Path(__file__).parents[3] / "docs" / "architecture.md"
 
 
@@ -54,7 +56,6 @@ def running_mean(monkeypatch):
     run_section("Add a branch")
 
 
-@pytest.mark.slow
 def test_the_added_branch_trains_equally_on_every_mesh(running_mean):
     config = model_config(remat="attention")
     c = config.model
@@ -69,7 +70,6 @@ def test_the_added_branch_trains_equally_on_every_mesh(running_mean):
             assert error(gradient, flat(expected)[name]) < 5e-6, name
 
 
-@pytest.mark.slow
 def test_the_added_branch_generates_with_its_state(running_mean):
     config = model_config(kv_heads=2)
     c, numerics = config.model, numerics_of(config)

@@ -21,6 +21,8 @@ from helpers import (
 from paxlike.config import RopeScalingConfig
 from paxlike.models.decoder import hidden_states, init_params
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = {
     "palm": {},
     "segments": {"segments": True},

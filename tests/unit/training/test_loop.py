@@ -12,6 +12,8 @@ from paxlike.config import UserError
 from paxlike.training import loop
 from paxlike.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -48,7 +50,6 @@ def test_a_resumed_run_is_bit_identical(finished, config, change, tmp_path):
     assert losses(parts) == losses(whole)
 
 
-@pytest.mark.slow
 def test_a_run_resumes_on_another_mesh(finished, config, change, tmp_path):
     whole, _ = finished
     parts = tmp_path / "parts"
@@ -79,7 +80,6 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes(finished, config, tmp_p
     assert losses(parts) == losses(whole)
 
 
-@pytest.mark.slow
 def test_accumulation_and_the_batch_ramp(config, change, tmp_path):
     """Every batch size of the ramp is split into accumulation steps, and compiles once."""
     ramped = change(change(config, "train.batch_ramp", ((4, 2), (8, 4))), "train.batch_size", 16)
@@ -191,7 +191,6 @@ def test_checkpoints_are_kept_by_count_and_by_interval(config, change, tmp_path)
     }
 
 
-@pytest.mark.slow
 def test_profile_and_tensorboard(config, change, tmp_path):
     logged = change(
         change(change(config, "profile.start", 2), "profile.steps", 2), "log.tensorboard", True

@@ -17,6 +17,8 @@ from paxlike.parallel.mesh import check_sharded, make_mesh
 from paxlike.training.state import abstract_state, from_plain, make_state, to_plain
 from paxlike.training.step import DeviceBatch, make_train_step
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def mesh(config):
@@ -118,7 +120,6 @@ def test_the_error_names_a_large_replicated_parameter(mesh):
         check_sharded({"blocks": {"wup_DF": placed(None, None)}, "scale_D": placed("data", None)})
 
 
-@pytest.mark.slow
 def test_bfloat16_compute_keeps_float32_parameters_and_gradients(config):
     """On a mesh with two pods, the loss differs from float32's by bfloat16's rounding."""
     losses = []
