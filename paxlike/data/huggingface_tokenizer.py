@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from paxlike.config import UserError
+from paxlike.data.lossless import is_lossless
 
 DEFINITION, SETTINGS = "tokenizer.huggingface.json", "tokenizer_config.json"
 """Names of the files in a store or run: the tokenizer.json, and the settings beside it."""
@@ -51,8 +52,7 @@ class HuggingFaceTokenizer:
         self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.eod: int = eod if eod >= 0 else self._end(values, name)
         self.prefix: tuple[int, ...] = self._begin(values)
-        probe = " a\tb  \r\n\n    1234 \x00\x1f \u2581 \ufb01\u2460e\u0301 \U0001f600\n "
-        self.lossless: bool = self.decode(self.encode(probe)) == probe
+        self.lossless: bool = is_lossless(self)
 
     def _id(self, token: object) -> int | None:
         """The id of a token, which tokenizer_config.json names by text or as an object."""

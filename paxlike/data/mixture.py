@@ -102,7 +102,8 @@ class Schedule:
             allowed = [
                 j for j, a in enumerate(self._units) if counts[j] * self.period < a * (s + 1)
             ]
-            chosen = min(allowed, key=lambda j: Fraction(counts[j] + 1, self._units[j]))
+            # Below 1, and at least 1 / PRECISION**2 apart, so that floats order them exactly.
+            chosen = min(allowed, key=lambda j: (counts[j] + 1) / self._units[j])
             self._order[s] = chosen
             counts[chosen] += 1
 

@@ -73,14 +73,11 @@ def partial_work(output: Path, key: str) -> Iterator[Partial]:
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     shared = output.parent / f".{output.name}.partial"
-    shared.mkdir(exist_ok=True)
-    lock = os.open(shared / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = _lock(shared)
+    folder = shared
+    if lock is None:
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            folder = shared
-        except OSError:
-            folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         work = Partial(folder, key)
         if work.journal.blocks:
             say(f"resuming after {work.journal.disk_bytes / 1e6:,.1f} MB of the input")
@@ -96,7 +93,28 @@ def partial_work(output: Path, key: str) -> Iterator[Partial]:
             raise
         shutil.rmtree(folder, ignore_errors=True)
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Creates and locks the directory. None if another process has it."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        path = folder / "lock"
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # its process has just finished and removed the directory
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                return lock
+        os.close(lock)  # locked, but removed in between
 
 
 def _clear(folder: Path) -> None:

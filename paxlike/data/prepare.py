@@ -46,7 +46,8 @@ class PrepareConfig:
     """
     tokenizer: str = "sentencepiece"
     """`bytes`, `sentencepiece` (trains a model on the text, unless `tokenizer_model` names one), or
-    the path of a tokenizer.json or of a Hugging Face folder that has one.
+    the path of a tokenizer.json, of a Hugging Face folder that has one, or of a SentencePiece
+    .model file.
     """
     tokenizer_model: str = ""
     """An existing SentencePiece .model file."""

@@ -83,8 +83,9 @@ def arrow_blocks(path: Path, disk: io.BufferedReader, field: str) -> Iterator[Ta
     try:
         if not is_file:
             _check_end(path, disk)
-        place = _place(path, _open(disk, is_file, None).schema, field)
-        reader = _open(disk, is_file, place[0])
+        schema = _open(disk, is_file).schema
+        place = _place(path, schema, field)
+        reader = _open(disk, is_file, [schema.names.index(place[0])])
         batches = (
             (reader.get_batch(number) for number in range(reader.num_record_batches))
             if is_file
@@ -99,16 +100,13 @@ def arrow_blocks(path: Path, disk: io.BufferedReader, field: str) -> Iterator[Ta
         raise
 
 
-def _open(disk: io.BufferedReader, is_file: bool, column: str | None) -> Any:
+def _open(disk: io.BufferedReader, is_file: bool, columns: list[int] | None = None) -> Any:
+    """A reader of these columns; None: of all."""
     import pyarrow
 
     disk.seek(0)
     source = pyarrow.PythonFile(disk, "r")
-    options = None
-    if column is not None:
-        schema = _open(disk, is_file, None).schema
-        options = pyarrow.ipc.IpcReadOptions(included_fields=[schema.names.index(column)])
-        disk.seek(0)
+    options = pyarrow.ipc.IpcReadOptions(included_fields=columns) if columns else None
     opened = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
     return opened(source, options=options)
 
@@ -171,7 +169,7 @@ def _blocks(
     import pyarrow
     import pyarrow.compute
 
-    size, before, row = path_size(disk), 0, 0
+    size, before, row = _size(disk), 0, 0
     texts: list[bytes | None] = []
     held = 0
 
@@ -195,7 +193,7 @@ def _blocks(
         yield block()
 
 
-def path_size(disk: io.BufferedReader) -> int:
+def _size(disk: io.BufferedReader) -> int:
     """Bytes of an open file."""
     place = disk.tell()
     size = disk.seek(0, io.SEEK_END)

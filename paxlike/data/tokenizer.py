@@ -23,14 +23,11 @@ from paxlike.data.huggingface_tokenizer import (
     digest,
 )
 from paxlike.data.location import located
+from paxlike.data.lossless import SPACE_MARK, is_lossless
 
 PAD, EOD, UNKNOWN = 0, 1, 2
-SPACE_MARK = "\u2581"
-"""SentencePiece writes a space as this character, and so confuses the character with a space."""
 _UNKNOWN_MARK = "\u2585"
 """SentencePiece's trainer skips every text that contains this character."""
-_PROBE = f" a\tb  \r\n\n    1234 \x00\x1f {SPACE_MARK} \ufb01\u2460e\u0301 \U0001f600\n "
-"""A text that no tokenizer reproduces if it normalizes, strips, joins or drops anything."""
 
 
 class BytesTokenizer:
@@ -100,7 +97,7 @@ class SentencePieceTokenizer:
         marks = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
         if all(self._processor.is_byte(piece) for piece in marks):
             self._mark_ids = np.array(marks, np.int32)
-        self.lossless: bool = self.decode(self.encode(_PROBE)) == _PROBE
+        self.lossless: bool = is_lossless(self)
         if not self.lossless:
             # A model that normalizes, or adds a space before every text, keeps its behavior.
             self._mark_ids = None

@@ -19,10 +19,9 @@ from paxlike.parallel.sharding_table import sharding_rows
 from paxlike.quant.tiles import check_mesh
 from paxlike.training.checkpoint import restore_params
 from paxlike.training.evaluate import evaluate_parts
-from paxlike.training.loop import on_mesh
 from paxlike.training.run_directory import read_config, read_data
 from paxlike.training.state import abstract_params
-from paxlike.training.step import DeviceBatch, make_eval_step
+from paxlike.training.step import DeviceBatch, make_eval_step, on_mesh
 
 
 class LoadedRun(NamedTuple):

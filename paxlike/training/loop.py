@@ -14,13 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from paxlike import __version__
 from paxlike.accounting.history import recorded_goodput
-from paxlike.accounting.throughput import STEPS_FOR_WARNINGS
 from paxlike.config import Config, UserError
-from paxlike.data.batch import Batch
 from paxlike.data.mixture_batches import MixtureBatches
 from paxlike.data.source import (
     AnySource,
@@ -32,7 +29,7 @@ from paxlike.data.source import (
 )
 from paxlike.nn.numerics import Numerics
 from paxlike.parallel import job
-from paxlike.parallel.host_batches import local_rows, to_devices
+from paxlike.parallel.host_batches import local_rows
 from paxlike.parallel.mesh import make_mesh
 from paxlike.training import consistency
 from paxlike.training.accounting import RunAccounting, program_memory
@@ -48,7 +45,8 @@ from paxlike.training.recovery import Recovery
 from paxlike.training.run_directory import RunDirectory, check_visible
 from paxlike.training.signals import StopRequest
 from paxlike.training.state import State, abstract_state, check_fits, make_state
-from paxlike.training.step import DeviceBatch, Program, make_eval_step
+from paxlike.training.step import DeviceBatch, Program, make_eval_step, on_mesh
+from paxlike.training.terminal_rates import TerminalRates
 from paxlike.training.watchdog import Watchdog
 
 START_SECONDS = 120
@@ -140,8 +138,7 @@ class _Loop:
         self.pending: tuple[int, dict] | None = None
         self.clock = ReadyClock()
         self.ready = time.monotonic()
-        self.smoothed_seconds: float | None = None
-        self.timed_steps, self.warned = 0, False
+        self.terminal = TerminalRates(self.accounting, console, train.steps)
 
     def run(
         self,
@@ -338,20 +335,7 @@ class _Loop:
             extra |= self.accounting.current_fields()
         self.metrics.step(step, values, extra)
         self.guard.check(step, values["loss"], values["gradient_norm"])
-        # The terminal shows rates averaged over about ten steps; the files have each step's own.
-        average = seconds if self.smoothed_seconds is None else self.smoothed_seconds
-        self.smoothed_seconds = average = 0.9 * average + 0.1 * seconds
-        smoothed = {
-            name: values[name] * seconds / average
-            for name in ("tokens_per_second", "mfu", "hfu")
-            if name in values
-        }
-        self.timed_steps += 1
-        warning = self.accounting.utilization(batch_tokens / average)[1]
-        if warning and not self.warned and self.timed_steps >= STEPS_FOR_WARNINGS:
-            self.warned = True
-            self.console.say(f"WARNING: {warning}")
-        self.console.step(step, values | smoothed, (self.config.train.steps - step) * average)
+        self.terminal.show(step, values, batch_tokens)
 
     def save(self, state: State, step: int) -> None:
         """Checks the step's metrics, so that a bad state is never saved, then starts saving."""
@@ -411,10 +395,3 @@ class _Loop:
         with self.goodput.measure(cause), self.watchdog.paused(cause):
             yield lambda: round(self.ready - begin, 3)
         self.ready = time.monotonic()
-
-
-def on_mesh(batch: Batch, rows: np.ndarray, batch_size: int, accumulate: int) -> DeviceBatch:
-    """Converts this process's rows of a batch to global arrays."""
-    return DeviceBatch(
-        *(None if x is None else to_devices(x, rows, batch_size, accumulate) for x in batch)
-    )

@@ -75,6 +75,7 @@ class RunDirectory:
         self.changes: list[str] = []
         """What this start changes in the run's config: `field: old -> new`."""
         self.warnings: list[str] = []
+        self._accepted = False
         if folder.is_file():
             raise UserError(f"{folder} is a file, not a directory. Give another --run-dir.")
         known = read_config(folder) if folder.exists() and any(folder.iterdir()) else None
@@ -91,7 +92,8 @@ class RunDirectory:
         if known is None:
             (folder / "tokenizer").mkdir(exist_ok=True)
             store.tokenizer.save(folder / "tokenizer")
-            self.accept()
+            self._record()  # other processes look for it
+            self._accepted = True
             return
         self.changes = _checked_changes(folder, known, config)
         check_unchanged(store, read_data(folder)["fingerprint"])
@@ -106,6 +108,11 @@ class RunDirectory:
 
     def accept(self) -> None:
         """Records the config and where the data is, once nothing can refuse this start."""
+        if not self._accepted:
+            self._record()
+        self._accepted = True
+
+    def _record(self) -> None:
         data = {"store": self._store.location, "fingerprint": self._store.fingerprint}
         write_text(self.folder / "data.json", json.dumps(data) + "\n")
         write_text(self.folder / "config.json", to_json(self._config))

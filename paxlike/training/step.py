@@ -9,11 +9,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from paxlike.config import Config
+from paxlike.data.batch import Batch
 from paxlike.models.decoder import Decoder
 from paxlike.nn.collectives import on_devices, share_over_model, specs_of, total
 from paxlike.nn.numerics import Numerics
 from paxlike.optim.optimizer import Optimizer, apply_updates, global_norm, make_optimizer
 from paxlike.optim.schedules import make_schedule
+from paxlike.parallel.host_batches import to_devices
 from paxlike.parallel.mesh import spec
 from paxlike.training.loss import Losses
 from paxlike.training.objective import OBJECTIVE, DeviceBatch
@@ -197,3 +199,10 @@ def make_eval_step(
         return losses, _sums((batch.targets_ABT >= 0).astype(jnp.uint32))[0]
 
     return jax.jit(eval_step)
+
+
+def on_mesh(batch: Batch, rows: np.ndarray, batch_size: int, accumulate: int) -> DeviceBatch:
+    """Converts this process's rows of a batch to global arrays."""
+    return DeviceBatch(
+        *(None if x is None else to_devices(x, rows, batch_size, accumulate) for x in batch)
+    )

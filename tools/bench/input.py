@@ -25,9 +25,8 @@ from paxlike.data.prepare import PrepareConfig, prepare_files
 from paxlike.data.source import open_data
 from paxlike.data.store import Store
 from paxlike.parallel.host_batches import local_rows
-from paxlike.training.loop import on_mesh
 from paxlike.training.state import make_state
-from paxlike.training.step import Program
+from paxlike.training.step import Program, on_mesh
 from tools.bench import reference
 from tools.bench.measure import Row, command_line, interleave
 

@@ -8,7 +8,6 @@ LLAMA = Family(
     shape={**SERIAL_RMS, "attention_bias": ("none", "qkvo")},
     supported={
         "attention_bias": (False, True), "mlp_bias": (False,), "hidden_act": ("silu",),
-        "pretraining_tp": (1,),
     },
     options=lambda hf_config: (
         {"attention_bias": "qkvo"} if hf_config.get("attention_bias") else {}

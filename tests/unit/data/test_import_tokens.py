@@ -8,7 +8,6 @@ from made_tokenizers import byte_level
 
 from paxlike.config import UserError
 from paxlike.data.import_tokens import ImportConfig, import_tokens
-from paxlike.data.tokenizer import BytesTokenizer
 
 DOCUMENTS = [[5, 6, 7, 1], [8, 1], [9, 10, 11, 12, 1], [200, 1]]
 """Of the bytes tokenizer, whose end-of-document id is 1."""
@@ -119,4 +118,3 @@ def test_damaged_megatron_files(tmp_path):
     (tmp_path / "a.idx").write_bytes(index[:-20])
     with pytest.raises(UserError, match="it is truncated"):
         imported(tmp_path, "a.idx")
-    assert BytesTokenizer().eod == 1

@@ -1,12 +1,14 @@
 """Interrupted preparation resumes; equal and short documents are dropped."""
 
+import fcntl
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from paxlike.config import ConfigError, UserError
-from paxlike.data import blocks, tokenize_files
+from paxlike.data import blocks, partial, tokenize_files
 from paxlike.data.prepare import PrepareConfig, prepare
 from paxlike.data.tokenize_files import Encoder
 
@@ -151,3 +153,22 @@ def test_limits_that_keep_nothing(tmp_path):
     with pytest.raises(UserError, match=r"no document is kept \(2 too short\)"):
         prepare(made)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_two_processes_work_on_one_output(tmp_path, monkeypatch):
+    """The second has its own directory; one that is removed while it is locked is made again."""
+    with partial.partial_work(tmp_path / "store", "a") as first:
+        with partial.partial_work(tmp_path / "store", "a") as second:
+            assert first.folder != second.folder and second.folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
+    lock, calls = fcntl.flock, []
+
+    def finished_meanwhile(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            shutil.rmtree(tmp_path / ".store.partial")
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", finished_meanwhile)
+    with partial.partial_work(tmp_path / "store", "a") as work:
+        assert (work.folder / "lock").is_file() and len(calls) == 2

@@ -25,9 +25,8 @@ def main() -> None:
     from paxlike.nn.numerics import Numerics
     from paxlike.parallel.host_batches import local_rows
     from paxlike.parallel.mesh import make_mesh
-    from paxlike.training.loop import on_mesh
     from paxlike.training.state import make_state
-    from paxlike.training.step import Program
+    from paxlike.training.step import Program, on_mesh
     from tools.bench import reference
 
     config = reference.config("full", remat="attention", kv_heads=flags.kv_heads)
