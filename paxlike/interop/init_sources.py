@@ -6,6 +6,7 @@ from pathlib import Path
 from paxlike.config import Config, ModelConfig, UserError
 from paxlike.data.location import in_bucket, located
 from paxlike.interop.hf_source import HfSource, read_config
+from paxlike.interop.t5x_source import T5xSource
 from paxlike.training.init_plan import STORAGE
 from paxlike.training.init_source import RunSource, Source
 from paxlike.training.run_directory import newest_step
@@ -46,7 +47,7 @@ def _shaped(ours: ModelConfig, theirs: ModelConfig, given: frozenset[str]) -> Mo
 
 
 def open_source(path: str, config: Config) -> Source:
-    """Opens a Hugging Face directory or a run directory. Raises UserError."""
+    """Opens a Hugging Face directory, a run directory or a T5X checkpoint. Raises UserError."""
     folder = located(path)
     if in_bucket(folder):
         raise UserError(f"--init.from {path} is in a bucket; copy it to a disk first.")
@@ -57,6 +58,15 @@ def open_source(path: str, config: Config) -> Source:
         )
     if (folder / "checkpoints").is_dir():
         return RunSource(folder)
+    if folder.is_file() or (folder / "checkpoint").is_file():
+        if config.init.config:
+            raise UserError(
+                f"--init.from {path} is a T5X checkpoint, which has no config to take the model "
+                "from. Leave out --init.config, and set the model in CONFIG."
+            )
+        return T5xSource(folder, config.model)
+    if steps := sorted(str(one) for one in folder.glob("checkpoint_*")):
+        raise UserError(f"--init.from {path} has T5X checkpoints; give one: {', '.join(steps)}.")
     if "model_type" in read_config(folder):
         return HfSource(folder)
     raise UserError(

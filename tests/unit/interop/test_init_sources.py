@@ -11,6 +11,7 @@ from interop_cases import KINDS, case, make_run
 
 from paxlike.config import InitConfig, PrecisionConfig, UserError
 from paxlike.interop.init_sources import open_source
+from paxlike.interop.t5x import to_t5x
 from paxlike.optim.optimizer import make_optimizer
 from paxlike.parallel.axes import is_stacked
 from paxlike.training import init_params
@@ -95,6 +96,35 @@ def test_converted_and_new_parameters(tmp_path):
     fresh = jax.tree.map(np.asarray, new.params)
     assert not found["blocks"]["bo_D"].any()
     assert np.array_equal(found["blocks"]["wq_DNH"], fresh["blocks"]["wq_DNH"])
+
+
+@pytest.mark.parametrize("kind", ["palm, grouped queries, untied", "llama, tied"])
+def test_a_t5x_checkpoint_tells_its_sizes(kind, tmp_path):
+    config = case(**KINDS[kind])
+    to_t5x(make_run(tmp_path / "run", config), tmp_path / "t5x")
+    path = tmp_path / "t5x" / "checkpoint_7"
+    other = dataclasses.replace(
+        config.model, layers=1, d_model=16, heads=2, kv_heads=1, d_ff=8, vocab_size=200,
+        block="parallel", feed_forward="relu", head="tied",
+    )  # fmt: skip
+    found = open_source(str(path), dataclasses.replace(config, model=other)).model
+    stored = config.model.vocab_rows
+    expected = dataclasses.replace(config.model, vocab_size=stored, vocab_multiple=1)
+    assert dataclasses.replace(found, feed_forward="swiglu") == expected
+    assert found.gated
+    source = open_source(str(path), config)
+    assert source.model == config.model and source.dtype == "float32"
+    for name, whole in flat(host_params(config)).items():
+        for layer in range(2) if is_stacked(name) else [None]:
+            expected = whole if layer is None else whole[layer]
+            assert np.array_equal(source.param(name, layer), expected), name
+    with pytest.raises(UserError, match="T5X checkpoint, which has no config.*Leave out"):
+        open_source(str(path), dataclasses.replace(config, init=InitConfig(str(path), True)))
+    with pytest.raises(UserError, match=f"has T5X checkpoints; give one: {path}"):
+        open_source(str(path.parent), config)
+    (path / "checkpoint").write_bytes(b"no msgpack")
+    with pytest.raises(UserError, match="is not a T5X checkpoint"):
+        open_source(str(path), config)
 
 
 def test_sources_that_are_none(tmp_path):
