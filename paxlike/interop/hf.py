@@ -4,6 +4,7 @@
 checkpoint is written from whole arrays. Neither requires torch or transformers.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -80,8 +81,10 @@ def from_hf(source: Path, out: Path) -> Converted:
     missing, unexpected, or has the wrong shape.
     """
     loaded = HfSource(source)
-    hf_config, model, dtype, files = loaded.config, loaded.model, loaded.dtype, loaded.files
-    params = _load_params(files, model, loaded.tensors, safetensors.numpy_dtype(dtype))
+    hf_config, dtype, files = loaded.config, loaded.dtype, loaded.files
+    tokenizer = loaded.tokenizer or loaded.read_tokenizer()
+    model = dataclasses.replace(loaded.model, vocab_multiple=ModelConfig.vocab_multiple)
+    params = _load_params(loaded, model, safetensors.numpy_dtype(dtype))
     with new_folder(out) as folder:
         name = (
             "".join(c if c.isalnum() or c in "._-" else "-" for c in out.name).lstrip(".") or "run"
@@ -92,7 +95,7 @@ def from_hf(source: Path, out: Path) -> Converted:
         config = Config(name=name, model=model, data=data, precision=_precision(dtype))
         (folder / "config.json").write_text(to_json(config))
         (folder / "tokenizer").mkdir()
-        loaded.tokenizer.save(folder / "tokenizer")
+        tokenizer.save(folder / "tokenizer")
         write_checkpoint(folder / "checkpoints", {"params": nested(params)}, 0, {"step": 0})
         stored = CheckpointReader(folder / "checkpoints")
         difference = check(hf_config, files.read, model, stored.param, TOLERANCE[dtype])
@@ -130,18 +133,13 @@ def check(
     return difference
 
 
-def _load_params(
-    files: safetensors.Tensors,
-    model: ModelConfig,
-    expected: list[hf_layout.Tensor],
-    dtype: np.dtype,
-) -> dict[str, np.ndarray]:
-    params = {name: np.empty(shape, dtype) for name, shape in stored_shapes(model)}
-    for tensor in expected:
-        target = params[tensor.param]
-        target[... if tensor.layer is None else tensor.layer] = tensor.from_hf(
-            files.read(tensor.name)
-        )
+def _load_params(source: HfSource, model: ModelConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """The parameters, with zeros where rows pad the vocabulary."""
+    params = {name: np.zeros(shape, dtype) for name, shape in stored_shapes(model)}
+    for tensor in source.tensors:
+        found = source.param(tensor.param, tensor.layer)
+        target = params[tensor.param][... if tensor.layer is None else tensor.layer]
+        target[tuple(slice(size) for size in found.shape)] = found
     return params
 
 

@@ -1,5 +1,6 @@
 """A Hugging Face folder as the source of parameters, read from its files in parts."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,12 @@ class HfSource:
         """Reads no tensors. Raises UserError if the folder is not one, its architecture is not
         supported, or a tensor is missing, unexpected or has the wrong shape.
         """
-        self.config = read_config(folder)
-        self.model = hf_layout.from_config(self.config)
-        self.tokenizer: Tokenizer = hf_tokenizer.read(
-            folder, self.model.vocab_size, self.config.get("eos_token_id")
-        )
+        self.folder, self.config = folder, read_config(folder)
+        # Files have no rows that pad the vocabulary.
+        self.model = dataclasses.replace(hf_layout.from_config(self.config), vocab_multiple=1)
+        self.tokenizer: Tokenizer | None = None
+        if any((folder / name).is_file() for name in hf_tokenizer.FILES):
+            self.tokenizer = self.read_tokenizer()
         self.files = safetensors.Tensors(folder)
         self.tensors = expected_tensors(self.config, self.model)
         check_shapes(self.files.shapes, self.tensors, hf_layout.family_of(self.config).ignored)
@@ -36,6 +38,11 @@ class HfSource:
         """As `Source.param`: usually a view of the file, of which a part reads only its pages."""
         tensor = self._by_param[name, layer]
         return tensor.from_hf(self.files.view(tensor.name))
+
+    def read_tokenizer(self) -> Tokenizer:
+        """Raises UserError if there is none, or it does not match the model."""
+        eos = self.config.get("eos_token_id")
+        return hf_tokenizer.read(self.folder, self.model.vocab_size, eos)
 
 
 def read_config(folder: Path) -> dict:

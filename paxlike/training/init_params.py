@@ -42,7 +42,7 @@ def first_state(
     leaves = []
     for path, leaf in paths:
         origin = origins[name := name_of(path)]
-        leaves.append(_load(name, origin, leaf) if origin.read else new.pop(name))
+        leaves.append(load(name, origin, leaf) if origin.read else new.pop(name))
     params = jax.tree_util.tree_unflatten(tree, leaves)
     return State(params, *jax.jit(lambda p: (optimizer.init(p), jnp.zeros((), jnp.int32)))(params))
 
@@ -63,7 +63,8 @@ def _new_params(config: Config, numerics: Numerics, names: list[str]) -> dict[st
     return jax.jit(draw)() if names else {}
 
 
-def _load(name: str, origin: Origin, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def load(name: str, origin: Origin, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """A parameter on the mesh. leaf: its shape, dtype and sharding."""
     assert origin.read is not None
     if not is_stacked(name):
         return _onto_devices([origin.read(None)], leaf.shape, leaf.dtype, leaf.sharding)
@@ -117,4 +118,6 @@ def _onto_devices(
 
 def numbers(parts: Parts, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
     """A part as an array of its own, so that the file behind it can be closed."""
-    return np.array(parts[index], dtype, order="C")
+    part = np.asarray(parts[index])
+    own = part.flags.owndata
+    return np.asarray(part, dtype, order="C") if own else np.array(part, dtype, order="C")
