@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from paxlike.commands.flags import flags_of, need, platform, take, take_text
+from paxlike.commands.flags import flags_of, given_fields, need, platform, take, take_text
 from paxlike.config import Config, Hosts, MeshConfig, UserError, load
 from paxlike.files import check_free
 
@@ -40,12 +40,7 @@ def train_command(arguments: list[str]) -> None:
 
     from paxlike.api.training import train_here
 
-    # tyro does not say which flags were given.
-    names = (
-        word.partition("=")[0].removeprefix("--model.") for word in rest if word[:8] == "--model."
-    )
-    given = frozenset(name.partition(".")[0].replace("-", "_") for name in names)
-    folder, result = train_here(flags.config, flags.run_dir, given)
+    folder, result = train_here(flags.config, flags.run_dir, given_fields(rest, "model"))
     show = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
     if result.stopped_by:
         show(
