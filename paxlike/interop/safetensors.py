@@ -130,7 +130,12 @@ class Tensors:
     def view(self, name: str) -> np.ndarray:
         """The tensor as a mapped file, whose pages are read when a part of it is used."""
         place = self._places[name]
-        return np.memmap(place.path, place.dtype, "r", place.start, place.shape)
+        try:
+            return np.memmap(place.path, place.dtype, "r", place.start, place.shape)
+        except OSError as error:
+            raise UserError(
+                f"{place.path} cannot be read any more: {error.strerror}. Restore it."
+            ) from error
 
 
 def _files(folder: Path) -> list[Path]:

@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from helpers import flat, host_params, mesh_of, numerics_of
+from helpers import error, flat, host_params, mesh_of, numerics_of
 from hf_folders import write_hf_folder
-from interop_cases import KINDS, case, make_run
+from interop_cases import KINDS, PROMPT, case, expected_logits, make_run
 
-from paxlike.config import InitConfig, PrecisionConfig, UserError
+from paxlike.config import InitConfig, QuantConfig, UserError
 from paxlike.interop.init_sources import open_source
 from paxlike.interop.t5x import to_t5x
 from paxlike.models.decoder import init_params as init
@@ -70,32 +70,52 @@ def test_parameters_arrive_sharded_with_a_new_optimizer(
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.optimizer))
 
 
+def repeated_heads(config, times: int) -> dict:
+    """Parameters in which every `times` key/value heads in a row are equal."""
+    params = host_params(config)
+    for name in ("wk_DKH", "wv_DKH", "bk_KH", "bv_KH"):
+        if name in params["blocks"]:
+            axis = params["blocks"][name].ndim - 2
+            heads = params["blocks"][name].take(range(0, config.model.kv_heads, times), axis)
+            params["blocks"][name] = heads.repeat(times, axis)
+    return params
+
+
 @pytest.mark.slow
-def test_converted_and_new_parameters(tmp_path):
-    old = case(kv_heads=8, attention_bias="qkv", head="tied")
-    repeated = host_params(old)
-    blocks, groups = repeated["blocks"], {}
-    for name, axis in (("wk_DKH", 2), ("wv_DKH", 2), ("bk_KH", 1), ("bv_KH", 1)):
-        groups[name] = blocks[name][(slice(None),) * axis + (slice(None, None, 4),)]
-        blocks[name] = groups[name].repeat(4, axis)
-    source = open_source(str(make_run(tmp_path / "run", old, params=repeated)), old)
-    config = case(kv_heads=2, attention_bias="qkvo", head="untied", vocab_size=310)
-    config = dataclasses.replace(config, precision=PrecisionConfig(params="bfloat16"))
-    mesh = mesh_of(1, 1, 2)
-    state = loaded(config, source, mesh, InitConfig("run", new=("blocks/wq_DNH",)))
-    found = jax.tree.map(np.asarray, state.params)
-    for name, expected in groups.items():
-        assert np.array_equal(found["blocks"][name], expected.astype("bfloat16")), name
-    table, mean = repeated["embedding_VD"][:300], repeated["embedding_VD"][:300].mean(0)
-    assert np.array_equal(found["embedding_VD"][:300], table.astype("bfloat16"))
-    close = {"rtol": 1e-2, "atol": 1e-3}
-    np.testing.assert_allclose(found["embedding_VD"][300:310], [mean] * 10, **close)
-    scaled = np.concatenate([table, [mean] * 10]).T * 32**-0.5
-    np.testing.assert_allclose(found["head_DV"][:, :310], scaled, **close)
-    with jax.set_mesh(mesh):
-        fresh = jax.jit(lambda: init(config.model, numerics_of(config), 0)["blocks"]["wq_DNH"])()
-    assert not found["blocks"]["bo_D"].any()
-    assert np.array_equal(found["blocks"]["wq_DNH"], fresh)
+def test_equal_heads_a_new_head_new_ids_and_biases_keep_the_logits(tmp_path):
+    old = case(kv_heads=8, attention_bias="qkv", qk_norm=True, head="tied")
+    params = repeated_heads(old, 4)
+    source = open_source(str(make_run(tmp_path / "run", old, params=params)), old)
+    changes = {"kv_heads": 2, "attention_bias": "qkvo", "head": "untied", "vocab_size": 310}
+    config = case(**{**changes, "qk_norm": True})
+    found = jax.device_get(loaded(config, source, mesh_of(1, 1, 2)).params)
+    assert found["blocks"]["wk_DKH"].shape[2] == 2
+    before, after = expected_logits(old, params), expected_logits(config, found)
+    assert error(after[:, :300], before) < 1e-6
+    mean = before.mean(-1, keepdims=True)
+    np.testing.assert_allclose(after[:, 300:], np.broadcast_to(mean, (len(PROMPT), 10)), atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["mean", "first"])
+def test_latent_weights_of_a_quantized_run_are_pooled(how, tmp_path):
+    old = case(kv_heads=8, quant=QuantConfig("bitnet"))
+    params = host_params(old)
+    source = open_source(str(make_run(tmp_path / "run", old, params=params)), old)
+    model = dataclasses.replace(old.model, kv_heads=2)
+    plan = make_plan(model, list(flat(params)), InitConfig("run", kv_heads=how), source)
+    for name in ("blocks/wk_DKH", "blocks/wv_DKH"):
+        groups = flat(params)[name][1].reshape(32, 2, 4, 4)
+        expected = groups.mean(2) if how == "mean" else groups[:, :, 0]
+        found = plan.origins[name].read(1)[:32, 0:2, 0:4]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_new_parameters_are_those_of_a_new_run():
+    config = case(head="untied")
+    with jax.set_mesh(mesh_of()):
+        ((name, found),) = init_params._new_params(config, numerics_of(config), ["head_DV"]).items()
+        fresh = jax.jit(lambda: init(config.model, numerics_of(config), 0)["head_DV"])()
+    assert name == "head_DV" and np.array_equal(found, fresh)
 
 
 @pytest.mark.parametrize("kind", ["palm, grouped queries, untied", "llama, tied"])
