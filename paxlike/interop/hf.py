@@ -18,7 +18,6 @@ from paxlike.files import new_folder
 from paxlike.interop import hf_layout, hf_tokenizer, safetensors
 from paxlike.interop.conversion_result import Converted
 from paxlike.interop.hf_forward import logits as hf_logits
-from paxlike.interop.hf_layout import Array
 from paxlike.interop.reference_logits import logits as paxlike_logits
 from paxlike.training.checkpoint import write_checkpoint
 from paxlike.training.checkpoint_reader import CheckpointReader
@@ -73,10 +72,6 @@ def _precision(params: str) -> PrecisionConfig:
     return PrecisionConfig(params="bfloat16" if params == "bfloat16" else "float32")
 
 
-def _after_factor(convert: Callable[[Array], Array], factor: float) -> Callable[[Array], Array]:
-    return lambda x: convert(hf_layout.times(x, factor))
-
-
 def from_hf(source: Path, out: Path) -> Converted:
     """Converts a Hugging Face folder to a run directory without optimizer state.
 
@@ -87,8 +82,10 @@ def from_hf(source: Path, out: Path) -> Converted:
     model = hf_layout.from_config(hf_config)
     tokenizer = hf_tokenizer.read(source, model.vocab_size, hf_config.get("eos_token_id"))
     files = safetensors.Tensors(source)
-    expected = _expected(hf_config, model)
-    _check_shapes(files.shapes, expected, hf_layout.family_of(hf_config).ignored)
+    family = hf_layout.family_of(hf_config)
+    files.add_prefix(family.optional_prefix)
+    expected = hf_layout.tensors(model, family)
+    _check_shapes(files.shapes, expected, family.ignored)
     dtype = "bfloat16" if files.dtypes == {safetensors.DTYPES["BF16"]} else "float32"
     params = _load_params(files, model, expected, safetensors.numpy_dtype(dtype))
     with new_folder(out) as folder:
@@ -96,7 +93,9 @@ def from_hf(source: Path, out: Path) -> Converted:
             "".join(c if c.isalnum() or c in "._-" else "-" for c in out.name).lstrip(".") or "run"
         )
         data = DataConfig(
-            sequence_length=hf_config.get("max_position_embeddings") or DataConfig.sequence_length
+            sequence_length=model.learned_positions
+            or hf_config.get("max_position_embeddings")
+            or DataConfig.sequence_length
         )
         config = Config(name=name, model=model, data=data, precision=_precision(dtype))
         (folder / "config.json").write_text(to_json(config))
@@ -147,18 +146,6 @@ def _read_config(source: Path) -> dict:
     if not isinstance(hf_config, dict):
         raise UserError(f"{source / 'config.json'} is not a JSON object.")
     return hf_config
-
-
-def _expected(hf_config: dict, model: ModelConfig) -> list[hf_layout.Tensor]:
-    """Returns the required tensors. Folds the scale of the source model's logits into the last
-    norm.
-    """
-    factor, expected = hf_layout.norm_factor(hf_config, model), []
-    for tensor in hf_layout.tensors(model, hf_layout.family_of(hf_config)):
-        if tensor.param in ("scale_D", "norm_bias_D"):
-            tensor = tensor._replace(from_hf=_after_factor(tensor.from_hf, factor))
-        expected.append(tensor)
-    return expected
 
 
 def _check_shapes(

@@ -296,7 +296,7 @@ def changed() -> Config:
             norm="rms",
             feed_forward="relu2",
             attention_bias="qkvo",
-            qk_norm=True,
+            qk_norm="head",
             head="untied",
             feed_forward_bias=True,
             rope_theta=5e5,
