@@ -15,6 +15,7 @@ from paxlike.config.config import (
     WatchdogConfig,
 )
 from paxlike.config.file import differences, from_json, load, to_json
+from paxlike.config.init import InitConfig
 from paxlike.config.model import ModelConfig
 from paxlike.config.quantization import QuantConfig
 from paxlike.config.rope import RopeScalingConfig
@@ -31,6 +32,7 @@ __all__ = [
     "EvalConfig",
     "GuardConfig",
     "Hosts",
+    "InitConfig",
     "JobError",
     "LogConfig",
     "MeshConfig",
