@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig
-from paxlike.nn.attention import attention, own_kv_head
+from paxlike.nn.attention import Scores, attention, own_kv_head
 from paxlike.nn.collectives import on_devices, total
 from paxlike.nn.einsum import Kernel, Multiplier, einsum
 from paxlike.nn.embedding import own_rows
@@ -159,12 +159,14 @@ def sharded_attention(
     v_BSKH: jax.Array,
     segments_BT: jax.Array | None,
     implementation: str,
+    scores: Scores = Scores(),  # noqa: B008 - immutable
 ) -> jax.Array:
     """`nn.attention.attention` of global arrays on the active mesh."""
     heads, kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
 
     def device(q, k, v, segments=None):
-        return attention(q, *own_kv_head(heads, kv_heads, k, v), segments, implementation)
+        own = own_kv_head(heads, kv_heads, k, v)
+        return attention(q, *own, segments, implementation, scores)
 
     q_spec, kv_spec = spec("BTNH", q_BTNH.shape), spec("BSKH", k_BSKH.shape)
     arrays, specs = [q_BTNH, k_BSKH, v_BSKH], [q_spec, kv_spec, kv_spec]

@@ -206,7 +206,8 @@ def executed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refe
 
     The terms are those of the palm convention, plus one for every difference from it. kernel: the
     attention implementation (`model.attention`, resolved for the platform). Its products are
-    counted as full squares, although splash and cuDNN skip about half of each under a causal mask.
+    counted as full squares, although splash and cuDNN skip about half of each under a causal mask;
+    they skip keys outside of a window, too, which are not counted.
     What `blocked` skips is known exactly and has a term.
     """
     terms = (
@@ -249,6 +250,8 @@ def _executed(product: Product, flops: int, sequence_length: int, kernel: str) -
     conventions count `flops`.
     """
     T, keys = sequence_length, product.keys(sequence_length)
+    if kernel in ("cudnn", "splash"):
+        return flops
     if kernel != "blocked":
         return flops // keys * T
     blocks = query_blocks(T, product.window)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from paxlike.accounting import kernel_window
 from paxlike.config import ConfigError
 from paxlike.nn import remat
 from paxlike.nn.blocked import How, blocked
@@ -61,7 +62,11 @@ def attention(
             f"model.attention {implementation} has no softcap, and model.attention_softcap is "
             f"{scores.softcap}; set model.attention to blocked."
         )
-    return _IMPLEMENTATIONS[implementation](q_BTNH, k_BSKH, v_BSKH, segments_BT, scores)
+    run = _IMPLEMENTATIONS[implementation]
+    if not scores.window:
+        return run(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores)
+    with jax.named_scope(kernel_window.scope(scores.window)):
+        return run(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores)
 
 
 def own_kv_head(heads: int, kv_heads: int, *arrays_BSKH: Array) -> tuple[Array, ...]:
