@@ -89,9 +89,7 @@ def from_hf(source: Path, out: Path) -> Converted:
         name = (
             "".join(c if c.isalnum() or c in "._-" else "-" for c in out.name).lstrip(".") or "run"
         )
-        data = DataConfig(
-            sequence_length=hf_config.get("max_position_embeddings") or DataConfig.sequence_length
-        )
+        data = DataConfig(sequence_length=loaded.length or DataConfig.sequence_length)
         config = Config(name=name, model=model, data=data, precision=_precision(dtype))
         (folder / "config.json").write_text(to_json(config))
         (folder / "tokenizer").mkdir()

@@ -115,6 +115,11 @@ class Tensors:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: place.shape for name, place in self._places.items()}
 
+    def add_prefix(self, prefix: str) -> None:
+        """Adds a prefix to all names, unless one of them has it."""
+        if not any(name.startswith(prefix) for name in self._places):
+            self._places = {prefix + name: place for name, place in self._places.items()}
+
     @property
     def dtypes(self) -> set[np.dtype]:
         return {place.dtype for place in self._places.values()}

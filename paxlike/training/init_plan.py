@@ -100,7 +100,7 @@ def _mismatches(model: ModelConfig, source: ModelConfig, init: InitConfig) -> It
     theirs, ours = ({name for name, _ in stored_shapes(one)} for one in (source, model))
     for field, (old, new) in changed_fields(source, model).items():
         reason = ""
-        if field in (*STORAGE, "head"):
+        if field in (*STORAGE, "head") or (field == "logit_scale" and model.head != source.head):
             continue
         if field.startswith("rope_scaling.") and model.rope_scaling.kind != "none":
             continue
@@ -138,9 +138,10 @@ def _origin(
     ):
         values = _VALUES[declared[name].kind] if name in declared else "as in a new run"
         return Origin(f"new, {values}", None)
+    factor = old.logits_factor / model.logits_factor
     letters, hows = letters_of(name), []
     if from_embedding:
-        hows.append("the source's embedding, transposed / sqrt(d_model): the tied head's logits")
+        hows.append("the source's embedding, transposed and scaled: the tied head's logits")
     if fewer:
         group = old.kv_heads // model.kv_heads
         word = "the mean" if init.kv_heads == "mean" else "the first"
@@ -151,7 +152,7 @@ def _origin(
 
     def read(layer: int | None) -> Parts:
         parts = (
-            HeadOfEmbedding(source.param("embedding_VD", None))
+            HeadOfEmbedding(source.param("embedding_VD", None), factor)
             if from_embedding
             else source.param(name, layer)
         )
@@ -177,5 +178,5 @@ def _notes(
         yield f"the model differs from the source's: {', '.join(shown)}"
     if unused := [name for name in theirs if name not in names]:
         yield f"of the source, {', '.join(unused)} is not used"
-    if "kv_heads" in changed and model.qk_norm:
+    if "kv_heads" in changed and model.qk_norm != "none":
         yield "query/key norm is applied to the new heads, so equal heads are the only exact case"

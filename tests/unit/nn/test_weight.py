@@ -104,12 +104,12 @@ def test_a_weight_that_cannot_be_quantized_raises(name, message):
 def test_only_kernels_of_blocks_are_quantized():
     """Biases and scales are used as they are."""
     config = model_config(
-        quant=QuantConfig(weights="bitnet"), attention_bias="qkvo", qk_norm=True, head="untied"
+        quant=QuantConfig(weights="bitnet"), attention_bias="qkvo", qk_norm="head", head="untied"
     )
     model, n = config.model, numerics_of(config)
     found = {}
     with jax.set_mesh(mesh_of()):
-        (_, block, _) = next(groups(model))
+        ((_, block, _),) = groups(model)
         for spec in block.weights(model):
             array = jnp.zeros(spec.shape(model))
             weight = in_use(spec, array, model, n)
@@ -124,9 +124,9 @@ def test_only_kernels_of_blocks_are_quantized():
 def test_gradients_are_summed_over_copies(sizes, gradients):
     """Each device's own gradient is 1 + its number / 1024, so that a sum shows which devices it is
     over: those that hold a copy of the shard. The sums of kernels alone are in `gradients`."""
-    config = model_config(kv_heads=2, attention_bias="qkvo", qk_norm=True)
+    config = model_config(kv_heads=2, attention_bias="qkvo", qk_norm="head")
     model, n = config.model, Numerics("float32", "float32", gradients, "reference")
-    (_, block, _) = next(groups(model))
+    ((_, block, _),) = groups(model)
     weights = {weight.name: weight for weight in block.weights(model)}
     with jax.set_mesh(mesh_of(*sizes)):
         mesh = jax.sharding.get_mesh()
