@@ -41,6 +41,7 @@ setup(
         "protobuf",
         "tokenizers>=0.22",
         "pyarrow>=18",
+        "jinja2>=3.1",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
