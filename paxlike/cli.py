@@ -33,10 +33,11 @@ convert checkpoints
                             Import a T5X checkpoint as a run that can be resumed.
 
 prepare data
-  data prepare              Tokenize text into a token store.
+  data prepare              Tokenize text or conversations into a token store.
   data import               Make a token store from token files of nanoGPT or Megatron-LM.
   data materialize          Write a seqio Task or Mixture to a token store.
   data verify STORE         Check every byte of a token store against its manifest.
+  data show STORE           Print documents of a token store and which tokens are predicted.
 
 CONFIG is a Python file, or the name of a config that comes with paxlike, such as `tiny`. RUN is a
 run directory. `paxlike COMMAND --help` lists a command's flags.
@@ -70,6 +71,7 @@ COMMANDS = {
     "data import": ("data", "import_data"),
     "data materialize": ("data", "materialize_data"),
     "data verify": ("data", "verify_data"),
+    "data show": ("data", "show_data"),
 }
 """Command -> its module in `commands/` and its function, which takes the remaining arguments."""
 
