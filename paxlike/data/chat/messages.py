@@ -66,6 +66,11 @@ def read_messages(record: dict, format: Format, field: str = "") -> list[Message
     return checked([*given, *_turns(completion, "completion", format)])
 
 
+def read_turns(values: object) -> list[Message]:
+    """The turns of a request, in OpenAI's format. Raises BadLineError."""
+    return _checked_turns(_turns(values, "messages", "messages"))
+
+
 def is_texts(record: dict) -> bool:
     """Whether the prompt and the completion of a record are texts, rather than messages."""
     return isinstance(record.get("prompt"), str) and isinstance(record.get("completion"), str)
@@ -73,6 +78,16 @@ def is_texts(record: dict) -> bool:
 
 def checked(messages: list[Message]) -> list[Message]:
     """The turns, if they are a conversation to learn from. Raises BadLineError."""
+    _checked_turns(messages)
+    if not any(message.predicted for message in messages):
+        roles = ", ".join(message.role for message in messages) or "none"
+        raise BadLineError("no_answer", f"there is no assistant's turn; the turns are: {roles}")
+    if messages[0].role == "assistant":
+        raise BadLineError("no_prompt", "the first turn is the assistant's")
+    return messages
+
+
+def _checked_turns(messages: list[Message]) -> list[Message]:
     for number, message in enumerate(messages, 1):
         if not message.content.strip():
             raise BadLineError("empty_turn", f"turn {number} ({message.role}) has no text")
@@ -88,11 +103,6 @@ def checked(messages: list[Message]) -> list[Message]:
             raise BadLineError(
                 "noncharacter", f"turn {number} has a code point from U+FDD0 to U+FDEF"
             )
-    if not any(message.predicted for message in messages):
-        roles = ", ".join(message.role for message in messages) or "none"
-        raise BadLineError("no_answer", f"there is no assistant's turn; the turns are: {roles}")
-    if messages[0].role == "assistant":
-        raise BadLineError("no_prompt", "the first turn is the assistant's")
     return messages
 
 

@@ -62,6 +62,16 @@ class ChatTemplate:
         assert last
         return last.id
 
+    @functools.cached_property
+    def stops(self) -> tuple[int, ...]:
+        """The ids that end an answer: that of the turn, if it can be determined, and of a
+        document.
+        """
+        try:
+            return (self.end_of_turn, self.tokenizer.eod)
+        except UserError:
+            return (self.tokenizer.eod,)
+
     def _render(self, messages: Sequence[dict], prompt: bool) -> str:
         try:
             return compiled(self.source).render(
@@ -85,6 +95,16 @@ def chat_template(
 
     Returns None if there is none. Raises UserError if it cannot be used with the tokenizer.
     """
+    template = found_template(tokenizer, choice, folder)
+    if template is not None:
+        _ = template.end_of_turn  # raises
+    return template
+
+
+def found_template(
+    tokenizer: Tokenizer, choice: str = "", folder: Path | None = None
+) -> ChatTemplate | None:
+    """As `chat_template`, without a check: a template that generates need not learn."""
     found: tuple[str, str] | None = None
     if choice in NAMED_TEMPLATES:
         found = choice, NAMED_TEMPLATES[choice]
@@ -96,9 +116,7 @@ def chat_template(
         found = str(folder / SETTINGS) if folder else SETTINGS, tokenizer.chat_template
     if found is None:
         return None
-    template = ChatTemplate(*found, tokenizer)
-    _ = template.end_of_turn  # raises
-    return template
+    return ChatTemplate(*found, tokenizer)
 
 
 def _read(path: Path) -> str:
