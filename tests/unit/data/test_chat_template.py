@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from chat_cases import BY_HAND, CONVERSATIONS, TURNS, encoded, messages, tokenizer_folder
 from made_tokenizers import sentencepiece_bpe
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from paxlike.config import UserError
 from paxlike.data.chat.jinja_environment import compiled
@@ -246,3 +246,48 @@ def test_where_templates_come_from(tmp_path, tokenizer):
         chat_template(tokenizer, "nowhere.jinja")
     with pytest.raises(UserError, match="chatml cannot be used with this tokenizer: no special"):
         chat_template(BytesTokenizer(), "chatml")
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_whitespace_of_special_tokens_is_as_in_the_library(side, tmp_path):
+    """As Phi 3's tokens, which take the newline after them."""
+    folder = tokenizer_folder(tmp_path)
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    names = ["<|im_start|>", "<|im_end|>"]
+    tokens = [AddedToken(name, normalized=False, special=True, **{side: True}) for name in names]
+    library.add_special_tokens(tokens)
+    library.save(str(folder / "tokenizer.json"))
+    tokenizer = load_huggingface(folder)
+    template = ChatTemplate("made", NAMED_TEMPLATES["chatml"], tokenizer)
+    turns = [("user", " a \n"), ("assistant", "b  \n"), ("user", "\n c"), ("assistant", "d")]
+    ids, mask = ids_and_mask(template, turns)
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert ids == library.encode(text, add_special_tokens=False).ids
+    learned = [token for token, one in zip(ids, mask, strict=True) if one]
+    assert learned.count(library.token_to_id("<|im_end|>")) == 2
+    assert tokenizer.decode(learned) == ("bd" if side == "lstrip" else "b  \nd")
+
+
+@pytest.mark.optional("transformers")
+def test_transformers_renders_and_masks_alike(folder, tokenizer):
+    import transformers
+
+    theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
+    safe = [("system", "Be brief."), *TURNS[:2], ("user", " a b\n c "), *TURNS[5:]]
+    sources = NAMED_TEMPLATES | {name: one[0] for name, one in FOREIGN.items()}
+    for name, source in sources.items():
+        for turns in (safe, safe[1:], safe[1:3]):
+            given = {"chat_template": source, "return_dict": True, "tokenize": True}
+            if masked := name == "generation blocks":
+                given["return_assistant_tokens_mask"] = True
+            found = theirs.apply_chat_template(messages(turns), **given)
+            template = ChatTemplate(name, source, tokenizer)
+            ids, mask = ids_and_mask(template, turns)
+            assert ids == list(found["input_ids"]), name
+            assert not masked or mask == found["assistant_masks"]
+            prompt = theirs.apply_chat_template(
+                messages(turns[:-1]), chat_template=source, add_generation_prompt=True,
+                return_dict=True, tokenize=True,
+            )["input_ids"]  # fmt: skip
+            assert template.prompt(asked(turns[:-1])) == list(prompt), name
