@@ -14,8 +14,8 @@ usage: paxlike COMMAND ...
 train and use models
   train CONFIG              Train a model, or resume an existing run.
   eval RUN                  Report validation loss, lm-eval tasks or seqio metrics.
-  generate RUN PROMPT       Generate text.
-  serve RUN                 Serve OpenAI-compatible completions over HTTP.
+  generate RUN PROMPT       Generate text; --chat answers as an assistant.
+  serve RUN                 Serve OpenAI-compatible completions and chat over HTTP.
   pack RUN FILE             Write a quantized run's 1-bit or 2-bit weights to one file.
 
 plan and account

@@ -57,16 +57,17 @@ def test_a_token_that_ends_a_turn_ends_the_answer(run):
     asked = [{"role": "system", "content": "Be brief."}, *USER]
     whole = run.chat(asked, 8, temperature=0)
     ids = run.tokenizer.encode(whole).tolist()
-    stop = next(token for token in ids if token != ids[0])
+    later = next(token for token in ids if token != ids[0])
+    for stop in (ids[0], later):
 
-    class Stopping(ChatTemplate):
-        stops = (stop,)
+        class Stopping(ChatTemplate):
+            stops = (stop,)
 
-    template = Stopping("plain", NAMED_TEMPLATES["plain"], run.tokenizer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("paxlike.api.run.found_template", lambda *_: template)
-        found = run.chat(asked, 8, temperature=0)
-    assert found == run.tokenizer.decode(ids[: ids.index(stop)]) != whole
+        template = Stopping("plain", NAMED_TEMPLATES["plain"], run.tokenizer)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("paxlike.api.run.found_template", lambda *_, found=template: found)
+            text = run.chat(asked, 8, temperature=0)
+        assert text == run.tokenizer.decode(ids[: ids.index(stop)]) != whole
 
 
 @pytest.mark.parametrize(
