@@ -1,4 +1,4 @@
-"""The token ids of a rendered conversation, and which of them are predicted.
+"""The token ids of rendered conversations, and which of them are predicted.
 
 The text of the generation prompt and the text of the assistant's turn are encoded apart, as they
 are when the model generates. So the boundary between them is exact.
@@ -22,21 +22,42 @@ class Encoded(NamedTuple):
     """uint8: 1 if the token is predicted."""
 
 
-def encode_parts(tokenizer: Tokenizer, parts: Sequence[Part]) -> Encoded:
-    """The ids are those of the library `tokenizers` for the whole text, except where a token would
-    contain both the end of a prompt and the beginning of an answer."""
-    ids: list[np.ndarray] = [np.zeros(0, np.int32)]
-    predicted: list[np.ndarray] = [np.zeros(0, np.uint8)]
-    before = ""
-    for text, special, is_predicted in _without_taken(parts):
-        if special:
-            new, before = np.array([special.id], np.int32), ""
-        else:
-            new = _text_ids(tokenizer, before, text)
-            before += text
-        ids.append(new)
-        predicted.append(np.full(len(new), is_predicted, np.uint8))
-    return Encoded(np.concatenate(ids), np.concatenate(predicted))
+def encode_parts(tokenizer: Tokenizer, conversations: Sequence[Sequence[Part]]) -> list[Encoded]:
+    """The tokens of conversations, which are encoded together, on all cores.
+
+    The ids are those of the library `tokenizers` for the whole text, except where a token would
+    contain both the end of a prompt and the beginning of an answer.
+    """
+    kept = [_without_taken(parts) for parts in conversations]
+    # A tokenizer that puts a space before every text does not do so inside of one.
+    alone = [
+        [tokenizer.lossless or not n or parts[n - 1].special is not None for n in range(len(parts))]
+        for parts in kept
+    ]
+    texts = [
+        part.text
+        for parts, flags in zip(kept, alone, strict=True)
+        for part, is_alone in zip(parts, flags, strict=True)
+        if is_alone and not part.special
+    ]
+    encoded = iter(tokenizer.encode_batch(texts))
+    found = []
+    for parts, flags in zip(kept, alone, strict=True):
+        ids: list[np.ndarray] = [np.zeros(0, np.int32)]
+        before = ""
+        for part, is_alone in zip(parts, flags, strict=True):
+            if part.special:
+                ids.append(np.array([part.special.id], np.int32))
+                before = ""
+            else:
+                ids.append(
+                    next(encoded) if is_alone else _continued_ids(tokenizer, before, part.text)
+                )
+                before += part.text
+        lengths = [len(one) for one in ids[1:]]
+        predicted = np.repeat(np.array([part.predicted for part in parts], np.uint8), lengths)
+        found.append(Encoded(np.concatenate(ids), predicted))
+    return found
 
 
 def _without_taken(parts: Sequence[Part]) -> list[Part]:
@@ -59,11 +80,8 @@ def _without_taken(parts: Sequence[Part]) -> list[Part]:
     return found
 
 
-def _text_ids(tokenizer: Tokenizer, before: str, text: str) -> np.ndarray:
+def _continued_ids(tokenizer: Tokenizer, before: str, text: str) -> np.ndarray:
     """The ids of a text after another one without a special token between them."""
-    if tokenizer.lossless or not before:
-        return tokenizer.encode(text)
-    # A tokenizer that puts a space before every text does not do so here.
     known, whole = tokenizer.encode(before), tokenizer.encode(before + text)
     if np.array_equal(whole[: len(known)], known):
         return whole[len(known) :]

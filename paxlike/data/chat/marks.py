@@ -8,6 +8,7 @@ import re
 GENERATION_BEGIN, GENERATION_END = "\ufde3", "\ufde4"
 _BEGIN, _END, _CLOSE = "\ufde0", "\ufde1", "\ufde2"
 _DIGITS = [chr(0xFDD0 + digit) for digit in range(10)]
+_NUMBER = str.maketrans("0123456789", "".join(_DIGITS))
 _MARK = re.compile(f"[{_BEGIN}{_END}][{''.join(_DIGITS)}]+{_CLOSE}")
 ANY_MARK = re.compile(f"{_MARK.pattern}|{GENERATION_BEGIN}|{GENERATION_END}")
 END_NAME = "\ufdeeend of document\ufdef"
@@ -15,7 +16,7 @@ END_NAME = "\ufdeeend of document\ufdef"
 
 
 def _mark(kind: str, number: int) -> str:
-    return kind + "".join(_DIGITS[int(digit)] for digit in str(number)) + _CLOSE
+    return kind + str(number).translate(_NUMBER) + _CLOSE
 
 
 def marked(number: int, content: str) -> str:
@@ -31,6 +32,11 @@ def marked(number: int, content: str) -> str:
         + _mark(_END, number)
         + content[begin + len(core) :]
     )
+
+
+def after_last_turn(rendered: str) -> str:
+    """What follows the content of the last turn."""
+    return without_marks(rendered[rendered.rfind(_CLOSE) + 1 :])
 
 
 def meaning(mark: str) -> tuple[str, int]:

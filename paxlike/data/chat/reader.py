@@ -117,20 +117,19 @@ class ChatEncoder:
         return np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")
 
     def __call__(self, block: Block) -> Encoded:
-        ids, masks = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
-        documents, bad_lines = [], []
-        for piece in block.pieces(self.options):
-            if isinstance(piece, BadLine):
-                bad_lines.append(piece)
-                continue
-            tokens, predicted = encode_parts(self.tokenizer, piece.parts)
-            ids.append(tokens)
-            masks.append(predicted)
-            documents.append((piece.hash or 0, len(tokens), piece.bytes))
+        found = list(block.pieces(self.options))
+        pieces = [piece for piece in found if not isinstance(piece, BadLine)]
+        encoded = encode_parts(self.tokenizer, [piece.parts for piece in pieces])
+        documents = [
+            (piece.hash or 0, len(one.ids), piece.bytes)
+            for piece, one in zip(pieces, encoded, strict=True)
+        ]
+        ids = [np.zeros(0, np.int32), *(one.ids for one in encoded)]
+        masks = [np.zeros(0, np.uint8), *(one.predicted for one in encoded)]
         return Encoded(
             block.disk_bytes,
             np.concatenate(ids).astype(self.dtype),
             np.array([*documents, (0, 0, 0)], writer.DOCUMENT),
-            bad_lines,
+            [line for line in found if isinstance(line, BadLine)],
             np.concatenate(masks),
         )

@@ -11,11 +11,10 @@ turns before it, to the first special token after its content: the end of the tu
 """
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from paxlike.data.chat.marks import ANY_MARK, marked, meaning
+from paxlike.data.chat.marks import after_last_turn, marked, meaning, without_marks
 from paxlike.data.chat.messages import Message
 from paxlike.data.chat.special_tokens import Special, SpecialTokens
 
@@ -74,13 +73,12 @@ def _scanned(
             raise TemplateError(f"the template drops turn {number} ({message.role})")
         if number not in scan.begins and known.pattern.search(message.content):
             raise TemplateError(f"the template cuts turn {number}, which names a special token")
-    if ANY_MARK.sub("", render(_dicts(messages, False), prompt)) != scan.text:
+    if without_marks(render(_dicts(messages, False), prompt)) != scan.text:
         raise TemplateError("the template changes the text of a turn, so that its place is unknown")
     return scan
 
 
 def _scan(rendered: str, known: SpecialTokens) -> _Scan:
-    either = re.compile(f"(?P<mark>{ANY_MARK.pattern})|(?:{known.pattern.pattern})")
     pieces: list[str] = []
     begins: dict[int, int] = {}
     ends: dict[int, int] = {}
@@ -88,7 +86,7 @@ def _scan(rendered: str, known: SpecialTokens) -> _Scan:
     specials: list[tuple[int, int, Special]] = []
     place = done = 0
     inside, opened = False, 0
-    for match in either.finditer(rendered):
+    for match in known.or_mark.finditer(rendered):
         pieces.append(rendered[done : match.start()])
         place, done = place + match.start() - done, match.end()
         if not match["mark"]:
@@ -132,8 +130,7 @@ def _derived_spans(
     for number, message in enumerate(messages, 1):
         if not message.predicted:
             continue
-        before = _scan(render(_dicts(messages[: number - 1], True), True), known)
-        prompt = before.text[max(before.ends.values(), default=0) :]
+        prompt = after_last_turn(render(_dicts(messages[: number - 1], True), True))
         last = max((end for end in scan.ends.values() if end < scan.ends[number]), default=0)
         begin, end = last + len(prompt), _end_of_turn(number, scan)
         if not scan.text.startswith(prompt, last):

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paxlike.data.chat.marks import END_NAME
+from paxlike.data.chat.marks import ANY_MARK, END_NAME
 from paxlike.data.huggingface_tokenizer import HuggingFaceTokenizer
 from paxlike.data.tokenizer import Tokenizer
 
@@ -33,6 +33,11 @@ class SpecialTokens:
         """Matches the texts of special tokens, the longest first."""
         texts = sorted(self.tokens, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+
+    @functools.cached_property
+    def or_mark(self) -> re.Pattern[str]:
+        """Matches those, or a mark, as the group `mark`."""
+        return re.compile(f"(?P<mark>{ANY_MARK.pattern})|(?:{self.pattern.pattern})")
 
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:

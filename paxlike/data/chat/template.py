@@ -46,7 +46,8 @@ class ChatTemplate:
         return self.encode(prompt_of(messages, self._render, self._specials)).ids.tolist()
 
     def encode(self, parts: Sequence[Part]) -> Encoded:
-        return encode_parts(self.tokenizer, parts)
+        (found,) = encode_parts(self.tokenizer, [parts])
+        return found
 
     @functools.cached_property
     def end_of_turn(self) -> int:
