@@ -23,6 +23,7 @@ from paxlike.models.block import RunBranch, Weights, run_block
 from paxlike.models.branch import Cache, Context
 from paxlike.models.branches import FORWARD
 from paxlike.nn import remat
+from paxlike.nn.adapted import Adapted, whole_factors
 from paxlike.nn.collectives import on_devices, specs_of
 from paxlike.nn.embedding import lookup
 from paxlike.nn.norm import norm
@@ -104,8 +105,33 @@ class Decoder:
                 x_BTD, found[name] = run_block(block, c, w, x_BTD, run(cache))
             return x_BTD, found
 
-        stacked = {name: self.params[name] for name, _, _ in stack}
-        return jax.lax.scan(remat.of_block(c.remat, period, n.ring), x_BTD, (stacked, caches))
+        found: dict = {}
+        for stacked in self._segments(stack):
+            body = remat.of_block(c.remat, period, n.ring)
+            x_BTD, found = jax.lax.scan(body, x_BTD, (stacked, caches))
+        return x_BTD, found
+
+    def _segments(self, stack: list[tuple[str, Block, int]]) -> list[dict]:
+        """The stacked parameters by group: one dict, or several for consecutive runs of layers, of
+        which some are frozen (`adapt/parts.py`)."""
+        groups = {name: self.params[name] for name, _, _ in stack}
+        first = groups[stack[0][0]]
+        parts = [groups]
+        if isinstance(first, list):
+            parts = [{name: p[i] for name, p in groups.items()} for i in range(len(first))]
+        return [
+            {name: self._with_whole_factors(block, part[name]) for name, block, _ in stack}
+            for part in parts
+        ]
+
+    def _with_whole_factors(self, block: Block, params: dict) -> dict:
+        c, n = self.config, self.numerics
+        whole = {
+            spec.name: whole_factors(spec, value, c, n, self.sum_gradients)
+            for spec in block.weights(c)
+            if isinstance(value := params[spec.name], Adapted)
+        }
+        return {**params, **whole}
 
     def finish(self, x_BTD: Array) -> Array:
         c, p = self.config, self.params

@@ -17,6 +17,7 @@ ALPHABET = {
     "H": "head dimension",
     "V": "vocabulary (stored rows)",
     "L": "layers",
+    "R": "adapter rank",
 }
 
 LOGICAL_AXES = {
