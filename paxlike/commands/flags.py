@@ -2,9 +2,9 @@
 
 import dataclasses
 import importlib.util
-from typing import Any
+from typing import Annotated, Any
 
-from paxlike.config import UserError
+from paxlike.config import InitConfig, UserError
 
 
 def flags_of(kind: type, arguments: list[str], prog: str, default: Any = None) -> Any:
@@ -13,6 +13,8 @@ def flags_of(kind: type, arguments: list[str], prog: str, default: Any = None) -
     """
     import tyro
 
+    # No field in Python can have the name of the flag, --init.from.
+    InitConfig.__annotations__["source"] = Annotated[str, tyro.conf.arg(name="from")]
     return tyro.cli(
         kind, args=arguments, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,)
     )

@@ -40,7 +40,12 @@ def train_command(arguments: list[str]) -> None:
 
     from paxlike.api.training import train_here
 
-    folder, result = train_here(flags.config, flags.run_dir)
+    # tyro does not say which flags were given.
+    names = (
+        word.partition("=")[0].removeprefix("--model.") for word in rest if word[:8] == "--model."
+    )
+    given = frozenset(name.partition(".")[0].replace("-", "_") for name in names)
+    folder, result = train_here(flags.config, flags.run_dir, given)
     show = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
     if result.stopped_by:
         show(

@@ -16,6 +16,7 @@ from paxlike.config.config import (
     WatchdogConfig,
 )
 from paxlike.config.file import differences, from_json, load, to_json
+from paxlike.config.init import InitConfig
 from paxlike.config.model import ModelConfig, QuantConfig, RopeScalingConfig
 from paxlike.config.runtime import DType, Hosts, MeshConfig, PrecisionConfig
 from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
@@ -31,6 +32,7 @@ __all__ = [
     "EvalConfig",
     "GuardConfig",
     "Hosts",
+    "InitConfig",
     "JobError",
     "LogConfig",
     "MeshConfig",

@@ -3,6 +3,7 @@
 import dataclasses
 
 from paxlike.config.adapt import AdaptConfig
+from paxlike.config.init import InitConfig
 from paxlike.config.model import ModelConfig
 from paxlike.config.runtime import MeshConfig, PrecisionConfig
 from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
@@ -138,6 +139,7 @@ class Config:
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
     watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
 
     def __post_init__(self):
         typed(self, "config")

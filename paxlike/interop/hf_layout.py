@@ -132,6 +132,8 @@ def times(x: Array, factor: float) -> Array:
 
 
 def _padded(x: Array, rows: int) -> Array:
+    if len(x) == rows:
+        return x
     return np.concatenate([x, np.zeros((rows - len(x), x.shape[1]), x.dtype)])
 
 

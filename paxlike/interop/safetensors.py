@@ -127,6 +127,11 @@ class Tensors:
         found = np.fromfile(place.path, place.dtype, math.prod(place.shape), offset=place.start)
         return found.reshape(place.shape)
 
+    def view(self, name: str) -> np.ndarray:
+        """The tensor as a mapped file, whose pages are read when a part of it is used."""
+        place = self._places[name]
+        return np.memmap(place.path, place.dtype, "r", place.start, place.shape)
+
 
 def _files(folder: Path) -> list[Path]:
     if (folder / WHOLE).is_file():

@@ -72,9 +72,10 @@ class AdaptedKernel:
         source = self.base.read(x)
         if self.adapted.noise is not None:
             source = _dropped(source, self.adapted)
-        low_BTR = self.a.einsum(f"{x_letters},{inner}R->BTR", source)
+        down, up = f"{x_letters},{inner}R->BTR", f"BTR,R{outer}->{out}"
+        low_BTR = self.a.einsum(down, source)
         (low_BTR,) = remat.keep(remat.PROJECTION, low_BTR * self.adapted.scale)
-        return y + self.b.einsum(f"BTR,R{outer}->{out}", low_BTR)
+        return y + self.b.einsum(up, low_BTR)
 
     def read(self, x: Array | Stream) -> Array | Stream:
         return self.base.read(x)

@@ -17,6 +17,7 @@ from paxlike.config import (
     DataConfig,
     EvalConfig,
     GuardConfig,
+    InitConfig,
     LogConfig,
     MeshConfig,
     ModelConfig,
@@ -63,6 +64,8 @@ REFUSED = [
     (ModelConfig, {"layers": 4.0}, "model.layers is 4.0; it must be of type int"),
     (ModelConfig, {"heads": True}, "model.heads is True; it must be of type int"),
     (ModelConfig, {"rope_theta": "1e4"}, "model.rope_theta is '1e4'; it must be of type float"),
+    (InitConfig, {"config": True}, "init.config is set, but init.source is empty"),
+    (InitConfig, {"source": "a", "kv_heads": "min"}, "init.kv_heads is 'min'; choose among"),
     (DataConfig, {"sequence_length": 0}, "data.sequence_length is 0"),
     (DataConfig, {"tokenizer_vocab": -1}, "data.tokenizer_vocab is -1"),
     (DataConfig, {"seed": -1}, "data.seed is -1; it must be in 0"),
@@ -320,6 +323,7 @@ def changed() -> Config:
         profile=ProfileConfig(4, 2),
         guard=GuardConfig(1, 5, 200, 30, 5.0, 2, True),
         watchdog=WatchdogConfig(10.0, 60.0),
+        init=InitConfig("runs/base", True, "first", ("head_DV",)),
     )
 
 
