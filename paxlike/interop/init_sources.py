@@ -19,8 +19,8 @@ def open_initial(
     """(the run's config, the source of its first parameters).
 
     A run in `folder` that has a checkpoint keeps its own `init` section and, with `init.config`,
-    its model; the source is not opened and may be gone. given: fields of the model that
-    `init.config` does not take from the source. Raises UserError.
+    its model; the source is not opened and may be gone, unless the run adapts it. given: fields of
+    the model that `init.config` does not take from the source. Raises UserError.
     """
     init = config.init
     if init.source and located(init.source).resolve() == folder.resolve():
@@ -31,7 +31,10 @@ def open_initial(
     if newest_step(folder) is not None:
         known = read_run_config(folder)
         model = _shaped(config.model, known.model, given) if init.config else config.model
-        return dataclasses.replace(config, model=model, init=known.init), None
+        config = dataclasses.replace(config, model=model, init=known.init)
+        # Checkpoints of an adapter run do not have its base.
+        needed = known.adapt.active and known.init.source
+        return config, open_source(known.init.source, config) if needed else None
     if not init.source:
         return config, None
     source = open_source(init.source, config)

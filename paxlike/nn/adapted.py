@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from paxlike.architecture.adapters import lora_factors
 from paxlike.architecture.branch import WeightSpec
@@ -25,7 +26,7 @@ from paxlike.nn.numerics import Numerics
 from paxlike.nn.ring import Partial, first_entry, offsets
 from paxlike.nn.stream import Stream
 from paxlike.parallel import rules
-from paxlike.parallel.mesh import axis_sizes
+from paxlike.parallel.mesh import axis_sizes, weight_spec
 
 Array = jax.Array
 
@@ -72,10 +73,10 @@ class AdaptedKernel:
         source = self.base.read(x)
         if self.adapted.noise is not None:
             source = _dropped(source, self.adapted)
-        down, up = f"{x_letters},{inner}R->BTR", f"BTR,R{outer}->{out}"
-        low_BTR = self.a.einsum(down, source)
+        down, up = f"{x_letters},{inner}R", f"BTR,R{outer}"
+        low_BTR = self.a.einsum(f"{down}->BTR", source)
         (low_BTR,) = remat.keep(remat.PROJECTION, low_BTR * self.adapted.scale)
-        return y + self.b.einsum(up, low_BTR)
+        return y + self.b.einsum(f"{up}->{out}", low_BTR)
 
     def read(self, x: Array | Stream) -> Array | Stream:
         return self.base.read(x)
@@ -135,8 +136,12 @@ def whole_factors(
 
 
 def update(spec: WeightSpec, a: Array, b: Array, scale: float) -> Array:
-    """s A B of stacked factors in float32: what is added to the base's weight."""
+    """s A B of stacked factors in float32: what is added to the base's weight. Global arrays."""
     inner = 1 if spec.letters[0] == "D" else len(spec.letters) - 1
+    shape = (*a.shape[:-1], *b.shape[2:])
+    places = weight_spec(f"L{spec.letters}", shape)
+    a = jax.sharding.reshard(a, P(*places[: inner + 1], None))
+    b = jax.sharding.reshard(b, P(None, None, *places[inner + 1 :]))
     equation = f"L{spec.letters[:inner]}R,LR{spec.letters[inner:]}->L{spec.letters}"
     wide = (factor.astype(jnp.float32) for factor in (a, b))
     return scale * jnp.einsum(equation, *wide, precision="highest")

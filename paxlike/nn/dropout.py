@@ -23,9 +23,9 @@ class Noise(NamedTuple):
 
 def noise_key(seed: int, step: Array, weight: int, layers: int) -> Array:
     """uint32 [layers]: a key for each layer of a weight in a step."""
-    start = _mixed(jnp.uint32(seed) ^ _mixed(step.astype(jnp.uint32) + np.uint32(0x68E31DA4)))
+    start = mixed(jnp.uint32(seed) ^ mixed(step.astype(jnp.uint32) + np.uint32(0x68E31DA4)))
     numbers = jnp.arange(layers, dtype=jnp.uint32) + np.uint32(weight * 0x10000)
-    return _mixed(numbers ^ start)
+    return mixed(numbers ^ start)
 
 
 def drop(x: Array, *, noise: Noise, rate: float, first_column: Array | int) -> Array:
@@ -41,14 +41,14 @@ def drop(x: Array, *, noise: Noise, rate: float, first_column: Array | int) -> A
     rows_B = jnp.arange(B, dtype=jnp.uint32) + first_row
     positions_T = jnp.arange(T, dtype=jnp.uint32)
     places_C = jnp.arange(count, dtype=jnp.uint32) + jnp.asarray(first_column, jnp.uint32)
-    rows_B = _mixed(rows_B ^ noise.key)
-    rows_BT = _mixed(rows_B[:, None] ^ (positions_T * np.uint32(0x9E3779B1))[None])
-    bits = _mixed(rows_BT[:, :, None] ^ (places_C * np.uint32(0x85EBCA77))[None, None])
+    rows_B = mixed(rows_B ^ noise.key)
+    rows_BT = mixed(rows_B[:, None] ^ (positions_T * np.uint32(0x9E3779B1))[None])
+    bits = mixed(rows_BT[:, :, None] ^ (places_C * np.uint32(0x85EBCA77))[None, None])
     kept = (bits >= np.uint32(min(round(rate * 2**32), 2**32 - 1))).reshape(x.shape)
     return jnp.where(kept, x * (1 / (1 - rate)), 0).astype(x.dtype)
 
 
-def _mixed(x: Array) -> Array:
+def mixed(x: Array) -> Array:
     """The finalizer of a 32-bit hash: every bit of the result depends on every bit of x."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)

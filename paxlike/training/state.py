@@ -87,9 +87,25 @@ def check_fits(state: State) -> None:
         )
 
 
+def initial_params(config: Config, numerics: Numerics) -> dict:
+    """Random parameters on the active mesh, as a new run has them."""
+    return jax.jit(lambda: init_params(config.model, numerics, config.train.seed))()
+
+
 def abstract_params(config: Config, numerics: Numerics) -> dict:
-    """Returns what `abstract_state` returns, for the parameters alone."""
+    """Returns what `abstract_state` returns, for all parameters of the model, without adapters."""
     return _placed(jax.eval_shape(lambda: init_params(config.model, numerics, config.train.seed)))
+
+
+def abstract_trained(config: Config, numerics: Numerics) -> dict:
+    """Returns what `abstract_state` returns, for the trained parameters alone."""
+
+    def trained() -> dict:
+        base = init_params(config.model, numerics, config.train.seed)
+        parts = split(config.model, config.adapt, base)
+        return with_factors(config.model, config.adapt, parts.trained, config.train.seed)
+
+    return _placed(jax.eval_shape(trained))
 
 
 def _placed(tree: T) -> T:
