@@ -103,7 +103,7 @@ def flops_by_part(
         if product.is_attention:
             flops = _attention_product_flops(model, sequence_length, kernel)
         parts[product.part] = parts.get(product.part, 0) + 3 * flops
-    inside = sum(term.flops for term in _inside_kernel(model, sequence_length, kernel))
+    inside = sum(term.flops for term in inside_kernel(model, sequence_length, kernel))
     parts["attention products"] += inside
     parts["logits"] = 6 * model.d_model * model.vocab_rows
     again = sum(term.flops for term in recomputed(model, sequence_length, kernel))
@@ -183,7 +183,7 @@ def executed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refe
     """
     terms = (
         *needed_flops(model, sequence_length, kernel).terms,
-        *_inside_kernel(model, sequence_length, kernel),
+        *inside_kernel(model, sequence_length, kernel),
         *recomputed(model, sequence_length, kernel),
     )
     return Count(
@@ -196,9 +196,7 @@ def needed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refere
     """Returns `executed_flops` without recomputation: each forward product and two gradients."""
     parts = parameters_by_part(model)
     padding = model.d_model * (model.vocab_rows - model.vocab_size)
-    skipped = _attention_product_flops(model, sequence_length, kernel) - _attention_product_flops(
-        model, sequence_length, "reference"
-    )
+    skipped = skipped_flops(model, sequence_length, kernel)
     terms = (
         *model_flops(model, sequence_length).terms,
         Term("norm scales multiply no matrix", "-6 N_norms", -6 * parts["norms"]),
@@ -207,6 +205,12 @@ def needed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refere
         Term("keys after a block of queries", "12LHQ(S - T)", 6 * skipped),
     )
     return Count(f"once, {kernel} attention", tuple(term for term in terms if term.flops))
+
+
+def skipped_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
+    """Returns 2LHQ(S - T): what an attention kernel leaves out of one product; 0 or negative."""
+    full = _attention_product_flops(model, sequence_length, "reference")
+    return _attention_product_flops(model, sequence_length, kernel) - full
 
 
 def _attention_product_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
@@ -218,7 +222,7 @@ def _attention_product_flops(model: ModelConfig, sequence_length: int, kernel: s
     return product // sequence_length * pairs // sequence_length
 
 
-def _inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tuple[Term, ...]:
+def inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tuple[Term, ...]:
     """Returns the products that a flash kernel's backward pass repeats.
 
     It recomputes the scores instead of saving them (Dao et al., arXiv 2205.14135).
@@ -244,7 +248,7 @@ def attention_kernel_flops(model: ModelConfig, sequence_length: int, kernel: str
     attention = (p for p, _ in products(model, sequence_length).values() if p.is_attention)
     names = tuple(f"{product.name} again" for product in attention)
     again = (t for t in recomputed(model, sequence_length, kernel) if t.name in names)
-    extra = (*_inside_kernel(model, sequence_length, kernel), *again)
+    extra = (*inside_kernel(model, sequence_length, kernel), *again)
     return 6 * attention_flops(model, sequence_length) + sum(term.flops for term in extra)
 
 

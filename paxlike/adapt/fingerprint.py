@@ -4,7 +4,6 @@ An adapter fits only the base that it was trained on. The devices hash their sha
 gathered.
 """
 
-import functools
 import hashlib
 import json
 
@@ -46,9 +45,9 @@ def _sums(array: Array) -> Array:
         x = bits.astype(jnp.uint32)
         for dim, place in enumerate(places):
             numbers = jnp.arange(shard.shape[dim], dtype=jnp.uint32)
-            start = functools.reduce(
-                lambda at, axis: at * axis_sizes()[axis] + index(axis), rules.axes_of(place), 0
-            )
+            start: Array | int = 0
+            for axis in rules.axes_of(place):
+                start = start * axis_sizes()[axis] + index(axis)
             numbers += jnp.asarray(start * shard.shape[dim], jnp.uint32)
             shape = [1] * shard.ndim
             shape[dim] = -1

@@ -44,10 +44,10 @@ def _assembled(model, adapt, base, trained, beside: bool) -> dict:
             if f"{group}/{name}" in whole and adapt.active:
                 stacks[name] = _spread(model, adapt, trained[group][name], stacks[name])
         for name, (a, b) in updates.get(group, {}).items():
-            factors = [_filled(model, adapt, trained[group][spec.name]) for spec in (a, b)]
+            first, second = (_filled(model, adapt, trained[group][s.name]) for s in (a, b))
             if beside:
                 stacks[name] = Adapted(
-                    stacks[name], *factors, None, adapt.rank, adapt.scale, adapt.dropout
+                    stacks[name], first, second, None, adapt.rank, adapt.scale, adapt.dropout
                 )
                 continue
 
@@ -56,7 +56,7 @@ def _assembled(model, adapt, base, trained, beside: bool) -> dict:
                 return wide.astype(base.dtype)
 
             out = base[group][name].sharding
-            stacks[name] = jax.jit(add, out_shardings=out)(stacks[name], *factors)
+            stacks[name] = jax.jit(add, out_shardings=out)(stacks[name], first, second)
         params[group] = stacks
     return params
 

@@ -10,6 +10,7 @@ over `model` that the base's product is.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,22 +70,22 @@ class AdaptedKernel:
         x_letters, w_letters = inputs.split(",")
         inner = "".join(letter for letter in w_letters if letter in x_letters)
         outer = w_letters.removeprefix(inner)
-        y = self.base.einsum(equation, x)
         source = self.base.read(x)
         if self.adapted.noise is not None:
-            source = _dropped(source, self.adapted)
+            source = _dropped(source, self.adapted, self.adapted.noise)
         down, up = f"{x_letters},{inner}R", f"BTR,R{outer}"
-        low_BTR = self.a.einsum(f"{down}->BTR", source)
+        low_BTR: Any = self.a.einsum(f"{down}->BTR", source)
         (low_BTR,) = remat.keep(remat.PROJECTION, low_BTR * self.adapted.scale)
+        y: Any = self.base.einsum(equation, x)
         return y + self.b.einsum(f"{up}->{out}", low_BTR)
 
     def read(self, x: Array | Stream) -> Array | Stream:
         return self.base.read(x)
 
 
-def _dropped(x: Array | Stream, adapted: Adapted) -> Array | Stream:
+def _dropped(x: Array | Stream, adapted: Adapted, noise: Noise) -> Array | Stream:
     """The adapter's input, of which each device drops the same entries as any other would."""
-    cut = functools.partial(drop, noise=adapted.noise, rate=adapted.dropout)
+    cut = functools.partial(drop, noise=noise, rate=adapted.dropout)
     if not isinstance(x, Stream):
         first = jax.lax.axis_index("model") if axis_sizes()["model"] > 1 else 0
         columns = x.size // (x.shape[0] * x.shape[1])
