@@ -127,7 +127,7 @@ def _encoder(
     folder = tokenizer_folder(config.tokenizer)
     reader = chat_reader(tokenizer, folder, config.format, config.field, config.template)
     options = chat_options(reader, config.skip_bad_lines)
-    return ChatEncoder(tokenizer, options), reader.template
+    return ChatEncoder(tokenizer, options), None if reader.joined else reader.template
 
 
 def _save_template(folder: Path, template: ChatTemplate | None) -> list[str]:
