@@ -5,49 +5,49 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
-from paxlike.commands.flags import flags_of, platform, take
+from paxlike.commands.flags import flags_of, platform, take, take_text
 from paxlike.config import UserError
 
 
+@dataclasses.dataclass(frozen=True)
+class ChatFlags:
+    """Answer PROMPT, the messages of a file, or what you type, as an assistant (--chat). Without a
+    PROMPT, each line of the standard input is the user's next turn.
+    """
+
+    messages: Path | None = None
+    """JSON file with a list of {role, content}, or an object with such `messages`."""
+    system: str = ""
+    """System message."""
+    template: str = ""
+    """Chat template: chatml, llama3, plain, or a Jinja file. Default: that of the run."""
+    max_new_tokens: int | None = None
+    """Maximum number of tokens of an answer. Default: what fits the model's context."""
+    temperature: float = 0.8
+    """0 selects the most likely token each time."""
+    top_k: int = 40
+    """Sample from the k most likely tokens. 0: from all."""
+    top_p: float = 1.0
+    """Sample from the fewest most likely tokens whose probabilities sum to p."""
+    seed: int = 0
+    """Seed of sampling. The same seed gives the same answers."""
+    step: int | None = None
+    """Checkpoint step. Default: the newest."""
+    fake_devices: int | None = None
+    """Simulate this many CPU devices."""
+
+
 def chat_command(arguments: list[str]) -> None:
-    import tyro
-
-    @dataclasses.dataclass(frozen=True)
-    class ChatFlags:
-        """Answer PROMPT, the messages of a file, or what you type, as an assistant. Without a
-        PROMPT, each line of the standard input is the user's next turn.
-        """
-
-        prompt: Annotated[str, tyro.conf.Positional] = ""
-        """The user's message."""
-        chat: bool = True
-        """Use the chat template."""
-        messages: Path | None = None
-        """JSON file with a list of {role, content}, or an object with such `messages`."""
-        system: str = ""
-        """System message."""
-        template: str = ""
-        """Chat template: chatml, llama3, plain, or a Jinja file. Default: that of the run."""
-        max_new_tokens: int | None = None
-        """Maximum number of tokens of an answer. Default: what fits the model's context."""
-        temperature: float = 0.8
-        """0 selects the most likely token each time."""
-        top_k: int = 40
-        """Sample from the k most likely tokens. 0: from all."""
-        top_p: float = 1.0
-        """Sample from the fewest most likely tokens whose probabilities sum to p."""
-        seed: int = 0
-        """Seed of sampling. The same seed gives the same answers."""
-        step: int | None = None
-        """Checkpoint step. Default: the newest."""
-        fake_devices: int | None = None
-        """Simulate this many CPU devices."""
-
+    """`generate` with --chat among its arguments."""
+    arguments = list(arguments)
+    arguments.remove("--chat")
     path, rest = take(arguments, "RUN", "generate")
-    flags = flags_of(ChatFlags, rest, "paxlike generate RUN")
-    if flags.messages and (flags.prompt or flags.system):
+    prompt = None
+    if rest and (not rest[0].startswith("-") or "--" in rest):
+        prompt, rest = take_text(rest, "PROMPT", "generate RUN", ChatFlags)
+    flags = flags_of(ChatFlags, rest, "paxlike generate RUN [PROMPT] --chat")
+    if flags.messages and (prompt is not None or flags.system):
         raise UserError("--messages is the whole conversation; leave out PROMPT and --system.")
     known = read_messages_file(flags.messages) if flags.messages else None
     platform().start(flags.fake_devices)
@@ -72,8 +72,8 @@ def chat_command(arguments: list[str]) -> None:
     history = [{"role": "system", "content": flags.system}] if flags.system else []
     if known is not None:
         answer(known)
-    elif flags.prompt:
-        answer([*history, {"role": "user", "content": flags.prompt}])
+    elif prompt is not None:
+        answer([*history, {"role": "user", "content": prompt}])
     else:
         for line in typed_lines():
             asked = {"role": "user", "content": line}

@@ -305,12 +305,11 @@ def serve_command(arguments: list[str]) -> None:
     from paxlike.training.loaded_run import load_run
 
     listening = listen(flags.host, flags.port)
-    folder = Path(path).absolute()
-    trained = load_run(folder, flags.mesh, flags.step, open_source)
-    template = found_template(trained.tokenizer, flags.template, folder / "tokenizer")
+    trained = load_run(Path(path).absolute(), flags.mesh, flags.step, open_source)
     name = flags.name or trained.config.name
     engine = Engine(trained, flags.batch_slots, flags.max_queued)
     port = listening.getsockname()[1]
+    template = found_template(trained.tokenizer, flags.template, Path(path) / "tokenizer")
     kind = "chat/completions" if template else "completions"
     print(
         f"serving {name} at http://{flags.host}:{port}/v1/{kind}; press Ctrl-C to stop",

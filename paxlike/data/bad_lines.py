@@ -44,7 +44,8 @@ REMEDIES: dict[BadKind, str] = {
     "lone_surrogate": "Fix the line, replace it by U+FFFD with --errors replace",
     "broken_csv": "Quote fields as in RFC 4180: fix the line",
     "column_count": "Quote fields that contain commas: fix the line",
-    "other_format": "Choose another --format, name the field that holds the turns with --field",
+    "other_format": "Choose another --format, name the field of the turns with --field (formats "
+    "messages and sharegpt)",
     "unknown_role": "Rename the role",
     "empty_turn": "Remove the turn, or give it a text",
     "not_a_text": "Give it a text: fix the line",

@@ -18,7 +18,7 @@ from paxlike.data.bad_lines import BadLineCount, summary
 from paxlike.data.chat.reader import ChatEncoder, chat_options, chat_reader, check_files
 from paxlike.data.chat.template import ChatTemplate
 from paxlike.data.chat.write import write_conversations
-from paxlike.data.huggingface_tokenizer import load_huggingface
+from paxlike.data.huggingface_tokenizer import SETTINGS, load_huggingface
 from paxlike.data.input_files import find_files
 from paxlike.data.location import in_bucket
 from paxlike.data.manifest import FORMAT, FileRecord, Manifest, SplitCounts, write_manifest
@@ -105,15 +105,17 @@ def _key(files: list[Path], sizes: list[int], config: PrepareConfig) -> str:
         config.tokenizer_sample, config.errors, config.skip_bad_lines,
     ]  # fmt: skip
     if config.format != "text":
-        settings += [config.format, config.field, config.template, _content(config.template)]
+        beside = tokenizer_folder(config.tokenizer)
+        sources = [config.template, str(beside / TEMPLATE_FILE), str(beside / SETTINGS)]
+        settings += [config.format, config.field, config.template, *map(_content, sources)]
     values = [FORMAT, settings, *zip(map(str, files), sizes, times, strict=True)]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _content(template: str) -> str:
-    """The content of a template that is a file."""
-    path = Path(template).expanduser()
-    return path.read_text(errors="replace") if template and path.is_file() else ""
+def _content(name: str) -> str:
+    """The content of a file that a template may come from."""
+    path = Path(name).expanduser()
+    return path.read_text(errors="replace") if name and path.is_file() else ""
 
 
 def _encoder(
@@ -125,7 +127,7 @@ def _encoder(
     folder = tokenizer_folder(config.tokenizer)
     reader = chat_reader(tokenizer, folder, config.format, config.field, config.template)
     options = chat_options(reader, config.skip_bad_lines)
-    return ChatEncoder(tokenizer, options), reader.template
+    return ChatEncoder(tokenizer, options), None if reader.joined else reader.template
 
 
 def _save_template(folder: Path, template: ChatTemplate | None) -> list[str]:

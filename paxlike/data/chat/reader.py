@@ -17,7 +17,7 @@ from paxlike.data.chat.messages import Format, Message, columns, is_texts, read_
 from paxlike.data.chat.named_templates import NAMED_TEMPLATES
 from paxlike.data.chat.rendering import Part, TemplateError
 from paxlike.data.chat.special_tokens import Special
-from paxlike.data.chat.template import ChatTemplate, chat_template
+from paxlike.data.chat.template import ChatTemplate, chat_template, found_template
 from paxlike.data.corpus import Block
 from paxlike.data.input_files import file_format
 from paxlike.data.tokenize_files import Encoded
@@ -46,8 +46,8 @@ class ChatReader:
         elif self.template is None:
             raise BadLineError(
                 "template",
-                "the prompt and the completion are messages, and the tokenizer has no chat "
-                "template",
+                "the prompt and the completion are messages, and tokenizer_config.json has no "
+                "chat_template",
             )
         else:
             try:
@@ -77,9 +77,12 @@ def chat_reader(
 
     folder: where the tokenizer comes from. Raises UserError if there is no usable template.
     """
-    template = chat_template(tokenizer, choice, folder)
     joined = format == "prompt-completion" and not choice
-    if template is None and not joined:
+    if joined:
+        # Only records with messages need one, and the store keeps that of the tokenizer.
+        return ChatReader(tokenizer, found_template(tokenizer), format, field, joined)
+    template = chat_template(tokenizer, choice, folder)
+    if template is None:
         raise UserError(
             f"the tokenizer has no chat template, which --format {format} needs. Choose one with "
             f"--template: {', '.join(NAMED_TEMPLATES)}, or a Jinja file."

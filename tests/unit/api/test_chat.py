@@ -122,3 +122,11 @@ def test_typed_lines_are_turns_of_one_conversation(command, run, monkeypatch):
         [system, *first, ("user", "silence")],
         [system, *first, ("user", "two")],
     ]
+
+
+def test_a_prompt_may_begin_with_a_dash(command, run, folder, capsys):
+    expected = run.chat([{"role": "user", "content": "--x"}], 3, temperature=0)
+    generate_command(
+        [str(folder), "--chat", "--temperature", "0", "--max-new-tokens", "3", "--", "--x"]
+    )
+    assert capsys.readouterr().out == expected + "\n"

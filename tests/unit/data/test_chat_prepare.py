@@ -170,6 +170,10 @@ def test_texts_are_joined_without_a_template(make, folder):
         for one in records
     ]  # fmt: skip
     assert all_conversations(store) == sorted(encoded(folder, one) for one in expected)
+    assert store.chat_template is None
+    lists = [{"prompt": messages(TURNS[:1]), "completion": messages(TURNS[1:2])}]
+    with pytest.raises(UserError, match="jsonl:1: template: .* tokenizer_config.json has no chat_"):
+        make(lists, "lists", format="prompt-completion", tokenizer="bytes")
 
 
 def test_long_conversations_lose_their_end(make, folder):
