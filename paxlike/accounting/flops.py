@@ -115,7 +115,7 @@ def flops_by_part(
         if product.is_attention:
             flops = _executed(product, flops, sequence_length, kernel)
         parts[product.part] = parts.get(product.part, 0) + 3 * flops
-    inside = sum(term.flops for term in _inside_kernel(model, sequence_length, kernel))
+    inside = sum(term.flops for term in inside_kernel(model, sequence_length, kernel))
     parts["attention products"] += inside
     parts["logits"] = 6 * model.d_model * model.vocab_rows
     again = sum(term.flops for term in recomputed(model, sequence_length, kernel))
@@ -212,7 +212,7 @@ def executed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refe
     """
     terms = (
         *needed_flops(model, sequence_length, kernel).terms,
-        *_inside_kernel(model, sequence_length, kernel),
+        *inside_kernel(model, sequence_length, kernel),
         *recomputed(model, sequence_length, kernel),
     )
     return Count(
@@ -225,8 +225,7 @@ def needed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refere
     """Returns `executed_flops` without recomputation: each forward product and two gradients."""
     parts = parameters_by_part(model)
     padding = model.d_model * (model.vocab_rows - model.vocab_size)
-    computed = _attention_product_flops(model, sequence_length, kernel)
-    difference = computed - attention_flops(model, sequence_length)
+    difference = skipped_flops(model, sequence_length, kernel)
     keys = "keys outside of a window" if difference > 0 else "keys after a block of queries"
     terms = (
         *model_flops(model, sequence_length).terms,
@@ -236,6 +235,15 @@ def needed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refere
         Term(keys, "12LHQ(S - T)", 6 * difference),
     )
     return Count(f"once, {kernel} attention", tuple(term for term in terms if term.flops))
+
+
+def skipped_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
+    """Returns 2LHQ(S - T): what an attention kernel adds to one product of the conventions.
+
+    Negative for keys that it leaves out, positive for those outside of a window.
+    """
+    computed = _attention_product_flops(model, sequence_length, kernel)
+    return computed - attention_flops(model, sequence_length)
 
 
 def _attention_product_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
@@ -259,7 +267,7 @@ def _executed(product: Product, flops: int, sequence_length: int, kernel: str) -
     return flops // keys * pairs // T
 
 
-def _inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tuple[Term, ...]:
+def inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tuple[Term, ...]:
     """Returns the products that a flash kernel's backward pass repeats.
 
     It recomputes the scores instead of saving them (Dao et al., arXiv 2205.14135).
@@ -285,7 +293,7 @@ def attention_kernel_flops(model: ModelConfig, sequence_length: int, kernel: str
     attention = (p for p, _ in products(model, sequence_length).values() if p.is_attention)
     names = tuple(f"{product.name} again" for product in attention)
     again = (t for t in recomputed(model, sequence_length, kernel) if t.name in names)
-    extra = (*_inside_kernel(model, sequence_length, kernel), *again)
+    extra = (*inside_kernel(model, sequence_length, kernel), *again)
     return 6 * attention_flops(model, sequence_length) + sum(term.flops for term in extra)
 
 

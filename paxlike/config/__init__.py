@@ -5,6 +5,7 @@ overrides any field by its dotted name (`--model.layers 4`). A config does not d
 machine: a mesh axis of -1 takes the devices that remain.
 """
 
+from paxlike.config.adapt import AdaptConfig
 from paxlike.config.config import (
     CheckpointConfig,
     Config,
@@ -24,6 +25,7 @@ from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
 from paxlike.config.validation import ConfigError, JobError, SaveError, UserError, divisors
 
 __all__ = [
+    "AdaptConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",

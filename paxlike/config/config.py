@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from paxlike.config.adapt import AdaptConfig
 from paxlike.config.init import InitConfig
 from paxlike.config.model import ModelConfig
 from paxlike.config.runtime import MeshConfig, PrecisionConfig
@@ -129,6 +130,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    adapt: AdaptConfig = dataclasses.field(default_factory=AdaptConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     precision: PrecisionConfig = dataclasses.field(default_factory=PrecisionConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)

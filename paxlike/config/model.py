@@ -83,7 +83,8 @@ class ModelConfig:
     rope_scaling: RopeScalingConfig = dataclasses.field(default_factory=RopeScalingConfig)
     norm_epsilon: float = 1e-6
     attention: Literal["auto", "blocked", "reference", "xla", "cudnn", "splash"] = "auto"
-    """auto: cuDNN flash attention on NVIDIA GPUs, splash attention on TPUs, blocked otherwise."""
+    """auto: splash attention on TPUs, cuDNN flash attention on NVIDIA GPUs (unless there is a
+    softcap), blocked otherwise."""
     remat: Literal["none", "full", "attention", "palm", "dots"] = "none"
     """What the backward pass recomputes instead of saving (see `nn/remat.py`)."""
     quant: QuantConfig = dataclasses.field(default_factory=QuantConfig)

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import decode, prefill
+from paxlike.nn.adapted import Adapted
 from paxlike.nn.collectives import gather, on_devices
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.quantized import QuantizedWeight, quantize_params
@@ -276,12 +277,12 @@ def in_compute_dtype(params: dict, numerics: Numerics) -> dict:
     """
 
     def cast(path, w):
-        if isinstance(w, QuantizedWeight):
+        if isinstance(w, QuantizedWeight | Adapted):
             return w
         name = path[-1].key
         wide = len(letters_of(name)) == 1 or "_scale_" in name
         return w if wide or w.dtype == numerics.compute else w.astype(numerics.compute)
 
     return jax.tree_util.tree_map_with_path(
-        cast, params, is_leaf=lambda w: isinstance(w, QuantizedWeight)
+        cast, params, is_leaf=lambda w: isinstance(w, QuantizedWeight | Adapted)
     )

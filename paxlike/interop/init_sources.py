@@ -19,8 +19,8 @@ def open_initial(
     """(the run's config, the source of its first parameters).
 
     A run in `folder` that has a checkpoint keeps its own `init` section and, with `init.config`,
-    its model; the source is not opened and may be gone. given: fields of the model that
-    `init.config` does not take from the source. Raises UserError.
+    its model; the source is not opened and may be gone, unless the run adapts it. given: fields of
+    the model that `init.config` does not take from the source. Raises UserError.
     """
     init = config.init
     if init.source and located(init.source).resolve() == folder.resolve():
@@ -29,7 +29,11 @@ def open_initial(
             "start a new run from it, or leave out --init.from to resume it."
         )
     if newest_step(folder) is not None:
-        return _resumed(config, read_run_config(folder), folder, given), None
+        known = read_run_config(folder)
+        config = _resumed(config, known, folder, given)
+        # Checkpoints of an adapter run do not have its base.
+        needed = known.adapt.active and known.init.source
+        return config, open_source(known.init.source, config) if needed else None
     if not init.source:
         return config, None
     source = open_source(init.source, config)

@@ -31,6 +31,7 @@ from paxlike.models.block import RunBranch, Weights, run_block
 from paxlike.models.branch import Cache, Context
 from paxlike.models.branches import FORWARD
 from paxlike.nn import remat
+from paxlike.nn.adapted import Adapted, whole_factors
 from paxlike.nn.collectives import on_devices, specs_of
 from paxlike.nn.embedding import own_rows
 from paxlike.nn.norm import norm
@@ -124,11 +125,33 @@ class Decoder:
         found: Caches = {}
         for stack in filter(None, (repeated(c), rest(c))):
             body = remat.of_block(c.remat, functools.partial(period, stack), n.ring)
-            stacked = {group.name: self.params[group.name] for group in stack}
             old = caches and {group.name: caches[group.name] for group in stack}
-            x_BTD, new = jax.lax.scan(body, x_BTD, (stacked, old))
+            for stacked in self._segments(stack):
+                x_BTD, new = jax.lax.scan(body, x_BTD, (stacked, old))
             found |= new
         return x_BTD, found
+
+    def _segments(self, stack: tuple[Group, ...]) -> list[dict]:
+        """The stacked parameters by group: one dict, or several for consecutive runs of layers, of
+        which some are frozen (`adapt/parts.py`)."""
+        groups = {name: self.params[name] for name, _, _ in stack}
+        first = groups[stack[0][0]]
+        parts = [groups]
+        if isinstance(first, list):
+            parts = [{name: p[i] for name, p in groups.items()} for i in range(len(first))]
+        return [
+            {name: self._with_whole_factors(block, part[name]) for name, block, _ in stack}
+            for part in parts
+        ]
+
+    def _with_whole_factors(self, block: Block, params: dict) -> dict:
+        c, n = self.config, self.numerics
+        whole = {
+            spec.name: whole_factors(spec, value, c, n, self.sum_gradients)
+            for spec in block.weights(c)
+            if isinstance(value := params[spec.name], Adapted)
+        }
+        return {**params, **whole}
 
     def finish(self, x_BTD: Array) -> Array:
         c, p = self.config, self.params

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from paxlike.architecture.branch import WeightSpec
 from paxlike.config import ModelConfig
+from paxlike.nn.adapted import Adapted, AdaptedKernel
 from paxlike.nn.bitlinear import BitLinear, Settings
 from paxlike.nn.collectives import sum_gradient_over_copies
 from paxlike.nn.einsum import Kernel, Multiplier
@@ -53,11 +54,16 @@ def check_quantized(spec: WeightSpec, config: ModelConfig) -> None:
 
 def in_use(
     spec: WeightSpec,
-    value: Array | QuantizedWeight,
+    value: Array | QuantizedWeight | Adapted,
     config: ModelConfig,
     numerics: Numerics,
 ) -> Array | Multiplier:
     """A weight of a block in use: a `Multiplier` for a kernel, otherwise this device's shard."""
+    if isinstance(value, Adapted):
+        base = in_use(spec, value.base, config, numerics)
+        assert not isinstance(base, Array)  # only kernels are adapted
+        ring = numerics.ring and not config.quant.active
+        return AdaptedKernel(base, value, numerics.gradients, ring)
     places = places_of(spec, config)
     if spec.kind == "kernel" and config.quant.active:
         settings = Settings(config.quant, config.norm_epsilon, numerics.integer, numerics.gradients)
@@ -72,9 +78,11 @@ def in_use(
 
 
 def with_summed_gradient(
-    spec: WeightSpec, value: Array, config: ModelConfig, numerics: Numerics
-) -> Array:
+    spec: WeightSpec, value: Array | Adapted, config: ModelConfig, numerics: Numerics
+) -> Array | Adapted:
     """A weight's shard, whose gradient is summed over the devices that hold copies of it."""
+    if isinstance(value, Adapted):
+        return value  # its base is frozen, and `whole_factors` sums
     dtype = numerics.gradients if spec.kind in ("kernel", "embedding") else "float32"
     return sum_gradient_over_copies(value, places_of(spec, config), dtype)
 

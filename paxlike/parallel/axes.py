@@ -18,6 +18,7 @@ ALPHABET = {
     "V": "vocabulary (stored rows)",
     "L": "layers",
     "P": "rows of the table of learned positions",
+    "R": "adapter rank",
 }
 
 LOGICAL_AXES = {

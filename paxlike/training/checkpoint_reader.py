@@ -24,11 +24,17 @@ class StoredParam:
 
 
 class CheckpointReader:
-    def __init__(self, folder: Path, step: int | None = None):
+    def __init__(self, folder: Path, step: int | None = None, trained_only: bool = False):
         """Opens the newest checkpoint in `folder`, or the one at `step`.
 
-        Raises UserError if there is no such checkpoint or it is corrupted.
+        trained_only: whether the trained part of an adapter run is enough. Raises UserError if
+        there is no such checkpoint or it is corrupted.
         """
+        if (folder.parent / "base.json").exists() and not trained_only:
+            raise UserError(
+                f"the checkpoints of {folder.parent} hold an adapter and not its base. Make a "
+                f"complete run of both first: paxlike adapt merge {folder.parent} OUT"
+            )
         self.step = checkpoint_step(folder, step)
         if corruption := find_corruption(folder, self.step):
             raise UserError(

@@ -1,4 +1,4 @@
-"""The first state of a run that starts from a trained model, read straight onto the mesh.
+"""The first parameters of a run that starts from a trained model, read straight onto the mesh.
 
 A stacked parameter is created on the devices and filled layer by layer, so that the host holds a
 layer at a time, and of it only the parts of its own devices.
@@ -14,37 +14,25 @@ from jax.sharding import NamedSharding, PartitionSpec
 from paxlike.config import Config
 from paxlike.models.decoder import init_params
 from paxlike.nn.numerics import Numerics
-from paxlike.optim.optimizer import Optimizer
 from paxlike.parallel.axes import is_stacked
-from paxlike.parallel.mesh import check_sharded
 from paxlike.training.init_parts import Parts, full
 from paxlike.training.init_plan import Origin
-from paxlike.training.state import State
 
 AT_ONCE = 2**25
 """Stacked parameters of at most this many bytes are read without a step for each layer."""
 
 
-def first_state(
-    config: Config,
-    numerics: Numerics,
-    optimizer: Optimizer,
-    like: State,
-    origins: dict[str, Origin],
-) -> State:
-    """Step 0 on the active mesh: parameters by their origins, and a new optimizer state.
-
-    like: of `abstract_state`.
-    """
-    check_sharded(like)
+def first_params(
+    config: Config, numerics: Numerics, like: dict, origins: dict[str, Origin]
+) -> dict:
+    """Parameters on the active mesh, by their origins. like: of `abstract_params`."""
     new = _new_params(config, numerics, [n for n, origin in origins.items() if not origin.read])
-    paths, tree = jax.tree_util.tree_flatten_with_path(like.params)
+    paths, tree = jax.tree_util.tree_flatten_with_path(like)
     leaves = []
     for path, leaf in paths:
         origin = origins[name := name_of(path)]
         leaves.append(load(name, origin, leaf) if origin.read else new.pop(name))
-    params = jax.tree_util.tree_unflatten(tree, leaves)
-    return State(params, *jax.jit(lambda p: (optimizer.init(p), jnp.zeros((), jnp.int32)))(params))
+    return jax.tree_util.tree_unflatten(tree, leaves)
 
 
 def name_of(path: tuple) -> str:

@@ -15,11 +15,12 @@ from paxlike.data.compare_tokenizers import tokenizer_difference
 from paxlike.data.source import AnySource
 from paxlike.nn.numerics import Numerics
 from paxlike.optim.optimizer import Optimizer
-from paxlike.training.init_params import first_state, name_of
+from paxlike.training.base import frozen_of, record_base
+from paxlike.training.init_params import first_params, name_of
 from paxlike.training.init_plan import Plan, make_plan
 from paxlike.training.init_source import Source
 from paxlike.training.run_directory import write_text
-from paxlike.training.state import State, make_state
+from paxlike.training.state import State, abstract_params, initial_params, make_state
 
 RECORD = "init.json"
 
@@ -29,14 +30,14 @@ class Initial:
         self,
         config: Config,
         program: tuple[Numerics, Optimizer],
-        like: State,
         data: AnySource,
         source: Source | None,
     ):
-        """like: of `abstract_state`. Raises UserError if the model does not fit the source."""
-        self._config, self._program, self._like, self._source = config, program, like, source
+        """Raises UserError if the model does not fit the source."""
+        self._config, self._program, self._source = config, program, source
         if source is not None:
-            names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(like.params)]
+            leaves = jax.tree_util.tree_leaves_with_path(self._shapes())
+            names = [name_of(path) for path, _ in leaves]
             self._plan = make_plan(config.model, names, config.init, source)
             self._plan.notes.extend(_notes(config, data, source))
 
@@ -46,16 +47,35 @@ class Initial:
         With a source: shows where parameters come from and records it in the run directory. Raises
         UserError if the source cannot be read.
         """
-        numerics, optimizer = self._program
+        config, (numerics, optimizer) = self._config, self._program
+        if self._source is None and not config.adapt.active:
+            return make_state(config, numerics, optimizer)
+        base = self._params(say)
+        if config.adapt.active:
+            record_base(folder, config, base)
+        if self._source is not None and jax.process_index() == 0:
+            write_text(folder / RECORD, json.dumps(_record(self._source, self._plan), indent=2))
+        return make_state(config, numerics, optimizer, base)
+
+    def frozen(self, folder: Path) -> dict:
+        """What checkpoints of the run in `folder` leave out. Raises UserError if the base is
+        another one than the run's."""
+        if not self._config.adapt.active:
+            return {}
+        return frozen_of(self._config, folder, self._params(lambda line: None))
+
+    def _shapes(self) -> dict:
+        return abstract_params(self._config, self._program[0])
+
+    def _params(self, say: Callable[[str], None]) -> dict:
+        """All parameters of the source, or random ones."""
+        config, numerics = self._config, self._program[0]
         if self._source is None:
-            return make_state(self._config, numerics, optimizer)
+            return initial_params(config, numerics)
         say(f"starting from {self._source.name}")
         for line in self._plan.lines():
             say(f"  {line}")
-        state = first_state(self._config, numerics, optimizer, self._like, self._plan.origins)
-        if jax.process_index() == 0:
-            write_text(folder / RECORD, json.dumps(_record(self._source, self._plan), indent=2))
-        return state
+        return first_params(config, numerics, self._shapes(), self._plan.origins)
 
 
 def _notes(config: Config, data: AnySource, source: Source) -> Iterator[str]:

@@ -129,7 +129,7 @@ class _Loop:
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
         check_fits(self.like)
-        self.initial = Initial(config, program[:2], self.like, store, source)
+        self.initial = Initial(config, program[:2], store, source)
         self.changes: list[str] = []
         self.warnings: list[str] = []
         self.accept: Callable[[], None] = lambda: None
@@ -159,6 +159,7 @@ class _Loop:
             self.skipped,
             self.like,
             lambda: self.initial.state(checkpoints.folder.parent, self.console.say),
+            lambda: self.initial.frozen(checkpoints.folder.parent),
             self.console.say,
         )
         with watchdog.limited("the first collective over all devices", START_SECONDS):
@@ -222,9 +223,12 @@ class _Loop:
             self.goodput.resume(*earlier.resumed_at(start, time.time()))
         mesh = dict(jax.sharding.get_mesh().shape)
         kind = jax.devices()[0].device_kind
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in state.parts)
+        counted = f"{trained + frozen:,} stored parameters"
+        if frozen:
+            counted += f", of which {trained:,} are trained,"
         self.console.say(
-            f"{config.name}: {parameters:,} stored parameters on {len(jax.devices())} x {kind}, "
+            f"{config.name}: {counted} on {len(jax.devices())} x {kind}, "
             f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, "
             f"{self.numerics.compute}; {self.accounting.peak_source}"
         )
@@ -371,7 +375,7 @@ class _Loop:
         with self._timed("evaluation") as timer:
             parts = {name: batches(one) for name, one in self.validation_sources.items()}
             result = evaluate_parts(
-                self.eval_step, state.params, parts, weights_at(self.store, step)
+                self.eval_step, state.parts, parts, weights_at(self.store, step)
             )
         more: dict[str, object] = {"epochs": epochs} if epochs else {}
         self.metrics.event(

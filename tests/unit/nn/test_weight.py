@@ -40,6 +40,12 @@ def test_auto_depends_on_the_platform(platform, compute, attention):
     )
 
 
+def test_softcaps_run_without_cudnn():
+    for platform, kernel in (("gpu", "blocked"), ("tpu", "splash")):
+        found = Numerics.of(ModelConfig(attention_softcap=50.0), PrecisionConfig(), platform)
+        assert found.attention == kernel
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_explicit_settings_are_kept(platform):
     precision = PrecisionConfig("float32", "bfloat16", "bfloat16")

@@ -14,7 +14,7 @@ from paxlike.accounting import flops
 from paxlike.accounting.flop_counts import TOLERANCE, FlopComparison
 from paxlike.accounting.flops import Count, Term
 from paxlike.cli import main
-from paxlike.config import Config, DataConfig, ModelConfig, load
+from paxlike.config import AdaptConfig, Config, DataConfig, ModelConfig, load
 from paxlike.planning.flop_counts import count_three_ways
 
 pytestmark = pytest.mark.slow
@@ -137,3 +137,22 @@ def test_command_line(monkeypatch, capsys):
     assert stop.value.code == 1
     told = capsys.readouterr()
     assert "DO NOT AGREE" in told.out and "do not agree" in told.err
+
+
+@pytest.mark.parametrize(
+    ("adapt", "changes"),
+    [
+        (AdaptConfig("lora", 4), {"remat": "dots", "block": "serial", "kv_heads": 2}),
+        (AdaptConfig("lora", 4, targets=("wq", "wv"), layers=(1, 2)), {"remat": "full"}),
+        (AdaptConfig(train=("embeddings", "norms")), {"attention": "blocked"}),
+    ],
+    ids=["lora", "lora-of-two-layers", "embeddings"],
+)
+def test_frozen_weights_have_no_gradient_to_the_last_flop(adapt, changes):
+    config = Config(
+        model=ModelConfig(**SHAPE, **{"kv_heads": 1, "attention": "reference", **changes}),
+        data=DataConfig(sequence_length=32),
+        adapt=adapt,
+    )
+    for counting in count_three_ways(config)[1]:
+        assert counting.counted == counting.formula.total
