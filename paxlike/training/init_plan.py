@@ -80,8 +80,15 @@ def make_plan(model: ModelConfig, names: list[str], init: InitConfig, source: So
 
 def changed_fields(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[object, object]]:
     """Field with its sections (`rope_scaling.kind`) -> both values, where they differ."""
+    # 0 is another word for the default.
+    old, new = (dataclasses.replace(one, logit_scale=one.logits_factor) for one in (old, new))
     both = zip(_flat(old).items(), _flat(new).values(), strict=True)
-    return {name: (a, b) for (name, a), b in both if a != b}
+    changed = {name: (a, b) for (name, a), b in both if a != b}
+    if old.block_kinds == new.block_kinds:  # a pattern replaces the block
+        changed = {name: both for name, both in changed.items() if name not in ("block", "pattern")}
+    if "head" in changed:  # its conversion accounts for the scale
+        changed.pop("logit_scale", None)
+    return changed
 
 
 def _flat(section: object, prefix: str = "") -> dict[str, object]:
@@ -100,7 +107,7 @@ def _mismatches(model: ModelConfig, source: ModelConfig, init: InitConfig) -> It
     theirs, ours = ({name for name, _ in stored_shapes(one)} for one in (source, model))
     for field, (old, new) in changed_fields(source, model).items():
         reason = ""
-        if field in (*STORAGE, "head") or (field == "logit_scale" and model.head != source.head):
+        if field in (*STORAGE, "head"):
             continue
         if field.startswith("rope_scaling.") and model.rope_scaling.kind != "none":
             continue
