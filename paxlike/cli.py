@@ -33,6 +33,11 @@ convert checkpoints
   convert from-t5x CHECKPOINT CONFIG OUT
                             Import a T5X checkpoint as a run that can be resumed.
 
+adapt models
+  adapt merge RUN OUT       Make a complete run of an adapter run and its base.
+  adapt export RUN OUT      Export a LoRA adapter to a directory of PEFT.
+  adapt import DIR OUT      Import a LoRA adapter from a directory of PEFT.
+
 prepare data
   data prepare              Tokenize text or conversations into a token store.
   data import               Make a token store from token files of nanoGPT or Megatron-LM.
@@ -66,6 +71,9 @@ COMMANDS = {
     "convert from-hf": ("convert", "from_hf"),
     "convert to-t5x": ("convert", "to_t5x"),
     "convert from-t5x": ("convert", "from_t5x"),
+    "adapt merge": ("adapt", "merge_adapter"),
+    "adapt export": ("adapt", "export_adapter"),
+    "adapt import": ("adapt", "import_adapter"),
     "report": ("analysis", "report_command"),
     "plan": ("analysis", "plan_command"),
     "data prepare": ("data", "prepare_data"),
@@ -138,7 +146,7 @@ def _dispatch(arguments: list[str]) -> None:
 
         print(__version__)
         return
-    words = 2 if arguments[0] in ("data", "convert") else 1
+    words = 2 if arguments[0] in ("data", "convert", "adapt") else 1
     command = " ".join(arguments[:words])
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)

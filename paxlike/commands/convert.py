@@ -27,19 +27,19 @@ class FromHfFlags:
 
 
 def to_hf(arguments: list[str]) -> None:
-    run, out, flags = _source_and_out(arguments, "RUN", "convert to-hf", ToHfFlags)
+    run, out, flags = source_and_out(arguments, "RUN", "convert to-hf", ToHfFlags)
     if not flags.shard_gigabytes > 0:
         raise UserError(f"--shard-gigabytes is {flags.shard_gigabytes}; it must be above 0.")
     from paxlike.interop.hf import to_hf
 
-    _print_result(to_hf(run, out, flags.step, int(flags.shard_gigabytes * 1e9)))
+    print_result(to_hf(run, out, flags.step, int(flags.shard_gigabytes * 1e9)))
 
 
 def from_hf(arguments: list[str]) -> None:
-    source, out, _ = _source_and_out(arguments, "DIR", "convert from-hf", FromHfFlags)
+    source, out, _ = source_and_out(arguments, "DIR", "convert from-hf", FromHfFlags)
     from paxlike.interop.hf import from_hf
 
-    _print_result(from_hf(source, out))
+    print_result(from_hf(source, out))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +51,10 @@ class ToT5xFlags:
 
 
 def to_t5x(arguments: list[str]) -> None:
-    run, out, flags = _source_and_out(arguments, "RUN", "convert to-t5x", ToT5xFlags)
+    run, out, flags = source_and_out(arguments, "RUN", "convert to-t5x", ToT5xFlags)
     from paxlike.interop.t5x import to_t5x
 
-    _print_result(to_t5x(run, out, flags.step))
+    print_result(to_t5x(run, out, flags.step))
 
 
 def from_t5x(arguments: list[str]) -> None:
@@ -78,12 +78,14 @@ def from_t5x(arguments: list[str]) -> None:
     from paxlike.interop.t5x import from_t5x
 
     store = open_data(flags.config.data)
-    _print_result(from_t5x(Path(checkpoint).absolute(), flags.config, store, Path(out).absolute()))
+    print_result(from_t5x(Path(checkpoint).absolute(), flags.config, store, Path(out).absolute()))
 
 
-def _source_and_out(
+def source_and_out(
     arguments: list[str], what: str, command: str, kind: type
 ) -> tuple[Path, Path, Any]:
+    """(source, output directory, flags) of a command that converts. Raises UserError if the output
+    exists."""
     source, rest = take(arguments, what, command)
     out, rest = take(rest, "OUT", f"{command} {what}")
     flags = flags_of(kind, rest, f"paxlike {command} {what} OUT")
@@ -93,7 +95,8 @@ def _source_and_out(
     return Path(source).absolute(), Path(out).absolute(), flags
 
 
-def _print_result(converted) -> None:
+def print_result(converted) -> None:
+    """Prints what was written and how it was checked."""
     for note in converted.notes:
         print(f"note: {note}")
     print(f"{converted.folder}: {converted.parameters:,} parameters, {converted.checked}")

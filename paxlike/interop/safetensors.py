@@ -47,7 +47,7 @@ def write(folder: Path, entries: Iterable[Entry], dtype: np.dtype, shard_bytes: 
     names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
     names = [WHOLE] if len(shards) == 1 else names
     for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard, dtype)
+        write_file(folder / name, shard, dtype)
     if len(shards) > 1:
         total = sum(math.prod(entry.shape) * dtype.itemsize for shard in shards for entry in shard)
         weight_map = {
@@ -72,7 +72,8 @@ def _shards(entries: Iterable[Entry], itemsize: int, shard_bytes: int) -> Iterat
     yield shard
 
 
-def _write_file(path: Path, entries: list[Entry], dtype: np.dtype) -> None:
+def write_file(path: Path, entries: list[Entry], dtype: np.dtype) -> None:
+    """Writes tensors of one dtype to one file."""
     word = next(word for word, known in DTYPES.items() if known == dtype)
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -105,10 +106,11 @@ class Tensors:
     or in another format.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, file: str = ""):
+        """file: the only file to read; without it, those of a model."""
         self.folder = folder
         self._places: dict[str, _Place] = {}
-        for path in _files(folder):
+        for path in [folder / file] if file else _files(folder):
             self._places |= _places(path)
 
     @property

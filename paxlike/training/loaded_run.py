@@ -65,11 +65,20 @@ def load_run(
     )
 
 
+def numerics_of(config: Config) -> Numerics:
+    """Of a config on this platform."""
+    return Numerics.of(config.model, config.precision, jax.default_backend())
+
+
+def on_one_device():
+    """A mesh of one device, to use with `with`."""
+    return jax.set_mesh(make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
+
+
 def base_of(folder: Path, config: Config, open_base: OpenSource = open_run_base) -> dict:
     """The base of an adapter run on the active mesh. Raises UserError if it is another one now."""
-    numerics = Numerics.of(config.model, config.precision, jax.default_backend())
     source = open_base(config.init.source, config) if config.init.source else None
-    base = read_base(config, numerics, source)
+    base = read_base(config, numerics_of(config), source)
     check_base(folder, base)
     return base
 

@@ -46,7 +46,7 @@ from paxlike.training.profile import ProfileWindow
 from paxlike.training.recovery import Recovery
 from paxlike.training.run_directory import RunDirectory, check_visible
 from paxlike.training.signals import StopRequest
-from paxlike.training.state import State, abstract_state, check_fits
+from paxlike.training.state import State, abstract_state, check_fits, stored_parameters
 from paxlike.training.step import DeviceBatch, Program, make_eval_step, on_mesh
 from paxlike.training.terminal_rates import TerminalRates
 from paxlike.training.watchdog import Watchdog
@@ -223,12 +223,8 @@ class _Loop:
             self.goodput.resume(*earlier.resumed_at(start, time.time()))
         mesh = dict(jax.sharding.get_mesh().shape)
         kind = jax.devices()[0].device_kind
-        trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in state.parts)
-        counted = f"{trained + frozen:,} stored parameters"
-        if frozen:
-            counted += f", of which {trained:,} are trained,"
         self.console.say(
-            f"{config.name}: {counted} on {len(jax.devices())} x {kind}, "
+            f"{config.name}: {stored_parameters(state)} on {len(jax.devices())} x {kind}, "
             f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, "
             f"{self.numerics.compute}; {self.accounting.peak_source}"
         )

@@ -92,6 +92,13 @@ def initial_params(config: Config, numerics: Numerics) -> dict:
     return jax.jit(lambda: init_params(config.model, numerics, config.train.seed))()
 
 
+def stored_parameters(state: State) -> str:
+    """How many parameters there are, and how many of them are trained."""
+    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in state.parts)
+    counted = f"{trained + frozen:,} stored parameters"
+    return f"{counted}, of which {trained:,} are trained," if frozen else counted
+
+
 def abstract_params(config: Config, numerics: Numerics) -> dict:
     """Returns what `abstract_state` returns, for all parameters of the model, without adapters."""
     return _placed(jax.eval_shape(lambda: init_params(config.model, numerics, config.train.seed)))

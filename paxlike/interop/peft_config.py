@@ -1,0 +1,105 @@
+"""adapter_config.json of PEFT: what is written, and what is honored or refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from paxlike.config import Config, UserError
+
+REFUSED = {
+    "use_dora": (False,),
+    "bias": ("none",),
+    "lora_bias": (False,),
+    "layer_replication": (None,),
+    "alora_invocation_tokens": (None,),
+    "trainable_token_indices": (None,),
+    "fan_in_fan_out": (False,),
+    "modules_to_save": (None, []),
+    "target_parameters": (None, []),
+    "exclude_modules": (None, []),
+}
+"""Setting -> the only values that are supported; a missing setting is."""
+
+
+def written(config: Config, ranks: dict[str, int]) -> dict:
+    """The settings of an adapter. ranks: of every module, by its path.
+
+    A module of several weights has their ranks' sum, and an alpha that leaves the scale the same.
+    """
+    adapt = config.adapt
+    modules = sorted({path.rpartition(".")[2] for path in ranks})
+    other = {path.rpartition(".")[2]: rank for path, rank in ranks.items() if rank != adapt.rank}
+    alphas = {
+        name: adapt.scale * (rank**0.5 if adapt.rank_stabilized else rank)
+        for name, rank in other.items()
+    }
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.init.source or None,
+        "r": adapt.rank,
+        "lora_alpha": adapt.alpha,
+        "use_rslora": adapt.rank_stabilized,
+        "lora_dropout": adapt.dropout,
+        "target_modules": modules,
+        "rank_pattern": other,
+        "alpha_pattern": alphas,
+        "layers_to_transform": sorted(set(adapt.layers)) or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "use_dora": False,
+        "modules_to_save": None,
+    }
+
+
+class Settings(NamedTuple):
+    """What a folder says about its tensors."""
+
+    values: dict
+
+    def rank(self, path: str) -> int:
+        return self._pattern("rank_pattern", path, self.values.get("r", 8))
+
+    def scale(self, path: str) -> float:
+        alpha = self._pattern("alpha_pattern", path, self.values.get("lora_alpha", 8))
+        rank = self.rank(path)
+        return alpha / (rank**0.5 if self.values.get("use_rslora") else rank)
+
+    def targets(self, path: str) -> bool:
+        """Whether the settings list this module, by name. A pattern or `all-linear` lists none."""
+        named = self.values.get("target_modules")
+        return isinstance(named, list) and any(f".{path}".endswith(f".{name}") for name in named)
+
+    def has_layer(self, layer: int) -> bool:
+        chosen = self.values.get("layers_to_transform")
+        return chosen is None or layer in (chosen if isinstance(chosen, list) else [chosen])
+
+    def _pattern(self, field: str, path: str, default):
+        """The value of the first key that is the end of the path, as PEFT matches them."""
+        for key, value in (self.values.get(field) or {}).items():
+            if re.fullmatch(rf"(.*\.)?({key})", path):
+                return value
+        return default
+
+
+def read(folder: Path) -> Settings:
+    """Raises UserError if the settings cannot be read or have no equivalent."""
+    path = folder / "adapter_config.json"
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if values.get("peft_type") != "LORA":
+        raise UserError(f"{path} has peft_type {values.get('peft_type')!r}; LORA is supported.")
+    for name, supported in REFUSED.items():
+        if name in values and values[name] not in supported:
+            raise UserError(
+                f"{path} has {name} {values[name]!r}; supported is "
+                f"{' or '.join(map(repr, supported))}."
+            )
+    return Settings(values)

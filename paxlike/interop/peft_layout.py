@@ -1,0 +1,139 @@
+"""How LoRA's factors correspond to PEFT's, for every family of `families/`.
+
+A layer's weight W [outputs, inputs] of PEFT is updated by s B A with lora_A [R, inputs] and lora_B
+[outputs, R]. A family's conversion of a weight acts on its heads or columns, and not across the
+width D; so it converts a factor too, if that is taken for R of the D rows of a weight. Where
+several of our weights are one tensor there (GPT-NeoX), its rank is the sum of theirs: each has its
+own columns of lora_B. What does not fit is found by comparing the products.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from paxlike.architecture.adapters import lora_factors
+from paxlike.architecture.branch import WeightSpec
+from paxlike.architecture.stack import groups
+from paxlike.config import ModelConfig, UserError
+from paxlike.interop.hf_layout import Tensor, family, tensors
+
+Array = np.ndarray
+PREFIX = "base_model.model."
+
+
+class Module(NamedTuple):
+    """A linear layer there, and the weights here that are in it."""
+
+    path: str
+    """Such as `model.layers.0.self_attn.q_proj`."""
+    layer: int
+    shape: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
+
+
+class Pair(NamedTuple):
+    """lora_A [R, inputs] and lora_B [outputs, R] there, or a weight's own two factors here."""
+
+    a: Array
+    b: Array
+
+
+def modules(model: ModelConfig) -> list[Module]:
+    """The linear layers of all blocks. Raises UserError if no family has the architecture."""
+    kernels = {f"{g}/{s.name}" for g, block, _ in groups(model) for s in block.weights(model)
+               if s.kind == "kernel"}  # fmt: skip
+    found: dict[str, list[Tensor]] = {}
+    for tensor in tensors(model, family(model)):
+        if tensor.param in kernels:
+            found.setdefault(tensor.name, []).append(tensor)
+    return [
+        Module(name.removesuffix(".weight"), shared[0].layer or 0, shared[0].shape, tuple(shared))
+        for name, shared in found.items()
+    ]
+
+
+def to_peft(model: ModelConfig, module: Module, factors: dict[str, Pair]) -> Pair:
+    """A module's factors. factors: checkpoint name of a weight -> its factors; not all need one.
+
+    Raises UserError if the layout of the module cannot be expressed.
+    """
+    rows, columns = [], []
+    for tensor in module.tensors:
+        if tensor.param in factors:
+            pair = factors[tensor.param]
+            reads_stream = _spec(tensor).letters[0] == "D"
+            if reads_stream:
+                rows.append(pair.a.T)
+                columns.append(_converted(model, module, tensor, pair.b)[:, : len(pair.b)])
+            else:
+                rank = pair.a.shape[-1]
+                moved = _converted(model, module, tensor, pair.a)
+                rows.append(moved[:rank])
+                columns.append(pair.b.T)
+    found = Pair(np.concatenate(rows, 0), np.concatenate(columns, 1))
+    whole = np.zeros(module.shape, np.float32)
+    for tensor in module.tensors:
+        if tensor.param in factors:
+            product = np.tensordot(*factors[tensor.param], 1)
+            whole += _converted(model, module, tensor, product)
+    if not np.allclose(found.b @ found.a, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max()):
+        raise UserError(f"the adapter of {module.path} cannot be expressed in PEFT's layout.")
+    return found
+
+
+def from_peft(module: Module, pair: Pair) -> dict[str, Pair]:
+    """The factors of the weights in a module, the inverse of `to_peft` for their products."""
+    found = {}
+    rank = len(pair.a)
+    for tensor in module.tensors:
+        spec = _spec(tensor)
+        if spec.letters[0] == "D":
+            wide = np.zeros(module.shape, np.float32)
+            wide[:, :rank] = pair.b
+            found[tensor.param] = Pair(pair.a.T, tensor.from_hf(wide)[:rank])
+        else:
+            wide = np.zeros(module.shape, np.float32)
+            wide[:rank] = pair.a
+            found[tensor.param] = Pair(tensor.from_hf(wide)[..., :rank], pair.b.T)
+    return found
+
+
+def names(param: str, rank: int) -> tuple[str, str]:
+    """The checkpoint names of a weight's factors."""
+    group, _, name = param.rpartition("/")
+    a, b = lora_factors(WeightSpec(name, ""), rank)
+    return f"{group}/{a.name}", f"{group}/{b.name}"
+
+
+def _spec(tensor: Tensor) -> WeightSpec:
+    return WeightSpec(tensor.param.rpartition("/")[2], "")
+
+
+def _converted(model: ModelConfig, module: Module, tensor: Tensor, value: Array) -> Array:
+    """A weight, or a factor in place of R of its D rows, in the tensor there; zeros elsewhere."""
+    shape = list(value.shape)
+    place = 0 if _spec(tensor).letters[0] == "D" else len(shape) - 1
+    shape[place] = model.d_model
+    wide = np.zeros(shape, np.float32)
+    wide[(slice(None),) * place + (slice(0, value.shape[place]),)] = value
+    parts = [t.to_hf(wide if t is tensor else _zeros(t, model)) for t in module.tensors]
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, module.tensors[0].axis)
+    return joined.reshape(module.shape)
+
+
+def _zeros(tensor: Tensor, model: ModelConfig) -> Array:
+    return np.zeros(_spec(tensor).shape(model), np.float32)
+
+
+Read = Callable[[str], Array]
+
+
+def with_update(read: Read, updates: dict[str, Array]) -> Read:
+    """A reader of tensors, of which some have an update."""
+
+    def updated(name: str) -> Array:
+        tensor = read(name)
+        return tensor.astype(np.float32) + updates[name] if name in updates else tensor
+
+    return updated

@@ -1,0 +1,152 @@
+"""PEFT folders of every family: exported, imported, merged; and what does not fit is named."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import SHAPE, error, flat, host_params, mesh_of
+
+from paxlike.accounting.adapted_parameters import trained_shapes
+from paxlike.config import AdaptConfig, Config, InitConfig, ModelConfig, UserError, to_json
+from paxlike.data.tokenizer import BytesTokenizer
+from paxlike.interop import safetensors
+from paxlike.interop.adapted_runs import merge
+from paxlike.interop.hf import nested, to_hf
+from paxlike.interop.peft import WEIGHTS, export, load
+from paxlike.interop.peft_layout import PREFIX
+from paxlike.training.base import record_base
+from paxlike.training.checkpoint import write_checkpoint
+from paxlike.training.checkpoint_reader import CheckpointReader
+
+pytestmark = pytest.mark.slow
+
+LLAMA = {"block": "serial", "norm": "rms", "head": "untied", "kv_heads": 2}
+FAMILIES = {
+    "cohere": {"kv_heads": 2},
+    "llama": LLAMA,
+    "gpt_neox": {
+        "block": "parallel_two_norms", "norm_bias": True, "feed_forward": "gelu_exact",
+        "feed_forward_bias": True, "attention_bias": "qkvo", "kv_heads": 8, "head": "untied",
+        "rope_fraction": 0.5,
+    },
+}  # fmt: skip
+
+
+def write_run(config: Config, folder: Path, params: dict) -> Path:
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(config))
+    BytesTokenizer().save(folder / "tokenizer")
+    write_checkpoint(folder / "checkpoints", {"params": params}, 0, {"step": 0})
+    return folder
+
+
+def adapter_run(folder: Path, shape: dict, adapt: AdaptConfig) -> Path:
+    """The run `folder`/run with random factors, beside its base `folder`/base."""
+    model = ModelConfig(**{**SHAPE, "vocab_size": 270, **shape})
+    config = Config(model=model)
+    base = host_params(config)
+    source = write_run(config, folder / "base", base)
+    config = dataclasses.replace(config, adapt=adapt, init=InitConfig(str(source)))
+    random = np.random.default_rng(3)
+    factors = {
+        name: random.standard_normal(size).astype(np.float32) / 4
+        for name, size in trained_shapes(model, adapt)
+    }
+    run = write_run(config, folder / "run", nested(factors))
+    with jax.set_mesh(mesh_of()):
+        record_base(run, config, jax.tree.map(jax.numpy.asarray, base))
+    return run
+
+
+def params_of(run: Path, like: dict) -> dict:
+    stored = CheckpointReader(run / "checkpoints")
+    return {name: stored.param(name) for name in like}
+
+
+@pytest.mark.parametrize(
+    ("shape", "adapt"),
+    [
+        (FAMILIES["cohere"], AdaptConfig("lora", 3, 5.0, layers=(1,))),
+        (FAMILIES["llama"], AdaptConfig("lora", 2, 3.0, True, targets=("wq", "wo", "wdown"))),
+        (FAMILIES["gpt_neox"], AdaptConfig("lora", 2, 3.0, True, targets=("wq", "wv", "wup"))),
+    ],
+    ids=FAMILIES,
+)
+def test_export_import_and_merge_are_one_model(tmp_path, shape, adapt):
+    run = adapter_run(tmp_path, shape, adapt)
+    assert "from the base's" in export(run, tmp_path / "peft").checked
+    load(tmp_path / "peft", tmp_path / "base", tmp_path / "again")
+    merge(run, tmp_path / "merged")
+    merge(tmp_path / "again", tmp_path / "merged again")
+    to_hf(tmp_path / "merged", tmp_path / "hf")  # which checks the logits of what was written
+    names = flat(host_params(Config(model=ModelConfig(**{**SHAPE, "vocab_size": 270, **shape}))))
+    base, first, second = (
+        params_of(tmp_path / name, names) for name in ("base", "merged", "merged again")
+    )
+    assert max(error(second[name], value) for name, value in first.items()) < 1e-6
+    changed = {name for name, value in first.items() if not np.array_equal(value, base[name])}
+    words = {name.rpartition("/")[2].partition("_")[0] for name in changed}
+    assert words == ({"wq", "wk", "wv", "wo", "wgate", "wup", "wdown"} & {
+        *(adapt.targets if adapt.targets != ("all",) else words)
+    })  # fmt: skip
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert settings["use_rslora"] == adapt.rank_stabilized and settings["r"] == adapt.rank
+    if "norm_bias" in shape:
+        # q and v are one tensor there, of the sum of their ranks and the same scale.
+        assert settings["rank_pattern"] == {"query_key_value": 4}
+        assert settings["alpha_pattern"]["query_key_value"] == pytest.approx(3 * 2**0.5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peft")
+    run = adapter_run(folder, LLAMA, AdaptConfig("lora", 2, 4.0, targets=("wq", "wv")))
+    export(run, folder / "peft")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"use_dora": True}, "has use_dora True; supported is False"),
+        ({"bias": "all"}, "has bias 'all'"),
+        ({"peft_type": "IA3"}, "has peft_type 'IA3'; LORA is supported"),
+        ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, r"o_proj.lora_A.weight is missing"),
+        ({"r": 4}, r"q_proj.lora_A.weight and lora_B are \(2, 32\).* not \(\(4, 32\)"),
+    ],
+)
+def test_settings_without_an_equivalent_are_refused(folder, tmp_path, setting, message):
+    shutil.copytree(folder / "peft", tmp_path / "peft")
+    path = tmp_path / "peft" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **setting}))
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "peft", folder / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(f"{PREFIX}model.layers.1.self_attn.v_proj.lora_B.weight"),
+         "layers.1.self_attn.v_proj.lora_B.weight is missing"),
+        (lambda t: t.update({f"{PREFIX}model.embed_tokens.lora_embedding_A": t[next(iter(t))]}),
+         "embed_tokens.lora_embedding_A fits no weight of this model"),
+        (lambda t: [t.update({n: 0 * v}) for n, v in t.items() if "lora_B" in n],
+         "does not change the base's logits"),
+    ],
+    ids=["missing", "unused", "zero"],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_are_named(folder, tmp_path, change, message):
+    shutil.copytree(folder / "peft", tmp_path / "peft")
+    files = safetensors.Tensors(tmp_path / "peft", WEIGHTS)
+    tensors = {name: files.read(name) for name in files.shapes}
+    change(tensors)
+    entries = [safetensors.Entry(n, v.shape, lambda v=v: v) for n, v in tensors.items()]
+    safetensors.write_file(tmp_path / "peft" / WEIGHTS, entries, np.dtype("float32"))
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "peft", folder / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
