@@ -12,7 +12,8 @@ HELP = """\
 usage: paxlike COMMAND ...
 
 train and use models
-  train CONFIG              Train a model, or resume an existing run.
+  train CONFIG              Train a model, or resume an existing run. With --init.from PATH, start
+                            from a Hugging Face model, a run or a T5X checkpoint.
   eval RUN                  Report validation loss, lm-eval tasks or seqio metrics.
   generate RUN PROMPT       Generate text; --chat answers as an assistant.
   serve RUN                 Serve OpenAI-compatible completions and chat over HTTP.

@@ -18,6 +18,7 @@ LAYERS = [
     ["quant", "data", "optim"],
     ["nn"],
     ["models"],
+    ["adapt"],
     ["training", "planning", "infer"],
     ["interop"],
     ["api"],

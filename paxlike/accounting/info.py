@@ -7,13 +7,13 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from paxlike.accounting.adapted_flops import by_part, executed, training_flops
+from paxlike.accounting.adapted_parameters import trained_count
 from paxlike.accounting.energy import PICOJOULES, PRECISIONS, forward_energy
 from paxlike.accounting.flop_counts import FlopComparison, table_rows
 from paxlike.accounting.flops import (
     CONVENTIONS,
     Count,
-    executed_flops,
-    flops_by_part,
     hardware_flops,
     model_flops,
 )
@@ -46,6 +46,7 @@ def as_dict(config: Config, devices: int | None = None, energy: bool = False) ->
             "by_part": parameters_by_part(model),
             "stored": stored_parameter_count(model),
             **({"packed_bytes": packed_bytes(model)} if model.quant.active else {}),
+            **({"trained": trained_count(model, config.adapt)} if config.adapt.active else {}),
         },
         "flops_per_token": {
             "sequence_length": T,
@@ -53,11 +54,13 @@ def as_dict(config: Config, devices: int | None = None, energy: bool = False) ->
                 convention: _count(model_flops(model, T, convention)) for convention in CONVENTIONS
             },
             "hardware": _count(hardware_flops(model, T)),
-            "executed": _count(executed_flops(model, T, kernel)),
-            "by_part": flops_by_part(model, T, kernel),
+            "executed": _count(executed(model, config.adapt, T, kernel)),
+            "by_part": by_part(model, config.adapt, T, kernel),
         },
         "tokens": {"per_step": train.batch_size * T, "steps": train.steps, "total": tokens},
-        "training_flops": {c: model_flops(model, T, c).total * tokens for c in CONVENTIONS},
+        "training_flops": {
+            c: training_flops(model, config.adapt, T, c).total * tokens for c in CONVENTIONS
+        },
     }
     devices = devices or _mesh_devices(config)
     if devices:
@@ -143,6 +146,9 @@ def _parameters(result: dict):
     table.add_row("total", f"{parameters['total']:,}", "")
     if padding:
         table.add_row("additionally stored: rows that pad the vocabulary", f"{padding:,}", "")
+    if "trained" in parameters:
+        share = f"{parameters['trained'] / parameters['total']:.3%}"
+        table.add_row("trained, with the adapter", f"{parameters['trained']:,}", share)
     if "packed_bytes" in parameters:
         table.add_row("packed by `paxlike pack`", gib(parameters["packed_bytes"]), "")
     return table
@@ -178,7 +184,9 @@ def _executed(result: dict):
         )
     table.add_section()
     table.add_row("total", si(count["total"], "FLOP"), "", "")
-    for part, value in result["flops_per_token"]["by_part"].items():
+    parts = result["flops_per_token"]["by_part"]
+    same = set(parts) <= {term["name"] for term in count["terms"]}
+    for part, value in ({} if same else parts).items():
         table.add_row(f"of which {part}", si(value, "FLOP"), f"{value / count['total']:.2%}", "")
     return table
 

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from paxlike.accounting.adapted_parameters import ADAPTERS, trained_weights
 from paxlike.accounting.parameters import Weight, weights
 from paxlike.architecture.branch import Activation, ActivationSizes
 from paxlike.architecture.remat_policies import BLOCK_INPUT, KEPT
@@ -63,14 +64,18 @@ def memory_estimate(
     stored = sum(
         _stored(weight, weight.stored_count, data, model) for weight in weights(config.model)
     )
+    trained = trained_weights(config.model, config.adapt)
+    factors = sum(_stored(w, w.stored_count, data, model) for w in trained if w.part == ADAPTERS)
+    whole = sum(_stored(w, w.stored_count, data, model) for w in trained if w.part != ADAPTERS)
     in_blocks = sum(
         _stored(w, w.stored_count, data, model) for w in weights(config.model) if is_stacked(w.name)
     )
-    gradients = stored * param
+    gradients = whole * param + 4 * factors
     # The loss runs before the gradients of the blocks exist, so their memory is free then.
     in_layer, in_loss = step.layer_peak(), step.loss_peak() - gradients
     parts = [
         Part("parameters", stored * param, f"{config.precision.params}, sharded over data x model"),
+        Part("adapters", 4 * factors, f"{config.adapt.kind}, float32"),
         Part(
             "parameters to compute with", in_blocks * BYTES[compute], f"of the blocks, in {compute}"
         ),
@@ -97,6 +102,7 @@ def memory_estimate(
         ),
     ]
     omitted = {"accumulated gradients"} if config.train.accumulate == 1 else set()
+    omitted |= set() if factors else {"adapters"}
     omitted |= {"parameters to compute with"} if compute == config.precision.params else set()
     return MemoryEstimate(
         (pod, data, model), tuple(part for part in parts if part.name not in omitted)
@@ -113,7 +119,7 @@ def optimizer_elements(config: Config, data: int = 1, model: int = 1) -> int:
     palm and adamw keep two moments, lion one, adafactor a factored one.
     """
     elements = 0
-    for weight in weights(config.model):
+    for weight in trained_weights(config.model, config.adapt):
         count = moment_elements(weight, config.optim)
         elements += _stored(weight, count, data, model)
     return elements
@@ -179,13 +185,16 @@ class _Step:
         pattern of several blocks, the mean over them.
         """
         c = self.config
-        in_block = (w for w in weights(c.model) if is_stacked(w.name) and w.kind == "kernel")
-        matrices = sum(w.count for w in in_block) // c.model.layers // self.model
+        kernels = [w for w in weights(c.model) if is_stacked(w.name) and w.kind == "kernel"]
+        matrices = sum(w.count for w in kernels) // c.model.layers // self.model
+        own = {w.name for w in trained_weights(c.model, c.adapt)}
+        reduced = sum(w.count for w in kernels if w.name in own) // c.model.layers // self.model
         stream = 2 * self.tokens * c.model.d_model * self.bytes
         per_token = sum(layers * a.bytes_per_token for a, layers in self.activations(fused=True))
         activations = self.tokens * per_token // c.model.layers
         activations *= 1 if c.model.remat == "none" else 2
-        return matrices * (self.bytes + BYTES[c.precision.gradients]) + stream + activations
+        gradients = reduced * BYTES[c.precision.gradients]
+        return matrices * self.bytes + gradients + stream + activations
 
     def loss_peak(self) -> int:
         """Returns the bytes that the loss needs.

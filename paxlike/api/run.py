@@ -28,6 +28,7 @@ from paxlike.infer.generate import (
 from paxlike.infer.logits import logits
 from paxlike.infer.score import Scorer
 from paxlike.infer.stream import TextStream, prompt_tokens
+from paxlike.interop.init_sources import open_source
 from paxlike.training.loaded_run import LoadedRun, evaluate_run, load_run
 from paxlike.training.packed import open_packed
 
@@ -64,7 +65,7 @@ class Run:
     def _loaded(self) -> LoadedRun:
         if self.path.is_file():
             return open_packed(self.path)
-        return load_run(self.path, self._mesh, self._step)
+        return load_run(self.path, self._mesh, self._step, open_source)
 
     @property
     def config(self) -> Config:

@@ -7,6 +7,7 @@ import jax
 from paxlike.api.run import Run, open_run
 from paxlike.config import Config, Hosts, UserError, load
 from paxlike.data.location import located
+from paxlike.interop.init_sources import open_initial
 from paxlike.parallel import job, runtime
 from paxlike.training.loop import Result
 from paxlike.training.loop import train as run_loop
@@ -43,11 +44,21 @@ def train(
     return open_run(folder)
 
 
-def train_here(config: Config | str | Path, run_dir: str | Path | None) -> tuple[Path, Result]:
-    """(run directory, how the run ended), on the platform that `runtime.start` has set up."""
+def train_here(
+    config: Config | str | Path,
+    run_dir: str | Path | None,
+    given: frozenset[str] = frozenset(),
+) -> tuple[Path, Result]:
+    """(run directory, how the run ended), on the platform that `runtime.start` has set up.
+
+    given: fields of the model that `init.config` does not take from the source.
+    """
     config = config if isinstance(config, Config) else load(config)
     chosen = job.first(
         "run directory", lambda: str(run_dir or next_run_directory(Path("runs"), config.name)), 60
     )
     folder = located(chosen)
-    return folder, run_loop(config, folder)
+    resolved, source = job.each(
+        "the source of the first parameters", lambda: open_initial(config, folder, given), 7200
+    )
+    return folder, run_loop(resolved, folder, source)

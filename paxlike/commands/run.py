@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from paxlike.commands.flags import flags_of, need, platform, take, take_text
+from paxlike.commands.flags import flags_of, given_fields, need, platform, take, take_text
 from paxlike.config import Config, Hosts, MeshConfig, UserError, load
 from paxlike.files import check_free
 
@@ -41,7 +41,7 @@ def train_command(arguments: list[str]) -> None:
 
     from paxlike.api.training import train_here
 
-    folder, result = train_here(flags.config, flags.run_dir)
+    folder, result = train_here(flags.config, flags.run_dir, given_fields(rest, "model"))
     show = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
     if result.stopped_by:
         show(
@@ -138,10 +138,11 @@ def pack_command(arguments: list[str]) -> None:
     flags = flags_of(PackFlags, rest, "paxlike pack RUN FILE")
     check_free(Path(file))  # before the model is read
     platform().start()
+    from paxlike.interop.init_sources import open_source
     from paxlike.training.loaded_run import load_run
     from paxlike.training.packed import save_packed
 
-    trained = load_run(Path(path).absolute(), step=flags.step)
+    trained = load_run(Path(path).absolute(), step=flags.step, open_base=open_source)
     size = save_packed(Path(file).absolute(), trained)
     print(f"{file}: step {trained.step}, {size:,} bytes")
 
@@ -219,10 +220,11 @@ def _eval_tasks(folder: Path, flags: EvalFlags) -> None:
     need("lm_eval", "eval")
     import jax
 
+    from paxlike.interop.init_sources import open_source
     from paxlike.interop.lm_eval_harness import evaluate_tasks
     from paxlike.training.loaded_run import load_run
 
-    trained = load_run(folder, flags.mesh, flags.step)
+    trained = load_run(folder, flags.mesh, flags.step, open_source)
     numbers, table = evaluate_tasks(
         trained,
         [task for word in flags.tasks for task in word.split(",") if task],
@@ -238,10 +240,11 @@ def _eval_tasks(folder: Path, flags: EvalFlags) -> None:
 def _eval_mixture(folder: Path, flags: EvalFlags) -> None:
     import jax
 
+    from paxlike.interop.init_sources import open_source
     from paxlike.interop.seqio_evaluator import evaluate_mixture
     from paxlike.training.loaded_run import load_run
 
-    trained = load_run(folder, flags.mesh, flags.step)
+    trained = load_run(folder, flags.mesh, flags.step, open_source)
     numbers = evaluate_mixture(
         trained, flags.seqio_mixture, flags.module, flags.split, flags.limit, flags.batch_size
     )
@@ -297,15 +300,17 @@ def serve_command(arguments: list[str]) -> None:
     runtime.start(flags.fake_devices)
     from paxlike.data.chat.template import found_template
     from paxlike.interop.engine import Engine
+    from paxlike.interop.init_sources import open_source
     from paxlike.interop.serve import listen, run
     from paxlike.training.loaded_run import load_run
 
     listening = listen(flags.host, flags.port)
-    trained = load_run(Path(path).absolute(), flags.mesh, flags.step)
+    folder = Path(path).absolute()
+    trained = load_run(folder, flags.mesh, flags.step, open_source)
+    template = found_template(trained.tokenizer, flags.template, folder / "tokenizer")
     name = flags.name or trained.config.name
     engine = Engine(trained, flags.batch_slots, flags.max_queued)
     port = listening.getsockname()[1]
-    template = found_template(trained.tokenizer, flags.template, Path(path) / "tokenizer")
     kind = "chat/completions" if template else "completions"
     print(
         f"serving {name} at http://{flags.host}:{port}/v1/{kind}; press Ctrl-C to stop",

@@ -5,6 +5,7 @@ overrides any field by its dotted name (`--model.layers 4`). A config does not d
 machine: a mesh axis of -1 takes the devices that remain.
 """
 
+from paxlike.config.adapt import AdaptConfig
 from paxlike.config.config import (
     CheckpointConfig,
     Config,
@@ -15,12 +16,16 @@ from paxlike.config.config import (
     WatchdogConfig,
 )
 from paxlike.config.file import differences, from_json, load, to_json
-from paxlike.config.model import ModelConfig, QuantConfig, RopeScalingConfig
+from paxlike.config.init import InitConfig
+from paxlike.config.model import ModelConfig
+from paxlike.config.quantization import QuantConfig
+from paxlike.config.rope import RopeScalingConfig
 from paxlike.config.runtime import DType, Hosts, MeshConfig, PrecisionConfig
 from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
 from paxlike.config.validation import ConfigError, JobError, SaveError, UserError, divisors
 
 __all__ = [
+    "AdaptConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",
@@ -29,6 +34,7 @@ __all__ = [
     "EvalConfig",
     "GuardConfig",
     "Hosts",
+    "InitConfig",
     "JobError",
     "LogConfig",
     "MeshConfig",

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from paxlike.config.adapt import AdaptConfig
+from paxlike.config.init import InitConfig
 from paxlike.config.model import ModelConfig
 from paxlike.config.runtime import MeshConfig, PrecisionConfig
 from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
@@ -128,6 +130,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    adapt: AdaptConfig = dataclasses.field(default_factory=AdaptConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     precision: PrecisionConfig = dataclasses.field(default_factory=PrecisionConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
@@ -136,6 +139,7 @@ class Config:
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
     watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
 
     def __post_init__(self):
         typed(self, "config")
@@ -145,6 +149,12 @@ class Config:
             and self.name[0] != ".",
             f"name {self.name!r} is used as a directory name; use letters, digits, '.', '_' and "
             "'-'; it must not start with '.'.",
+        )
+        longest, length = self.model.learned_positions, self.data.sequence_length
+        require(
+            not longest or length <= longest,
+            f"data.sequence_length {length} is above model.learned_positions {longest}; change one "
+            "of them.",
         )
         reach, needed = (
             (self.checkpoint.keep - 1) * self.checkpoint.every,

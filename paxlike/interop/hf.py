@@ -4,6 +4,7 @@
 checkpoint is written from whole arrays. Neither requires torch or transformers.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from paxlike.files import new_folder
 from paxlike.interop import hf_layout, hf_tokenizer, safetensors
 from paxlike.interop.conversion_result import Converted
 from paxlike.interop.hf_forward import logits as hf_logits
-from paxlike.interop.hf_layout import Array
+from paxlike.interop.hf_source import HfSource
 from paxlike.interop.reference_logits import logits as paxlike_logits
 from paxlike.training.checkpoint import write_checkpoint
 from paxlike.training.checkpoint_reader import CheckpointReader
@@ -74,31 +75,22 @@ def _precision(params: str) -> PrecisionConfig:
     return PrecisionConfig(params="bfloat16" if params == "bfloat16" else "float32")
 
 
-def _after_factor(convert: Callable[[Array], Array], factor: float) -> Callable[[Array], Array]:
-    return lambda x: convert(hf_layout.times(x, factor))
-
-
 def from_hf(source: Path, out: Path) -> Converted:
     """Converts a Hugging Face folder to a run directory without optimizer state.
 
     Raises UserError, and leaves nothing behind, in the cases of `to_hf`, and if a tensor is
     missing, unexpected, or has the wrong shape.
     """
-    hf_config = _read_config(source)
-    model = hf_layout.from_config(hf_config)
-    tokenizer = hf_tokenizer.read(source, model.vocab_size, hf_config.get("eos_token_id"))
-    files = safetensors.Tensors(source)
-    expected = _expected(hf_config, model)
-    _check_shapes(files.shapes, expected, hf_layout.family_of(hf_config).ignored)
-    dtype = "bfloat16" if files.dtypes == {safetensors.DTYPES["BF16"]} else "float32"
-    params = _load_params(files, model, expected, safetensors.numpy_dtype(dtype))
+    loaded = HfSource(source)
+    hf_config, dtype, files = loaded.config, loaded.dtype, loaded.files
+    tokenizer = loaded.tokenizer or loaded.read_tokenizer()
+    model = dataclasses.replace(loaded.model, vocab_multiple=ModelConfig.vocab_multiple)
+    params = _load_params(loaded, model, safetensors.numpy_dtype(dtype))
     with new_folder(out) as folder:
         name = (
             "".join(c if c.isalnum() or c in "._-" else "-" for c in out.name).lstrip(".") or "run"
         )
-        data = DataConfig(
-            sequence_length=hf_config.get("max_position_embeddings") or DataConfig.sequence_length
-        )
+        data = DataConfig(sequence_length=loaded.length or DataConfig.sequence_length)
         config = Config(name=name, model=model, data=data, precision=_precision(dtype))
         (folder / "config.json").write_text(to_json(config))
         (folder / "tokenizer").mkdir()
@@ -141,60 +133,13 @@ def check(
     return difference
 
 
-def _read_config(source: Path) -> dict:
-    try:
-        hf_config = json.loads((source / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source / 'config.json'} cannot be read: {error}.") from error
-    if not isinstance(hf_config, dict):
-        raise UserError(f"{source / 'config.json'} is not a JSON object.")
-    return hf_config
-
-
-def _expected(hf_config: dict, model: ModelConfig) -> list[hf_layout.Tensor]:
-    """Returns the required tensors. Folds the scale of the source model's logits into the last
-    norm.
-    """
-    factor, expected = hf_layout.norm_factor(hf_config, model), []
-    for tensor in hf_layout.tensors(model, hf_layout.family_of(hf_config)):
-        if tensor.param in ("scale_D", "norm_bias_D"):
-            tensor = tensor._replace(from_hf=_after_factor(tensor.from_hf, factor))
-        expected.append(tensor)
-    return expected
-
-
-def _check_shapes(
-    found: dict[str, tuple[int, ...]],
-    expected: list[hf_layout.Tensor],
-    ignored: tuple[str, ...],
-) -> None:
-    """ignored: ends of the names of tensors that are not read."""
-    shapes = {tensor.name: tensor.shape for tensor in expected}
-    found = {name: shape for name, shape in found.items() if not name.endswith(ignored)}
-    errors = [f"{name} is missing" for name in shapes if name not in found]
-    errors += [f"{name} {found[name]} is unexpected" for name in found if name not in shapes]
-    errors += [
-        f"{name} is {found[name]}, not {shape}"
-        for name, shape in shapes.items()
-        if name in found and found[name] != shape
-    ]
-    if errors:
-        more = f", and {len(errors) - 5} more" if len(errors) > 5 else ""
-        raise UserError(f"the tensors do not fit config.json: {'; '.join(errors[:5])}{more}.")
-
-
-def _load_params(
-    files: safetensors.Tensors,
-    model: ModelConfig,
-    expected: list[hf_layout.Tensor],
-    dtype: np.dtype,
-) -> dict[str, np.ndarray]:
-    params = {name: np.empty(shape, dtype) for name, shape in stored_shapes(model)}
-    for tensor in expected:
-        target = params[tensor.param]
-        target[... if tensor.layer is None else tensor.layer] = tensor.from_hf(
-            files.read(tensor.name)
-        )
+def _load_params(source: HfSource, model: ModelConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """The parameters, with zeros where rows pad the vocabulary."""
+    params = {name: np.zeros(shape, dtype) for name, shape in stored_shapes(model)}
+    for tensor in source.tensors:
+        found = source.param(tensor.param, tensor.layer)
+        target = params[tensor.param][... if tensor.layer is None else tensor.layer]
+        target[tuple(slice(size) for size in found.shape)] = found
     return params
 
 

@@ -32,6 +32,7 @@ _BYTES = {
 }
 _ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 _Piece = _ModelProto.SentencePiece
+FILES = ("tokenizer.json", "tokenizer.model")
 PROBES = (
     " a\tb  \r\n\n    1234 \x00\x1f \u2581 \ufb01\u2460e\u0301 \U0001f600\n ",
     "def f(x):\r\n\treturn x  # \u00e9\u4e2d\u6587 \U0001f468\u200d\U0001f469\u200d\U0001f467 "

@@ -113,18 +113,18 @@ def from_t5x(checkpoint: Path, config: Config, store: Source, out: Path) -> Conv
     cannot be read, does not fit the config's model, or `out` exists.
     """
     table = leaves(config.model)
-    folder, index = _read_index(checkpoint)
-    target, state = _get(index, "optimizer", "target"), _get(index, "optimizer", "state")
-    found = _flatten(target)
-    _check_tree(found, table)
-    step = int(np.asarray(_array(folder, _get(state, "step"), "step")).reshape(()))
+    folder, index = read_index(checkpoint)
+    target, state = get(index, "optimizer", "target"), get(index, "optimizer", "state")
+    found = flatten(target)
+    check_tree(found, table)
+    step = int(np.asarray(_array(folder, get(state, "step"), "step")).reshape(()))
     params = _load_params(
-        config, table, lambda leaf: _array(folder, found["/".join(leaf.path)], "/".join(leaf.path))
+        config, table, lambda leaf: read_leaf(folder, found, "/".join(leaf.path), leaf.shape)
     )
     plain: dict[str, Any] = {
         "params": _nested(jax.tree.map(lambda array: array.astype(config.precision.params), params))
     }
-    moments = _moments(folder, config, table, _flatten(state.get("param_states") or {}))
+    moments = _moments(folder, config, table, flatten(state.get("param_states") or {}))
     notes = []
     if moments is None:
         notes = [
@@ -147,7 +147,8 @@ def from_t5x(checkpoint: Path, config: Config, store: Source, out: Path) -> Conv
     return Converted(out, parameter_count(config.model), f"step {step}", notes)
 
 
-def _read_index(checkpoint: Path) -> tuple[Path, dict]:
+def read_index(checkpoint: Path) -> tuple[Path, dict]:
+    """(directory of the arrays, contents of the msgpack). Raises UserError."""
     path = checkpoint if checkpoint.is_file() else checkpoint / "checkpoint"
     try:
         index = serialization.msgpack_restore(path.read_bytes())
@@ -165,7 +166,8 @@ def _read_index(checkpoint: Path) -> tuple[Path, dict]:
     return path.parent, index
 
 
-def _get(tree: Any, *path: str) -> Any:
+def get(tree: Any, *path: str) -> Any:
+    """A subtree. Raises UserError if it is missing."""
     for name in path:
         if not isinstance(tree, dict) or name not in tree:
             raise UserError(f"the T5X checkpoint has no {'/'.join(path)}.")
@@ -173,18 +175,18 @@ def _get(tree: Any, *path: str) -> Any:
     return tree
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     """Flattens a tree to `decoder/…/kernel` -> array or spec."""
     out: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict) and not {"driver", "kvstore"} <= set(value):
-            out.update(_flatten(value, f"{prefix}{name}/"))
+            out.update(flatten(value, f"{prefix}{name}/"))
         else:
             out[prefix + name] = value
     return out
 
 
-def _shape(value: object) -> tuple[int, ...] | None:
+def shape_of(value: object) -> tuple[int, ...] | None:
     """Returns the shape of an inline array or of a spec; None if the spec has no shape."""
     if isinstance(value, dict):
         shape = (value.get("metadata") or {}).get("shape")
@@ -192,15 +194,16 @@ def _shape(value: object) -> tuple[int, ...] | None:
     return np.asarray(value).shape
 
 
-def _check_tree(found: dict[str, object], table: list[Leaf]) -> None:
+def check_tree(found: dict[str, object], table: list[Leaf]) -> None:
+    """Raises UserError naming parameters that are missing, unexpected or misshapen."""
     shapes = {"/".join(leaf.path): leaf.shape for leaf in table}
     errors = [f"{name} is missing" for name in shapes if name not in found]
     errors += [
-        f"{name} {_shape(found[name])} is unexpected" for name in found if name not in shapes
+        f"{name} {shape_of(found[name])} is unexpected" for name in found if name not in shapes
     ]
     for name, shape in shapes.items():
-        if name in found and _shape(found[name]) not in (None, shape):
-            errors.append(f"{name} is {_shape(found[name])}, not {shape}")
+        if name in found and shape_of(found[name]) not in (None, shape):
+            errors.append(f"{name} is {shape_of(found[name])}, not {shape}")
     if errors:
         more = f", and {len(errors) - 5} more" if len(errors) > 5 else ""
         raise UserError(
@@ -223,14 +226,20 @@ def _array(folder: Path, value: object, name: str) -> np.ndarray:
         ) from error
 
 
+def read_leaf(
+    folder: Path, found: dict[str, object], name: str, shape: tuple[int, ...]
+) -> np.ndarray:
+    """An array of the tree by its name. Raises UserError if it cannot be read or is misshapen."""
+    array = _array(folder, found[name], name)
+    if array.shape != shape:
+        raise UserError(f"{name} of the T5X checkpoint is {array.shape}, not {shape}.")
+    return array
+
+
 def _load_params(config: Config, table: list[Leaf], read) -> dict[str, np.ndarray]:
     arrays = {name: np.empty(shape, np.float32) for name, shape in stored_shapes(config.model)}
     for leaf in table:
         array = read(leaf)
-        if array.shape != leaf.shape:
-            raise UserError(
-                f"{'/'.join(leaf.path)} of the T5X checkpoint is {array.shape}, not {leaf.shape}."
-            )
         arrays[leaf.param][... if leaf.layer is None else leaf.layer] = array.reshape(
             leaf.param_shape
         )
@@ -247,14 +256,14 @@ def _moments(
     names = {(leaf.path, m): f"{'/'.join(leaf.path)}/{m}" for leaf in table for m in MOMENTS}
     shapes = {name: leaf.shape for leaf in table for name in (names[leaf.path, m] for m in MOMENTS)}
     if config.optim.name != "palm" or any(
-        _shape(found.get(name)) != shape for name, shape in shapes.items()
+        shape_of(found.get(name)) != shape for name, shape in shapes.items()
     ):
         return None
     read = {
         moment: _load_params(
             config,
             table,
-            lambda leaf, m=m: _array(folder, found[names[leaf.path, m]], names[leaf.path, m]),
+            lambda leaf, m=m: read_leaf(folder, found, names[leaf.path, m], leaf.shape),
         )
         for m, moment in MOMENTS.items()
     }

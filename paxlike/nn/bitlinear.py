@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from paxlike.config import QuantConfig
 from paxlike.nn.collectives import data_dims, own_part, scatter_gradient, total
+from paxlike.nn.differentiated import differentiated
 from paxlike.nn.einsum import sums_over_model
 from paxlike.nn.quantized import Layout, QuantizedWeight, over_model, quantized
 from paxlike.nn.stream import Stream
@@ -66,6 +67,15 @@ class BitLinear:
         y = y.astype(array.dtype)
         y = total(y, "model") if sums else y
         return y.reshape(*y.shape[:2], *outputs)
+
+    def read(self, x: Array | Stream) -> Array | Stream:
+        """SubLN(x) before it is quantized, in x's dtype."""
+        if not isinstance(x, Stream):
+            return _branch_input(x, self.settings, self.shifted)[0].reshape(x.shape).astype(x.dtype)
+        normed = Stream(x.shard_BTD)
+        whole_BTD = _stream_input(x, self.settings, self.shifted)[0]
+        normed.whole_BTD = whole_BTD.astype(x.shard_BTD.dtype)
+        return normed
 
     def _output_shape(self, equation: str) -> tuple[int, ...]:
         """A device's sizes of the result after batch and time; D is whole, gathered over `data`."""
@@ -123,18 +133,24 @@ def _multiply(static: tuple, normed: Array, ints: Array, scale: Array, weight) -
     return product(ints, scale, signs, beta, settings.integer)
 
 
-def _forward(static, normed, ints, scale, weight):
-    return _multiply(static, normed, ints, scale, weight), (ints, scale, weight)
+def _forward(static, *inputs):
+    normed, ints, scale, weight = map(differentiated, inputs)
+    values = normed.value, ints.value, scale.value, weight.value
+    kept = (ints.value, scale.value) if weight.asked else None
+    return _multiply(static, *values), (kept, weight.value)
 
 
 def _backward(static, kept, dy):
     layout, settings, dtype = static
-    ints, scale, weight = kept
+    inputs, weight = kept
     signs, beta = quantized(weight, layout, settings.quant, dtype)
     dy = dy.astype(dtype)
     used = dequantize_weight(signs, beta, dy.dtype)
     contracted = (((2,), (1,)), ((), ()))
     dx = jax.lax.dot_general(dy, used, contracted, preferred_element_type=jnp.float32)
+    if inputs is None:
+        return dx, None, None, None
+    ints, scale = inputs
     groups = scale.shape[-1]
     x4 = ints.reshape(*ints.shape[:2], groups, -1).astype(jnp.float32) * scale[..., None]
     x = x4.reshape(ints.shape).astype(dy.dtype)
@@ -151,4 +167,4 @@ def _scattered(dw: Array, weight: Array, layout: Layout) -> Array:
     return scatter_gradient(dw.reshape(shape), layout.places, weight.dtype)
 
 
-_multiply.defvjp(_forward, _backward)
+_multiply.defvjp(_forward, _backward, symbolic_zeros=True)

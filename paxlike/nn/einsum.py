@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from paxlike.nn.collectives import gather_weight, own_part, scatter_gradient, total
+from paxlike.nn.differentiated import differentiated
 from paxlike.nn.ring import Partial, multiply_for_scatter, multiply_gathered
 from paxlike.nn.stream import Stream
 from paxlike.parallel import rules
@@ -25,6 +26,10 @@ class Multiplier(Protocol):
 
     def einsum(self, equation: str, x: Array | Stream) -> Array | Partial:
         """See `einsum`."""
+        ...
+
+    def read(self, x: Array | Stream) -> Array | Stream:
+        """What the weight multiplies, given x: x itself, or its norm (`nn/bitlinear.py`)."""
         ...
 
 
@@ -67,6 +72,9 @@ class Kernel:
         # all-reduce.
         return total(_multiply(static, own_part(x.whole_BTD, "model", 2), self.shard), "model")
 
+    def read(self, x: Array | Stream) -> Array | Stream:
+        return x
+
     def _in_ring(self, x: Array) -> bool:
         """A single token is gathered whole: it takes one latency instead of one per step."""
         return self.ring and axis_sizes()["model"] > 1 and x.shape[1] > 1
@@ -83,7 +91,8 @@ def sums_over_model(places: tuple[rules.Axis, ...]) -> bool:
 
 # A custom gradient, for three reasons: the weight's gradient is computed and summed over `data` in
 # the dtype of gradients; the backward pass gathers the weight again, so that no gathered weight is
-# kept (ZeRO stage 3, arXiv 1910.02054); and CPUs get their operands in the better order.
+# kept (ZeRO stage 3, arXiv 1910.02054); and CPUs get their operands in the better order. A frozen
+# weight has no gradient.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _multiply(static: tuple, x: Array, shard: Array) -> Array:
     equation, places, _ = static
@@ -91,7 +100,8 @@ def _multiply(static: tuple, x: Array, shard: Array) -> Array:
 
 
 def _forward(static, x, shard):
-    return _multiply(static, x, shard), (x, shard)
+    x, shard = differentiated(x), differentiated(shard)
+    return _multiply(static, x.value, shard.value), (x.kept_for(shard), shard.value)
 
 
 def _backward(static, kept, dy):
@@ -99,13 +109,16 @@ def _backward(static, kept, dy):
     x, shard = kept
     inputs, out = equation.split("->")
     x_letters, w_letters = inputs.split(",")
-    dw = _weight_gradient(x_letters, w_letters, out, x, dy, gradients)
-    used = gather_weight(shard, places, x.dtype)
+    dw = None
+    if x is not None:
+        dw = _weight_gradient(x_letters, w_letters, out, x, dy, gradients)
+        dw = scatter_gradient(dw, places, shard.dtype)
+    used = gather_weight(shard, places, dy.dtype)
     dx = jnp.einsum(f"{out},{w_letters}->{x_letters}", dy, used)
-    return dx, scatter_gradient(dw, places, shard.dtype)
+    return dx, dw
 
 
-_multiply.defvjp(_forward, _backward)
+_multiply.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _weight_gradient(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from paxlike.nn.collectives import gather_weight, scatter_gradient
+from paxlike.nn.differentiated import cotangents, differentiated
 from paxlike.parallel.mesh import axis_sizes
 
 Array = jax.Array
@@ -133,7 +134,9 @@ def multiply_gathered(static: tuple, pieces: tuple, shard: Array) -> Array:
 
 
 def _gathered_forward(static, pieces, shard):
-    return multiply_gathered(static, pieces, shard), (pieces, shard)
+    pieces, shard = differentiated(pieces), differentiated(shard)
+    kept = pieces.kept_for(shard), shard.value
+    return multiply_gathered(static, pieces.value, shard.value), kept
 
 
 def _gathered_backward(static, kept, dy):
@@ -142,13 +145,15 @@ def _gathered_backward(static, kept, dy):
     x_letters, w_letters, out = _letters(equation)
     weight = gather_weight(shard, axes, dy.dtype)
     dxs = tuple(jnp.einsum(f"{out},{w_letters}->{x_letters}", dy, w) for w in _parts(weight, 0))
+    if pieces is None:
+        return dxs, None
     product = f"{x_letters},{out}->{w_letters}"
     # The compiler joins the pieces once for all weights.
     dw = jnp.einsum(product, joined(pieces), dy, preferred_element_type=gradients)
     return dxs, scatter_gradient(dw, axes, shard.dtype)
 
 
-multiply_gathered.defvjp(_gathered_forward, _gathered_backward)
+multiply_gathered.defvjp(_gathered_forward, _gathered_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -160,25 +165,28 @@ def multiply_for_scatter(static: tuple, x: Array, shard: Array) -> tuple:
 
 
 def _scatter_forward(static, x, shard):
-    return multiply_for_scatter(static, x, shard), (x, shard)
+    x, shard = differentiated(x), differentiated(shard)
+    return multiply_for_scatter(static, x.value, shard.value), (x.kept_for(shard), shard.value)
 
 
 def _scatter_backward(static, kept, dys):
     equation, axes, gradients = static
-    x, shard = kept
+    (x, shard), dys = kept, cotangents(dys)
     x_letters, w_letters, out = _letters(equation)
-    weight = gather_weight(shard, axes, x.dtype)
+    weight = gather_weight(shard, axes, dys[0].dtype)
     backward = f"{out},{w_letters}->{x_letters}"
     dx = _summed(
         jnp.einsum(backward, dy, w, preferred_element_type=jnp.float32)
         for dy, w in zip(dys, _parts(weight, weight.ndim - 1), strict=True)
     )
+    if x is None:
+        return dx.astype(dys[0].dtype), None
     product = f"{x_letters},{out}->{w_letters}"
     dw = jnp.einsum(product, x, joined(dys), preferred_element_type=gradients)
     return dx.astype(x.dtype), scatter_gradient(dw, axes, shard.dtype)
 
 
-multiply_for_scatter.defvjp(_scatter_forward, _scatter_backward)
+multiply_for_scatter.defvjp(_scatter_forward, _scatter_backward, symbolic_zeros=True)
 
 
 def _summed(terms: Iterable[Array]) -> Array:

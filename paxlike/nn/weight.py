@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from paxlike.architecture.branch import WeightSpec
 from paxlike.config import ModelConfig
+from paxlike.nn.adapted import Adapted, AdaptedKernel
 from paxlike.nn.bitlinear import BitLinear, Settings
 from paxlike.nn.collectives import sum_gradient_over_copies
 from paxlike.nn.einsum import Kernel, Multiplier
@@ -31,13 +32,14 @@ def fan_in(letters: str, size: dict[str, int]) -> int:
 def initial(spec: WeightSpec, config: ModelConfig, keys: Iterator[Array], dtype: str) -> Array:
     """A weight's initial value, created sharded.
 
-    Kernels are drawn from N(0, 1/sqrt(fan-in)), embeddings from N(0, 1); scales are ones, biases
-    zeros (PaLM, arXiv 2204.02311, section 5).
+    Kernels are drawn from N(0, 1/sqrt(fan-in)), embeddings from N(0, 1); scales are ones (zeros
+    with `model.norm_offset`), biases zeros (PaLM, arXiv 2204.02311, section 5).
     """
     shape = spec.shape(config)
     sharding = weight_spec(spec.letters, shape)
     if spec.kind in ("scale", "bias"):
-        return jnp.full(shape, spec.kind == "scale", dtype, out_sharding=sharding)
+        ones = spec.kind == "scale" and not config.norm_offset
+        return jnp.full(shape, ones, dtype, out_sharding=sharding)
     deviation = fan_in(spec.letters, sizes(config)) ** -0.5 if spec.kind == "kernel" else 1.0
     draw = jax.random.normal(next(keys), shape, jnp.float32, out_sharding=sharding)
     return (draw * deviation).astype(dtype)
@@ -52,11 +54,16 @@ def check_quantized(spec: WeightSpec, config: ModelConfig) -> None:
 
 def in_use(
     spec: WeightSpec,
-    value: Array | QuantizedWeight,
+    value: Array | QuantizedWeight | Adapted,
     config: ModelConfig,
     numerics: Numerics,
 ) -> Array | Multiplier:
     """A weight of a block in use: a `Multiplier` for a kernel, otherwise this device's shard."""
+    if isinstance(value, Adapted):
+        base = in_use(spec, value.base, config, numerics)
+        assert not isinstance(base, Array)  # only kernels are adapted
+        ring = numerics.ring and not config.quant.active
+        return AdaptedKernel(base, value, numerics.gradients, ring)
     places = places_of(spec, config)
     if spec.kind == "kernel" and config.quant.active:
         settings = Settings(config.quant, config.norm_epsilon, numerics.integer, numerics.gradients)
@@ -71,9 +78,11 @@ def in_use(
 
 
 def with_summed_gradient(
-    spec: WeightSpec, value: Array, config: ModelConfig, numerics: Numerics
-) -> Array:
+    spec: WeightSpec, value: Array | Adapted, config: ModelConfig, numerics: Numerics
+) -> Array | Adapted:
     """A weight's shard, whose gradient is summed over the devices that hold copies of it."""
+    if isinstance(value, Adapted):
+        return value  # its base is frozen, and `whole_factors` sums
     dtype = numerics.gradients if spec.kind in ("kernel", "embedding") else "float32"
     return sum_gradient_over_copies(value, places_of(spec, config), dtype)
 

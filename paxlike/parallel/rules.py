@@ -11,7 +11,7 @@ activations:
   `model`, so activations saved per layer are fully sharded. A projection gathers D over `model` and
   computes its own heads or feed-forward columns; the output projection reduce-scatters over D.
 
-Three cases follow from the letters and need no rows:
+Four cases follow from the letters and need no rows:
 
 - A matrix with no letter on `model` (key/value weights with fewer heads than model shards, as in
   multi-query attention) has its D sharded over `model` and `data` together, and its product is
@@ -20,6 +20,8 @@ Three cases follow from the letters and need no rows:
   too small to be worth a gather.
 - K is replicated if there are fewer key/value heads than model shards. Each shard then uses the
   head that its query heads share.
+- R, the rank of an adapter, is replicated if another letter is over `data`, or if `data` does not
+  divide it: an adapter is thousands of times smaller than its weight.
 
 `spec` and `weight_spec` raise ConfigError for a letter without a row, for two letters on one mesh
 axis, and for a size that the axis does not divide. Nothing is replicated silently.
@@ -40,11 +42,14 @@ WEIGHTS: dict[str, Axis] = {
     "K": "model",
     "F": "model",
     "V": "model",
+    "P": "model",
     "H": None,
+    "R": "data",
 }
 ACTIVATIONS: dict[str, Axis] = {
     "A": None, "B": ("pod", "data"), "T": None, "S": None,
     "D": "model", "N": "model", "K": "model", "F": "model", "V": "model", "H": None,
+    "R": None,
 }  # fmt: skip
 
 MESH_AXES = ("pod", "data", "model")
@@ -68,6 +73,8 @@ def weight_spec(dims: str, shape: tuple[int, ...], mesh: Mapping[str, int]) -> t
             [None] * (len(dims) - 1) + [_row(ACTIVATIONS, matrix, shape[-1], mesh)],
         )
     places = [_row(WEIGHTS, d, n, mesh) for d, n in zip(dims, shape, strict=True)]
+    if "R" in dims and ("D" in dims or shape[dims.index("R")] % mesh["data"]):
+        places[dims.index("R")] = None
     if "model" not in places and "D" in dims:
         places[dims.index("D")] = ("model", "data")
     return _checked(dims, shape, mesh, places)
@@ -140,6 +147,7 @@ def _remedy(letter: str) -> str:
     return {
         "B": "train.batch_size, train.accumulate, mesh.data",
         "V": "model.vocab_multiple, mesh.model",
+        "P": "model.learned_positions, mesh.model",
         "N": "model.heads, mesh.model",
         "K": "model.kv_heads, mesh.model",
         "F": "model.d_ff, mesh.model",

@@ -16,16 +16,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from paxlike.accounting.adapted_flops import executed, forward_of
 from paxlike.accounting.flop_counts import FlopComparison
-from paxlike.accounting.flops import Count, Term, executed_flops, needed_flops
+from paxlike.accounting.flops import Count, Term, needed_flops
 from paxlike.accounting.hlo_matmuls import count_matmuls
 from paxlike.accounting.jaxpr import count_products
-from paxlike.config import Config, MeshConfig, ModelConfig
+from paxlike.config import AdaptConfig, Config, MeshConfig, ModelConfig
 from paxlike.nn.numerics import Numerics
 from paxlike.optim.optimizer import make_optimizer
 from paxlike.optim.schedules import make_schedule
 from paxlike.parallel.mesh import make_mesh, spec
-from paxlike.training.state import abstract_params, abstract_state
+from paxlike.training.state import abstract_state
 from paxlike.training.step import DeviceBatch, losses_of, make_train_step
 
 
@@ -54,28 +55,30 @@ def _runs_here(model: ModelConfig, platform: str) -> tuple[ModelConfig, str]:
 def _forward(config: Config, numerics: Numerics, T: int) -> FlopComparison:
     batch = _batch((1, T), "BT")
     jaxpr = jax.make_jaxpr(lambda params, part: losses_of(config, numerics, params, part))(
-        abstract_params(config, numerics), batch
+        abstract_state(config, numerics, make_optimizer(config.optim, 1)).parts, batch
     )
     products = count_products(jaxpr)
     return FlopComparison(
         "forward, traced",
-        _forward_formula(config.model, T, numerics.attention),
+        _forward_formula(config.model, config.adapt, T, numerics.attention),
         products.total / T,
         products.uncounted,
     )
 
 
-def _forward_formula(model: ModelConfig, T: int, kernel: str) -> Count:
-    """A third of training without recomputation: the backward pass has two products for each
-    product of the forward pass.
+def _forward_formula(model: ModelConfig, adapt: AdaptConfig, T: int, kernel: str) -> Count:
+    """Of a model without frozen parts, a third of training without recomputation: the backward
+    pass has two products for each product of the forward pass.
     """
-    executed = needed_flops(model, T, kernel)
+    if adapt.active:
+        return forward_of(model, adapt, T, kernel)
+    needed = needed_flops(model, T, kernel)
 
     def third(formula: str) -> str:
         return re.sub(r"\d+", lambda number: str(int(number[0]) // 3), formula, count=1)
 
     return Count(
-        "forward", tuple(Term(t.name, third(t.formula), t.flops // 3) for t in executed.terms)
+        "forward", tuple(Term(t.name, third(t.formula), t.flops // 3) for t in needed.terms)
     )
 
 
@@ -88,7 +91,7 @@ def _step(config: Config, numerics: Numerics, T: int) -> FlopComparison:
         abstract_state(config, numerics, optimizer), _batch((1, 1, T), "ABT")
     ).compile()
     found = count_matmuls(compiled.as_text() or "")
-    formula = executed_flops(config.model, T, numerics.attention)
+    formula = executed(config.model, config.adapt, T, numerics.attention)
     return FlopComparison(
         "train step, compiled", formula, found.total / T, found.uncounted + found.unknown_loops
     )

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from paxlike.accounting.flops import model_flops
+from paxlike.accounting.adapted_flops import training_flops
+from paxlike.accounting.adapted_parameters import trained_shapes
 from paxlike.accounting.hlo_collectives import Collective
-from paxlike.accounting.parameters import stored_shapes
 from paxlike.config import Config
 from paxlike.parallel.axes import stored_letters
 from paxlike.parallel.rules import shards, weight_spec
@@ -26,7 +26,7 @@ def plan_of(config: Config, cluster: Cluster, facts: Facts, step: Step) -> dict:
     """Returns the plan."""
     tokens = config.train.batch_size * config.data.sequence_length
     devices = cluster.device_count
-    palm = model_flops(config.model, config.data.sequence_length).total
+    palm = training_flops(config.model, config.adapt, config.data.sequence_length).total
     fits = facts.fits(cluster.usable)
     result: dict[str, Any] = {
         "config": config.name,
@@ -79,7 +79,7 @@ def gradient_bytes(config: Config, mesh: dict[str, int]) -> int:
     parameters, in the gradients' dtype.
     """
     total = 0
-    for name, shape in stored_shapes(config.model):
+    for name, shape in trained_shapes(config.model, config.adapt):
         places = weight_spec(stored_letters(name), shape, mesh)
         total += math.prod(n // shards(place, mesh) for n, place in zip(shape, places, strict=True))
     return total * {"float32": 4, "bfloat16": 2}[config.precision.gradients]

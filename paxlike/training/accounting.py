@@ -1,20 +1,15 @@
 """The accounting fields of metrics.jsonl, for `paxlike report`: FLOPs, peaks, memory, energy, time.
 
-MFU uses the palm convention. HFU counts the matrix products that the program runs, including
-recomputation (`executed_flops`, which tests compare with the compiled program). Flash kernels skip
-about half of each attention matrix, but are counted in full. The start event states both counts, so
-that a report does not have to guess.
+MFU uses the palm convention, or the products of a step if a part of the model is frozen. HFU counts
+the matrix products that the program runs, including recomputation (`executed_flops`, which tests
+compare with the compiled program). Flash kernels skip about half of each attention matrix, but are
+counted in full. The start event states both counts, so that a report does not have to guess.
 """
 
 import jax
 
-from paxlike.accounting.flops import (
-    Count,
-    executed_flops,
-    flops_by_part,
-    hardware_flops,
-    model_flops,
-)
+from paxlike.accounting.adapted_flops import by_part, executed, training_flops
+from paxlike.accounting.flops import Count, hardware_flops
 from paxlike.accounting.memory import memory_estimate
 from paxlike.accounting.throughput import Goodput, reported_counts, utilization
 from paxlike.config import Config
@@ -32,8 +27,8 @@ class RunAccounting:
         self.goodput = Goodput()
         self.chip, self.peak_source = chip_and_source(numerics.compute)
         self.chips = self.chip.chips(len(jax.devices())) if self.chip else None
-        self.model = model_flops(model, T)
-        self.executed = executed_flops(model, T, numerics.attention)
+        self.model = training_flops(model, config.adapt, T)
+        self.executed = executed(model, config.adapt, T, numerics.attention)
         source = energy_source(jax.default_backend())
         self.meter = source and EnergyMeter(source)
 
@@ -46,6 +41,8 @@ class RunAccounting:
         that the report compares memory in use with."""
         model, T = self.config.model, self.config.data.sequence_length
         conventions = {name: _fields(count) for name, count in reported_counts(model, T).items()}
+        if self.config.adapt.active:
+            conventions = dict.fromkeys(conventions, _fields(self.model))
         compute, chip = self.numerics.compute, self.chip
         plan = memory_estimate(
             self.config,
@@ -63,7 +60,7 @@ class RunAccounting:
                 "model": conventions,
                 "executed": _fields(self.executed),
                 "hardware": _fields(hardware_flops(model, T)),
-                "by_part": flops_by_part(model, T, self.numerics.attention),
+                "by_part": by_part(model, self.config.adapt, T, self.numerics.attention),
             },
             "memory_plan": {part.name: part.bytes for part in plan.parts},
             "energy_source": self.meter and self.meter.source.name,

@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
+from paxlike.adapt.parts import Parts
 from paxlike.training.step import DeviceBatch
 
 
-def evaluate(eval_step: Callable, params: dict, batches: Iterable[DeviceBatch]) -> dict[str, float]:
+def evaluate(
+    eval_step: Callable, params: dict | Parts, batches: Iterable[DeviceBatch]
+) -> dict[str, float]:
     """Returns `loss` (cross-entropy, nats per token), `accuracy` and `tokens` over the batches."""
     results = [eval_step(params, batch) for batch in batches]
     cross_entropy, correct, tokens = 0.0, 0.0, 0
@@ -24,7 +27,7 @@ def evaluate(eval_step: Callable, params: dict, batches: Iterable[DeviceBatch]) 
 
 def evaluate_parts(
     eval_step: Callable,
-    params: dict,
+    params: dict | Parts,
     batches: Mapping[str, Iterable[DeviceBatch]],
     weights: Mapping[str, float],
 ) -> dict[str, float]:

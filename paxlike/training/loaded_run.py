@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 from paxlike.accounting.parameters import stored_shapes
+from paxlike.adapt.merge import assembled
 from paxlike.config import Config, ConfigError, MeshConfig, ModelConfig, divisors
 from paxlike.data.source import check_unchanged, open_data, validation_batches, weights_at
 from paxlike.data.store import open_store
@@ -17,10 +18,11 @@ from paxlike.parallel.host_batches import local_rows
 from paxlike.parallel.mesh import make_mesh
 from paxlike.parallel.sharding_table import sharding_rows
 from paxlike.quant.tiles import check_mesh
+from paxlike.training.base import OpenSource, check_base, open_run_base, read_base
 from paxlike.training.checkpoint import restore_params
 from paxlike.training.evaluate import evaluate_parts
 from paxlike.training.run_directory import read_config, read_data
-from paxlike.training.state import abstract_params
+from paxlike.training.state import abstract_trained
 from paxlike.training.step import DeviceBatch, make_eval_step, on_mesh
 
 
@@ -34,21 +36,42 @@ class LoadedRun(NamedTuple):
     """The mesh of the parameters; activate it (`jax.set_mesh`) to use them."""
 
 
-def load_run(folder: Path, mesh: MeshConfig | None = None, step: int | None = None) -> LoadedRun:
+def load_run(
+    folder: Path,
+    mesh: MeshConfig | None = None,
+    step: int | None = None,
+    open_base: OpenSource = open_run_base,
+) -> LoadedRun:
     """Loads the run's newest checkpoint, or the one at `step`.
 
-    mesh: None uses `widest_mesh`. Raises UserError if the run cannot be read.
+    mesh: None uses `widest_mesh`. open_base: opens the base of an adapter run, which is returned
+    with the adapter merged, or beside quantized weights. Raises UserError if the run cannot be
+    read.
     """
     config = read_config(folder)
     numerics = Numerics.of(config.model, config.precision, jax.default_backend())
     device_mesh = make_mesh(mesh or widest_mesh(config.model, len(jax.devices())))
     with jax.set_mesh(device_mesh):
-        params, step = restore_params(
-            folder / "checkpoints", abstract_params(config, numerics), step
+        trained, step = restore_params(
+            folder / "checkpoints", abstract_trained(config, numerics), step
         )
+        params = trained
+        if config.adapt.active:
+            params = assembled(
+                config.model, config.adapt, base_of(folder, config, open_base), trained
+            )
     return LoadedRun(
         config, numerics, params, step, load_tokenizer(folder / "tokenizer"), device_mesh
     )
+
+
+def base_of(folder: Path, config: Config, open_base: OpenSource = open_run_base) -> dict:
+    """The base of an adapter run on the active mesh. Raises UserError if it is another one now."""
+    numerics = Numerics.of(config.model, config.precision, jax.default_backend())
+    source = open_base(config.init.source, config) if config.init.source else None
+    base = read_base(config, numerics, source)
+    check_base(folder, base)
+    return base
 
 
 def widest_mesh(model: ModelConfig, devices: int) -> MeshConfig:

@@ -39,12 +39,14 @@ from paxlike.training.compiler_options import compile_step
 from paxlike.training.console import Console
 from paxlike.training.evaluate import evaluate_parts
 from paxlike.training.guard import Guard, SkippedBatches, Spike
+from paxlike.training.init_source import Source
+from paxlike.training.initial import Initial
 from paxlike.training.metrics import Metrics, NoMetrics
 from paxlike.training.profile import ProfileWindow
 from paxlike.training.recovery import Recovery
 from paxlike.training.run_directory import RunDirectory, check_visible
 from paxlike.training.signals import StopRequest
-from paxlike.training.state import State, abstract_state, check_fits, make_state
+from paxlike.training.state import State, abstract_state, check_fits
 from paxlike.training.step import DeviceBatch, Program, make_eval_step, on_mesh
 from paxlike.training.terminal_rates import TerminalRates
 from paxlike.training.watchdog import Watchdog
@@ -70,10 +72,10 @@ class Result:
     """The signal that stopped the run, or None."""
 
 
-def train(config: Config, folder: Path) -> Result:
+def train(config: Config, folder: Path, source: Source | None = None) -> Result:
     """Trains until `config.train.steps`. Resumes from the newest checkpoint if there is one.
 
-    folder: the run directory. Raises UserError.
+    folder: the run directory. source: where the first parameters come from. Raises UserError.
     """
     job.exchange_host_names(socket.gethostname(), START_SECONDS)
     # Process 0 prepares the default corpus if needed; processes that share its cache reuse it.
@@ -83,7 +85,7 @@ def train(config: Config, folder: Path) -> Result:
     check_vocabulary(store, config.model)
     console = Console(config.train.steps, config.log.every, quiet=jax.process_index() > 0)
     with jax.set_mesh(make_mesh(config.mesh)), contextlib.ExitStack() as stack:
-        loop = _Loop(config, store, console)
+        loop = _Loop(config, store, console, source)
         stack.callback(loop.clock.close)
         stack.callback(loop.accounting.close)
 
@@ -110,7 +112,7 @@ def train(config: Config, folder: Path) -> Result:
 
 
 class _Loop:
-    def __init__(self, config: Config, store: AnySource, console: Console):
+    def __init__(self, config: Config, store: AnySource, console: Console, source: Source | None):
         """Prepares the run. Every error that needs no run directory is raised here."""
         self.config, self.store, self.console = config, store, console
         train = config.train
@@ -127,6 +129,7 @@ class _Loop:
         self.eval_step = make_eval_step(config, self.numerics)
         self.like = abstract_state(config, self.numerics, self.optimizer)
         check_fits(self.like)
+        self.initial = Initial(config, program[:2], store, source)
         self.changes: list[str] = []
         self.warnings: list[str] = []
         self.accept: Callable[[], None] = lambda: None
@@ -155,7 +158,8 @@ class _Loop:
             checkpoints,
             self.skipped,
             self.like,
-            lambda: make_state(self.config, self.numerics, self.optimizer),
+            lambda: self.initial.state(checkpoints.folder.parent, self.console.say),
+            lambda: self.initial.frozen(checkpoints.folder.parent),
             self.console.say,
         )
         with watchdog.limited("the first collective over all devices", START_SECONDS):
@@ -219,9 +223,12 @@ class _Loop:
             self.goodput.resume(*earlier.resumed_at(start, time.time()))
         mesh = dict(jax.sharding.get_mesh().shape)
         kind = jax.devices()[0].device_kind
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in state.parts)
+        counted = f"{trained + frozen:,} stored parameters"
+        if frozen:
+            counted += f", of which {trained:,} are trained,"
         self.console.say(
-            f"{config.name}: {parameters:,} stored parameters on {len(jax.devices())} x {kind}, "
+            f"{config.name}: {counted} on {len(jax.devices())} x {kind}, "
             f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())}, "
             f"{self.numerics.compute}; {self.accounting.peak_source}"
         )
@@ -368,7 +375,7 @@ class _Loop:
         with self._timed("evaluation") as timer:
             parts = {name: batches(one) for name, one in self.validation_sources.items()}
             result = evaluate_parts(
-                self.eval_step, state.params, parts, weights_at(self.store, step)
+                self.eval_step, state.parts, parts, weights_at(self.store, step)
             )
         more: dict[str, object] = {"epochs": epochs} if epochs else {}
         self.metrics.event(

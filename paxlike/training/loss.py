@@ -7,7 +7,7 @@ Only one chunk's logits are in memory at a time. The loss is the last result of 
 its gradient can be computed with its value: a chunk's logits, loss and gradient are computed
 together, once, and only the gradients of the hidden states and of the head are kept (as in Hsu et
 al., Liger Kernel, arXiv 2410.10989, section 3.2). The backward pass recomputes nothing. Evaluation
-computes the loss alone.
+computes the loss alone. A frozen head has no gradient.
 """
 
 import functools
@@ -26,6 +26,7 @@ from paxlike.nn.collectives import (
     scatter_gradient,
     total,
 )
+from paxlike.nn.differentiated import differentiated
 from paxlike.parallel import rules
 from paxlike.parallel.mesh import axis_sizes
 
@@ -64,6 +65,8 @@ class Head(NamedTuple):
     gradients: str
     """Dtype in which the head's gradient is summed."""
     chunk_elements: int = CHUNK_ELEMENTS
+    softcap: float = 0.0
+    """Scaled logits become softcap * tanh(logits / softcap). 0: unchanged."""
 
 
 def sum_losses(x_BTD: Array, head_weight: Array, targets_BT: Array, head: Head) -> Losses:
@@ -78,36 +81,41 @@ def sum_losses(x_BTD: Array, head_weight: Array, targets_BT: Array, head: Head) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_losses(head, x, weight, targets):
-    return _compute(head, x, weight, targets, with_gradients=False)
+    return _compute(head, x, weight, targets, gradients=())
 
 
 def _forward(head, x, weight, targets):
-    return _compute(head, x, weight, targets, with_gradients=True)
+    x, weight, targets = map(differentiated, (x, weight, targets))
+    gradients = ("x", "weight") if weight.asked else ("x",)
+    return _compute(head, x.value, weight.value, targets.value, gradients=gradients)
 
 
 def _backward(head, gradients, cotangents):
     # The factor stays in float32: rounded to bfloat16, 1/tokens would change every gradient by up
     # to 0.4 %. The cotangent is that of one device's copy of the loss, of `model` equal copies.
     factor = cotangents.loss * axis_sizes()["model"]
-    dx, dweight = ((array * factor).astype(array.dtype) for array in gradients)
+    dx, dweight = jax.tree.map(lambda array: (array * factor).astype(array.dtype), gradients)
     return dx, dweight, None
 
 
-_sum_losses.defvjp(_forward, _backward)
+_sum_losses.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _compute(head, x, weight, targets, *, with_gradients):
+def _compute(head, x, weight, targets, *, gradients):
+    """gradients: those to compute with the losses, of `x` and `weight`."""
     whole = gather(x, "model", 2)
     used = gather_weight(weight, head.places, x.dtype)
     tokens_TD = whole.reshape(-1, whole.shape[-1])
-    losses, dx, dweight = _chunks(head, tokens_TD, used, targets.reshape(-1), with_gradients)
-    if not with_gradients:
+    losses, dx, dweight = _chunks(head, tokens_TD, used, targets.reshape(-1), gradients)
+    if not gradients:
         return losses
     dx = scatter(dx.reshape(whole.shape), "model", 2)
+    if "weight" not in gradients:
+        return losses, (dx, None)
     return losses, (dx, scatter_gradient(dweight, head.places, weight.dtype))
 
 
-def _chunks(head, x_TD, weight, targets_T, with_gradients):
+def _chunks(head, x_TD, weight, targets_T, gradients):
     """Computes losses and gradients of this device's tokens and head rows, chunk by chunk."""
     tokens, D = x_TD.shape
     rows = weight.shape[head.letters.index("V")]
@@ -117,20 +125,20 @@ def _chunks(head, x_TD, weight, targets_T, with_gradients):
     padding = count * chunk - tokens
     x_TD = jnp.pad(x_TD, ((0, padding), (0, 0)))
     targets_T = jnp.pad(targets_T, (0, padding), constant_values=-1)
-    step = functools.partial(_chunk, head, weight, with_gradients)
+    step = functools.partial(_chunk, head, weight, gradients)
     start = (
         Losses(*(jnp.zeros((), jnp.float32),) * len(Losses._fields)),
-        jnp.zeros(weight.shape if with_gradients else (), head.gradients),
+        jnp.zeros(weight.shape if "weight" in gradients else (), head.gradients),
     )
     inputs = (x_TD.reshape(count, chunk, D), targets_T.reshape(count, chunk))
     if count == 1:
         (losses, dweight), dx = step(start, (x_TD, targets_T))
     else:
         (losses, dweight), dx = jax.lax.scan(step, start, inputs)
-    return losses, dx.reshape(-1, D)[:tokens] if with_gradients else None, dweight
+    return losses, dx.reshape(-1, D)[:tokens] if gradients else None, dweight
 
 
-def _chunk(head, weight, with_gradients, carry, chunk):
+def _chunk(head, weight, gradients, carry, chunk):
     losses, dweight = carry
     x, targets = chunk
     D, V = head.letters.index("D"), head.letters.index("V")
@@ -143,16 +151,20 @@ def _chunk(head, weight, with_gradients, carry, chunk):
     logits = jax.lax.dot_general(
         x, weight, (((1,), (D,)), ((), ())), preferred_element_type=jnp.float32
     )
+    scale = head.scale
+    if head.softcap:
+        shares = jnp.tanh(logits * (head.scale / head.softcap))
+        logits, scale = head.softcap * shares, 1.0
     if rows * axis_sizes()["model"] > head.vocab_size:
         logits = jnp.where((vocabulary < head.vocab_size)[None], logits, -jnp.inf)
     best = greatest(logits.max(-1), "model")
-    exps = jnp.exp((logits - best[:, None]) * head.scale)
+    exps = jnp.exp((logits - best[:, None]) * scale)
     sum_exps = total(exps.sum(-1), "model")
-    best *= head.scale
+    best *= scale
     log_z = jnp.log(sum_exps) + best
     hit = vocabulary[None] == targets[:, None]
     place = targets - shard * rows
-    mine = jnp.take_along_axis(logits, jnp.clip(place, 0, rows - 1)[:, None], 1)[:, 0] * head.scale
+    mine = jnp.take_along_axis(logits, jnp.clip(place, 0, rows - 1)[:, None], 1)[:, 0] * scale
     target_logit = total(jnp.where((place >= 0) & (place < rows), mine, 0), "model")
 
     weights = (targets >= 0).astype(jnp.float32)
@@ -161,12 +173,17 @@ def _chunk(head, weight, with_gradients, carry, chunk):
     correct = (target_logit >= best) * weights
     found = Losses(cross_entropy + z_loss, cross_entropy, z_loss, correct)
     losses = jax.tree.map(lambda so_far, of_tokens: so_far + of_tokens.sum(), losses, found)
-    if not with_gradients:
+    if not gradients:
         return (losses, dweight), None
 
     probabilities = exps * (weights * (1 + 2 * head.z_loss * log_z) / sum_exps)[:, None]
-    dlogits = ((probabilities - jnp.where(hit, weights[:, None], 0)) * head.scale).astype(x.dtype)
+    dlogits = (probabilities - jnp.where(hit, weights[:, None], 0)) * head.scale
+    if head.softcap:
+        dlogits *= 1 - jnp.square(shares)
+    dlogits = dlogits.astype(x.dtype)
     dx = jax.lax.dot_general(dlogits, weight, (((1,), (V,)), ((), ())))
+    if "weight" not in gradients:
+        return (losses, dweight), dx
     pair = (dlogits, x) if head.letters == "VD" else (x, dlogits)
     dweight += jax.lax.dot_general(
         *pair, (((0,), (0,)), ((), ())), preferred_element_type=dweight.dtype

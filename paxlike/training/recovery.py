@@ -16,12 +16,14 @@ class Recovery:
         skipped: SkippedBatches,
         like: State,
         make_state: Callable[[], State],
+        frozen: Callable[[], dict],
         say: Callable[[str], None],
     ):
         """like: the state's shapes, dtypes and shardings. make_state: called if the run has no
-        checkpoint. say: prints a line."""
+        checkpoint. frozen: reads what checkpoints leave out. say: prints a line."""
         self._config, self._checkpoints, self._skipped = config, checkpoints, skipped
         self._like, self._make_state, self._say = like, make_state, say
+        self._frozen = frozen
 
     def sequences_before(self, step: int) -> int:
         """Returns the position in the data of the next batch after `step` updates.
@@ -41,7 +43,7 @@ class Recovery:
             for note in notes:
                 self._say(note)
             if position["sequences"] == self.sequences_before(step):
-                return state, step
+                return state._replace(frozen=self._frozen()), step
             # Saved after a spike, by a process that ended after it recorded which batches to skip
             # and before it deleted this checkpoint.
             del state, found

@@ -1,6 +1,7 @@
 """The run directory: its files, its lock, and which config changes a resumed run allows.
 
 config.json      the resolved config
+init.json        where the first parameters came from, of a run with `init.source`
 data.json        the token store's path (or seqio:NAME) and fingerprint
 tokenizer/       a copy of the store's tokenizer and chat template, so that a run can generate
                  without its data
@@ -99,9 +100,15 @@ class RunDirectory:
             self._record()  # other processes look for it
             self._accepted = True
             return
+        if newest_step(folder) is not None and not (folder / "data.json").exists():
+            raise UserError(
+                f"the run {folder} was converted from another format: it has parameters, but no "
+                "optimizer state and no data. Start a new run from it: paxlike train CONFIG "
+                f"--init.from {folder} --init.config --run-dir NEW_DIRECTORY"
+            )
         self.changes = _checked_changes(folder, known, config)
         check_unchanged(store, read_data(folder)["fingerprint"])
-        step = _newest_step(folder)
+        step = newest_step(folder) or 0
         if step > config.train.steps:
             raise UserError(
                 f"the run {folder} is already at step {step}, past train.steps "
@@ -183,11 +190,11 @@ def _checked_changes(folder: Path, known: Config, config: Config) -> list[str]:
     return changes
 
 
-def _newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint; 0 without one."""
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint; None without one."""
     checkpoints = folder / "checkpoints"
     names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def _rate_jump(known: Config, config: Config, step: int) -> str | None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from paxlike.accounting.units import gib
+from paxlike.adapt.parts import Parts, split, with_factors
 from paxlike.config import Config, UserError
 from paxlike.models.decoder import init_params
 from paxlike.nn.numerics import Numerics
@@ -26,19 +27,37 @@ class State(NamedTuple):
     """The optimizer's tree; its arrays are sharded like their parameters."""
     step: jax.Array
     """int32 scalar: the number of completed updates."""
+    frozen: dict = {}  # noqa: RUF012 - never changed in place
+    """What is not trained (`config.adapt`): no gradient, no moments, not in checkpoints."""
+
+    @property
+    def parts(self) -> Parts:
+        """All parameters, as losses are computed from them."""
+        return Parts(self.params, self.frozen)
 
 
 def _initial(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
-    params = init_params(config.model, numerics, config.train.seed)
-    return State(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    return _of_base(config, optimizer, init_params(config.model, numerics, config.train.seed))
 
 
-def make_state(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
+def _of_base(config: Config, optimizer: Optimizer, base: dict) -> State:
+    parts = split(config.model, config.adapt, base)
+    params = with_factors(config.model, config.adapt, parts.trained, config.train.seed)
+    return State(params, optimizer.init(params), jnp.zeros((), jnp.int32), parts.frozen)
+
+
+def make_state(
+    config: Config, numerics: Numerics, optimizer: Optimizer, base: dict | None = None
+) -> State:
     """Creates a new state on the active mesh, sharded from the start.
 
-    Raises ValueError if a large array would be replicated (`check_sharded`).
+    base: the parameters to adapt, which are donated; None: initial ones. Raises ValueError if a
+    large array would be replicated (`check_sharded`).
     """
     check_sharded(abstract_state(config, numerics, optimizer))
+    if base is not None:
+        of_base = functools.partial(_of_base, config, optimizer)
+        return jax.jit(of_base, donate_argnums=0)(base)
     return jax.jit(functools.partial(_initial, config, numerics, optimizer))()
 
 
@@ -68,9 +87,25 @@ def check_fits(state: State) -> None:
         )
 
 
+def initial_params(config: Config, numerics: Numerics) -> dict:
+    """Random parameters on the active mesh, as a new run has them."""
+    return jax.jit(lambda: init_params(config.model, numerics, config.train.seed))()
+
+
 def abstract_params(config: Config, numerics: Numerics) -> dict:
-    """Returns what `abstract_state` returns, for the parameters alone."""
+    """Returns what `abstract_state` returns, for all parameters of the model, without adapters."""
     return _placed(jax.eval_shape(lambda: init_params(config.model, numerics, config.train.seed)))
+
+
+def abstract_trained(config: Config, numerics: Numerics) -> dict:
+    """Returns what `abstract_state` returns, for the trained parameters alone."""
+
+    def trained() -> dict:
+        base = init_params(config.model, numerics, config.train.seed)
+        parts = split(config.model, config.adapt, base)
+        return with_factors(config.model, config.adapt, parts.trained, config.train.seed)
+
+    return _placed(jax.eval_shape(trained))
 
 
 def _placed(tree: T) -> T:
@@ -96,7 +131,8 @@ def to_plain(state: State) -> dict:
 
 
 def from_plain(plain: dict, like: State) -> State:
-    """The inverse of `to_plain`. `like` supplies the optimizer's tree structure."""
+    """The inverse of `to_plain`. `like` supplies the optimizer's tree structure, and the shapes of
+    the frozen part, which no checkpoint has."""
     leaves = []
     paths, tree = jax.tree_util.tree_flatten_with_path(like.optimizer)
     for path, _ in paths:
@@ -104,4 +140,5 @@ def from_plain(plain: dict, like: State) -> State:
         for key in path:
             node = node[jax.tree_util.keystr((key,), simple=True)]
         leaves.append(node)
-    return State(plain["params"], jax.tree_util.tree_unflatten(tree, leaves), plain["step"])
+    optimizer = jax.tree_util.tree_unflatten(tree, leaves)
+    return State(plain["params"], optimizer, plain["step"], like.frozen)

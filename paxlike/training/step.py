@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from paxlike.adapt.parts import Draw, Parts, join
 from paxlike.config import Config
 from paxlike.data.batch import Batch
 from paxlike.models.decoder import Decoder
@@ -16,7 +17,7 @@ from paxlike.nn.numerics import Numerics
 from paxlike.optim.optimizer import Optimizer, apply_updates, global_norm, make_optimizer
 from paxlike.optim.schedules import make_schedule
 from paxlike.parallel.host_batches import to_devices
-from paxlike.parallel.mesh import spec
+from paxlike.parallel.mesh import axis_sizes, spec
 from paxlike.training.loss import Losses
 from paxlike.training.objective import OBJECTIVE, DeviceBatch
 from paxlike.training.state import State
@@ -43,7 +44,8 @@ def make_train_step(
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict]:
         predicted, fingerprint = _sums((batch.targets_ABT >= 0).astype(jnp.uint32), _hashes(batch))
         tokens = jnp.maximum(predicted.astype(jnp.float32), 1)
-        gradients, losses = loss_gradients(config, numerics, state.params, batch, tokens)
+        draw = state.step if config.adapt.dropout else None
+        gradients, losses = loss_gradients(config, numerics, state.parts, batch, tokens, draw)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         metrics = {
             "loss": losses.cross_entropy / tokens,
@@ -62,38 +64,59 @@ def make_train_step(
                 lambda a, b: jnp.where(is_finite, a, b), new, old
             )
             metrics["skipped"] = (~is_finite).astype(jnp.float32)
-        return State(params, optimizer_state, state.step + 1), metrics
+        return State(params, optimizer_state, state.step + 1, state.frozen), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
 
 def loss_gradients(
-    config: Config, numerics: Numerics, params: dict, batch: DeviceBatch, tokens: Array
+    config: Config,
+    numerics: Numerics,
+    params: dict | Parts,
+    batch: DeviceBatch,
+    tokens: Array,
+    step: Array | None = None,
 ) -> tuple[dict, Losses]:
     """Returns the gradient of loss / tokens and the losses, summed over the accumulation steps.
 
-    Each device runs its own forward and backward pass: gradients are taken inside the `shard_map`.
+    Each device runs its own forward and backward pass: gradients are taken inside the `shard_map`,
+    of the trained parameters. step: completed updates, if there is dropout.
     """
+    trained, frozen = params if isinstance(params, Parts) else (params, {})
 
-    def device(params: dict, batch: DeviceBatch, tokens: Array) -> tuple[dict, Losses]:
-        def part_loss(params: dict, part: DeviceBatch) -> tuple[Array, Losses]:
-            losses = model_losses(config, numerics, params, part, sum_gradients=True)
+    def device(trained, frozen, batch, tokens, step) -> tuple[dict, Losses]:
+        def part_loss(trained: dict, part: DeviceBatch, number: Array | None):
+            draw = None
+            if step is not None:
+                rows = part.tokens_ABT.shape[0] * axis_sizes()["pod"] * axis_sizes()["data"]
+                draw = Draw(step, (0 if number is None else number) * jnp.uint32(rows))
+            parts = Parts(trained, frozen)
+            losses = model_losses(config, numerics, parts, part, sum_gradients=True, draw=draw)
             return share_over_model(losses.loss / tokens), losses
 
-        gradients, losses = _accumulated(part_loss, params, batch)
+        gradients, losses = _accumulated(part_loss, trained, batch, step is not None)
         return gradients, _totals(losses)
 
     places = spec("ABT", batch.tokens_ABT.shape)
     parts = DeviceBatch(places, places, None if batch.segments_ABT is None else places)
-    specs = specs_of(params)
-    run = on_devices(device, (specs, parts, PartitionSpec()), (specs, _SCALARS))
-    return run(params, batch, tokens)
+    specs = specs_of(trained)
+    scalar = None if step is None else PartitionSpec()
+    arguments = specs, specs_of(frozen), parts, PartitionSpec(), scalar
+    return on_devices(device, arguments, (specs, _SCALARS))(trained, frozen, batch, tokens, step)
 
 
 def model_losses(
-    config: Config, numerics: Numerics, params: dict, part: DeviceBatch, sum_gradients: bool = False
+    config: Config,
+    numerics: Numerics,
+    params: dict | Parts,
+    part: DeviceBatch,
+    sum_gradients: bool = False,
+    draw: Draw | None = None,
 ) -> Losses:
-    """Returns the local losses of one accumulation step; see `Decoder` for sum_gradients."""
+    """Returns the local losses of one accumulation step; see `Decoder` for sum_gradients, and
+    `adapt.parts.join` for draw."""
+    if isinstance(params, Parts):
+        params = join(config.model, config.adapt, params, config.train.seed, draw)
     decoder = Decoder(config.model, numerics, params, sum_gradients)
     x_BTD = decoder(part.tokens_ABT, part.segments_ABT)
     return OBJECTIVE(config, decoder, x_BTD, part)
@@ -104,13 +127,15 @@ def _totals(losses: Losses) -> Losses:
     return jax.tree.map(lambda value: total(value, ("pod", "data")), losses)
 
 
-def losses_of(config: Config, numerics: Numerics, params: dict, part: DeviceBatch) -> Losses:
+def losses_of(
+    config: Config, numerics: Numerics, params: dict | Parts, part: DeviceBatch
+) -> Losses:
     """Returns the losses of one accumulation step from global arrays [B, T], summed over tokens.
 
     Differentiable, but the train step takes its gradients inside the `shard_map` instead.
     """
 
-    def device(params: dict, part: DeviceBatch) -> Losses:
+    def device(params: dict | Parts, part: DeviceBatch) -> Losses:
         return _totals(model_losses(config, numerics, params, part))
 
     tokens = spec("BT", part.tokens_ABT.shape)
@@ -118,17 +143,21 @@ def losses_of(config: Config, numerics: Numerics, params: dict, part: DeviceBatc
     return on_devices(device, (specs_of(params), parts), _SCALARS)(params, part)
 
 
-def _accumulated(part_loss: Callable, params: dict, batch: DeviceBatch) -> tuple[dict, Losses]:
-    """Sums gradients and losses over the accumulation steps."""
+def _accumulated(
+    part_loss: Callable, params: dict, batch: DeviceBatch, numbered: bool
+) -> tuple[dict, Losses]:
+    """Sums gradients and losses over the accumulation steps, which may be numbered from 0."""
     gradient = jax.grad(part_loss, has_aux=True)
-    if batch.tokens_ABT.shape[0] == 1:
-        return gradient(params, jax.tree.map(lambda x: x[0], batch))
+    steps = batch.tokens_ABT.shape[0]
+    if steps == 1:
+        return gradient(params, jax.tree.map(lambda x: x[0], batch), None)
 
     def add(sums, part):
-        return jax.tree.map(jnp.add, sums, gradient(params, part)), None
+        return jax.tree.map(jnp.add, sums, gradient(params, *part)), None
 
     zeros = jax.tree.map(jnp.zeros_like, params), NO_LOSSES
-    return jax.lax.scan(add, zeros, batch)[0]
+    numbers = jnp.arange(steps, dtype=jnp.uint32) if numbered else None
+    return jax.lax.scan(add, zeros, (batch, numbers))[0]
 
 
 def _hashes(batch: DeviceBatch) -> Array:
@@ -188,10 +217,10 @@ def abstract_batch(config: Config, batch_size: int, segments: bool) -> DeviceBat
 
 def make_eval_step(
     config: Config, numerics: Numerics
-) -> Callable[[dict, DeviceBatch], tuple[Losses, Array]]:
+) -> Callable[[dict | Parts, DeviceBatch], tuple[Losses, Array]]:
     """Returns `eval_step(params, batch) -> (sums over predicted tokens, number of them)`."""
 
-    def eval_step(params: dict, batch: DeviceBatch) -> tuple[Losses, Array]:
+    def eval_step(params: dict | Parts, batch: DeviceBatch) -> tuple[Losses, Array]:
         def add(sums: Losses, part: DeviceBatch) -> tuple[Losses, None]:
             return jax.tree.map(jnp.add, sums, losses_of(config, numerics, params, part)), None
 

@@ -10,12 +10,14 @@ import pytest
 
 import paxlike.config
 from paxlike.config import (
+    AdaptConfig,
     CheckpointConfig,
     Config,
     ConfigError,
     DataConfig,
     EvalConfig,
     GuardConfig,
+    InitConfig,
     LogConfig,
     MeshConfig,
     ModelConfig,
@@ -62,6 +64,8 @@ REFUSED = [
     (ModelConfig, {"layers": 4.0}, "model.layers is 4.0; it must be of type int"),
     (ModelConfig, {"heads": True}, "model.heads is True; it must be of type int"),
     (ModelConfig, {"rope_theta": "1e4"}, "model.rope_theta is '1e4'; it must be of type float"),
+    (InitConfig, {"config": True}, "init.config is set, but init.source is empty"),
+    (InitConfig, {"source": "a", "kv_heads": "min"}, "init.kv_heads is 'min'; choose among"),
     (DataConfig, {"sequence_length": 0}, "data.sequence_length is 0"),
     (DataConfig, {"tokenizer_vocab": -1}, "data.tokenizer_vocab is -1"),
     (DataConfig, {"seed": -1}, "data.seed is -1; it must be in 0"),
@@ -292,24 +296,33 @@ def changed() -> Config:
             vocab_size=300,
             vocab_multiple=64,
             block="serial",
-            pattern=("serial", "parallel", "serial"),
+            pattern=("serial", "parallel_local", "serial"),
+            sliding_window=8,
             norm="rms",
+            norm_offset=True,
             feed_forward="relu2",
             attention_bias="qkvo",
-            qk_norm=True,
+            qk_norm="head",
             head="untied",
             feed_forward_bias=True,
             rope_theta=5e5,
+            local_rope_theta=1e3,
             rope_fraction=0.5,
             rope_scaling=RopeScalingConfig("yarn", 2.0, 16, 2.0, 8.0, 16.0, 0.5, 1.5, False),
             norm_epsilon=1e-5,
             attention="xla",
+            logit_scale=0.5,
+            logit_softcap=30.0,
+            attention_softcap=50.0,
+            query_scale=0.1,
+            embedding_scale=2.0,
             remat="dots",
             quant=QuantConfig("bitnet", "code", 2, 3, "tensor"),
         ),
         data=DataConfig("", 128, "whole", "bytes", 300, 7, "mixture", "tasks.py"),
         optim=OptimConfig("adamw", 1e-3, "two_stage", 5e-4, 5, 0.2, 0.8, 0.95, 1e-9, 0.1, 0.5),
         train=TrainConfig(7, 12, ((4, 2), (6, 5)), 2, 1e-3, 3),
+        adapt=AdaptConfig("lora", 4, 8.0, True, 0.1, ("attention",), ("norms",), (0,)),
         mesh=MeshConfig(2, 2, -1),
         precision=PrecisionConfig("bfloat16", "bfloat16", "bfloat16"),
         checkpoint=CheckpointConfig(10, 2, 50),
@@ -318,6 +331,7 @@ def changed() -> Config:
         profile=ProfileConfig(4, 2),
         guard=GuardConfig(1, 5, 200, 30, 5.0, 2, True),
         watchdog=WatchdogConfig(10.0, 60.0),
+        init=InitConfig("runs/base", True, "first", ("head_DV",)),
     )
 
 
@@ -340,10 +354,11 @@ def test_every_field_differs_by_its_dotted_name():
             )
         ]
 
-    # variant code excludes nonnegative, RMS norms a bias, and a mixture of seqio other sources.
+    # variant code excludes nonnegative, quantization norms of outputs, RMS norms a bias, RoPE
+    # learned positions, and a mixture of seqio other sources.
     cannot = (
-        "model.quant.nonnegative", "model.norm_bias", "data.store", "data.mixture",
-        "data.mixture_changes",
+        "model.quant.nonnegative", "model.norm_placement", "model.norm_bias",
+        "model.learned_positions", "data.store", "data.mixture", "data.mixture_changes",
     )  # fmt: skip
     assert found == [name for name in names(dataclasses.asdict(Config())) if name not in cannot]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())

@@ -5,6 +5,7 @@ formula that is off is found out.
 import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from paxlike.accounting import flops
 from paxlike.accounting.flop_counts import TOLERANCE, FlopComparison
 from paxlike.accounting.flops import Count, Term
 from paxlike.cli import main
-from paxlike.config import Config, DataConfig, ModelConfig, load
+from paxlike.config import AdaptConfig, Config, DataConfig, ModelConfig, load
 from paxlike.planning.flop_counts import count_three_ways
 
 pytestmark = pytest.mark.slow
@@ -37,13 +38,32 @@ SHAPE = {
         {"remat": "full", "block": "serial", "head": "untied", "kv_heads": 4},
         {"remat": "dots", "kv_heads": 2, "feed_forward": "gelu", "attention": "xla"},
         {"remat": "palm", "attention": "splash"},
+        {
+            "remat": "attention",
+            "block": "serial",
+            "pattern": ("serial_local", "serial"),
+            "layers": 3,
+            "sliding_window": 96,
+            "norm_placement": "both",
+            "T": 256,
+        },
+        {
+            "remat": "dots",
+            "block": "parallel_local",
+            "sliding_window": 8,
+            "attention": "splash",
+            "learned_positions": 32,
+            "kv_heads": 4,
+        },
     ],
     ids=lambda value: "-".join(map(str, value.values())),
 )
 def test_every_shape_agrees_to_the_last_flop(changes):
+    changes = dict(changes)
+    length = changes.pop("T", 32)
     config = Config(
-        model=ModelConfig(**SHAPE, **{"kv_heads": 1, **changes}),
-        data=DataConfig(sequence_length=32),
+        model=ModelConfig(**{**SHAPE, "kv_heads": 1, **changes}),
+        data=DataConfig(sequence_length=length),
     )
     attention, countings = count_three_ways(config)
     assert ("splash does not run on cpu" in attention) == (changes.get("attention") == "splash")
@@ -52,7 +72,15 @@ def test_every_shape_agrees_to_the_last_flop(changes):
         assert counting.uncounted == ()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+# Other sizes of a model are the same program.
+FIRST_SIZES = [
+    path
+    for path in CONFIGS
+    if not re.match(r"(bitnet|gpt3)_\d", path.stem) or path.stem.endswith("_125m")
+]
+
+
+@pytest.mark.parametrize("path", FIRST_SIZES, ids=lambda path: path.stem)
 def test_every_config_agrees(path):
     for counting in count_three_ways(load(path))[1]:
         assert counting.agrees, counting
@@ -109,3 +137,22 @@ def test_command_line(monkeypatch, capsys):
     assert stop.value.code == 1
     told = capsys.readouterr()
     assert "DO NOT AGREE" in told.out and "do not agree" in told.err
+
+
+@pytest.mark.parametrize(
+    ("adapt", "changes"),
+    [
+        (AdaptConfig("lora", 4), {"remat": "dots", "block": "serial", "kv_heads": 2}),
+        (AdaptConfig("lora", 4, targets=("wq", "wv"), layers=(1, 2)), {"remat": "full"}),
+        (AdaptConfig(train=("embeddings", "norms")), {"attention": "blocked"}),
+    ],
+    ids=["lora", "lora-of-two-layers", "embeddings"],
+)
+def test_frozen_weights_have_no_gradient_to_the_last_flop(adapt, changes):
+    config = Config(
+        model=ModelConfig(**SHAPE, **{"kv_heads": 1, "attention": "reference", **changes}),
+        data=DataConfig(sequence_length=32),
+        adapt=adapt,
+    )
+    for counting in count_three_ways(config)[1]:
+        assert counting.counted == counting.formula.total

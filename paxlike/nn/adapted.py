@@ -1,0 +1,148 @@
+"""An adapted weight as a block multiplies it: x W + s (x A) B (LoRA, arXiv 2106.09685, section 4).
+
+A and B are stored sharded. They are gathered once per step, before the loop over the layers
+(`whole_factors`), and their gradients are reduced once, after it: a layer sends nothing in addition
+to its base. In use A has all of D, or this device's heads or columns; B this device's heads or
+columns, or all of D. So x A is whole where x is the stream, and otherwise a term of the same sum
+over `model` that the base's product is.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from paxlike.architecture.adapters import lora_factors
+from paxlike.architecture.branch import WeightSpec
+from paxlike.config import ModelConfig
+from paxlike.nn import remat
+from paxlike.nn.collectives import Leaf, gather, sum_gradient_over_copies
+from paxlike.nn.dropout import Noise, drop
+from paxlike.nn.einsum import Kernel, Multiplier
+from paxlike.nn.numerics import Numerics
+from paxlike.nn.ring import Partial, first_entry, offsets
+from paxlike.nn.stream import Stream
+from paxlike.parallel import rules
+from paxlike.parallel.mesh import axis_sizes, weight_spec
+
+Array = jax.Array
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("base", "a", "b", "noise"),
+    meta_fields=("rank", "scale", "dropout"),
+)
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A parameter with its update, in place of the parameter; or its PartitionSpecs or shapes."""
+
+    base: Leaf
+    """The frozen weight, which may be quantized."""
+    a: Leaf
+    b: Leaf
+    noise: Noise | None
+    """What dropout is drawn from; None: no dropout."""
+    rank: int
+    scale: float
+    dropout: float
+
+    def __getitem__(self, _: object) -> "Adapted":
+        return self
+
+
+class AdaptedKernel:
+    """A `Multiplier`: the base's product and the update's."""
+
+    def __init__(self, base: Multiplier, adapted: Adapted, gradients: str, ring: bool):
+        self.base, self.adapted = base, adapted
+        self.a, self.b = (
+            Kernel(factor, (None,) * factor.ndim, gradients, ring)
+            for factor in (adapted.a, adapted.b)
+        )
+
+    def einsum(self, equation: str, x: Array | Stream) -> Array | Partial:
+        inputs, out = equation.split("->")
+        x_letters, w_letters = inputs.split(",")
+        inner = "".join(letter for letter in w_letters if letter in x_letters)
+        outer = w_letters.removeprefix(inner)
+        source = self.base.read(x)
+        if self.adapted.noise is not None:
+            source = _dropped(source, self.adapted, self.adapted.noise)
+        down, up = f"{x_letters},{inner}R", f"BTR,R{outer}"
+        low_BTR: Any = self.a.einsum(f"{down}->BTR", source)
+        (low_BTR,) = remat.keep(remat.PROJECTION, low_BTR * self.adapted.scale)
+        y: Any = self.base.einsum(equation, x)
+        return y + self.b.einsum(f"{up}->{out}", low_BTR)
+
+    def read(self, x: Array | Stream) -> Array | Stream:
+        return self.base.read(x)
+
+
+def _dropped(x: Array | Stream, adapted: Adapted, noise: Noise) -> Array | Stream:
+    """The adapter's input, of which each device drops the same entries as any other would."""
+    cut = functools.partial(drop, noise=noise, rate=adapted.dropout)
+    if not isinstance(x, Stream):
+        first = jax.lax.axis_index("model") if axis_sizes()["model"] > 1 else 0
+        columns = x.size // (x.shape[0] * x.shape[1])
+        return cut(x, first_column=first * columns)
+    return _DroppedStream(x, cut)
+
+
+class _DroppedStream(Stream):
+    def __init__(self, stream: Stream, cut: Callable):
+        super().__init__(stream.shard_BTD)
+        self._stream, self._cut = stream, cut
+
+    @functools.cached_property
+    def whole_BTD(self) -> Array:
+        return self._cut(self._stream.whole_BTD, first_column=0)
+
+    @functools.cached_property
+    def pieces_BTD(self) -> tuple[Array, ...]:
+        pieces = zip(self._stream.pieces_BTD, offsets(), strict=True)
+        return tuple(
+            self._cut(piece, first_column=first_entry(offset, piece.shape[-1]))
+            for piece, offset in pieces
+        )
+
+
+def whole_factors(
+    spec: WeightSpec, adapted: Adapted, config: ModelConfig, numerics: Numerics, summed: bool
+) -> Adapted:
+    """The stacked factors as layers use them: gathered over `data`, and D also over `model`.
+
+    summed: whether gradients are summed over the devices that hold copies (see `Decoder`).
+    """
+
+    def whole(factor_spec: WeightSpec, factor: Array) -> Array:
+        shape = (factor.shape[0], *factor_spec.shape(config))
+        letters = f"L{factor_spec.letters}"
+        places = rules.weight_spec(letters, shape, axis_sizes())
+        if summed:
+            factor = sum_gradient_over_copies(factor, places, numerics.gradients)
+        for dim, (letter, place) in enumerate(zip(letters, places, strict=True)):
+            for axis in reversed(rules.axes_of(place)):
+                if axis == "data" or letter == "D":
+                    factor = gather(factor, axis, dim)
+        return factor
+
+    factors = lora_factors(spec, adapted.rank)
+    a, b = whole(factors.a, adapted.a), whole(factors.b, adapted.b)
+    return dataclasses.replace(adapted, a=a, b=b)
+
+
+def update(spec: WeightSpec, a: Array, b: Array, scale: float) -> Array:
+    """s A B of stacked factors in float32: what is added to the base's weight. Global arrays."""
+    inner = 1 if spec.letters[0] == "D" else len(spec.letters) - 1
+    shape = (*a.shape[:-1], *b.shape[2:])
+    places = weight_spec(f"L{spec.letters}", shape)
+    a = jax.sharding.reshard(a, P(*places[: inner + 1], None))
+    b = jax.sharding.reshard(b, P(None, None, *places[inner + 1 :]))
+    equation = f"L{spec.letters[:inner]}R,LR{spec.letters[inner:]}->L{spec.letters}"
+    wide = (factor.astype(jnp.float32) for factor in (a, b))
+    return scale * jnp.einsum(equation, *wide, precision="highest")

@@ -1,0 +1,93 @@
+"""Runs that adapt a base: resumed bit for bit, with small checkpoints, refused on another base."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import error, flat, host_params
+
+from paxlike.api.run import open_run
+from paxlike.config import AdaptConfig, Config, InitConfig, UserError, to_json
+from paxlike.data.tokenizer import load_tokenizer
+from paxlike.interop.hf import to_hf
+from paxlike.interop.init_sources import open_initial
+from paxlike.training.checkpoint import write_checkpoint
+from paxlike.training.checkpoint_reader import CheckpointReader
+from paxlike.training.loaded_run import load_run
+from paxlike.training.loop import Result, train
+
+pytestmark = pytest.mark.slow
+
+LORA = AdaptConfig("lora", rank=2, alpha=8.0, dropout=0.1, train=("norms",), layers=(1,))
+
+
+def write_run(config: Config, folder: Path, params: dict) -> Path:
+    """A run directory with these parameters at step 0."""
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(config))
+    load_tokenizer(Path(config.data.store)).save(folder / "tokenizer")
+    write_checkpoint(folder / "checkpoints", {"params": params}, 0, {"step": 0})
+    return folder
+
+
+def run(config: Config, folder: Path, steps: int) -> Result:
+    steps_config = dataclasses.replace(config.train, steps=steps, accumulate=2)
+    config = dataclasses.replace(config, train=steps_config)
+    config, source = open_initial(config, folder, frozenset())
+    return train(config, folder, source)
+
+
+def test_an_adapter_run_from_start_to_a_base_that_changed(config, tmp_path):
+    base = host_params(config)
+    source = write_run(config, tmp_path / "base", base)
+    adapted = dataclasses.replace(config, adapt=LORA, init=InitConfig(str(source)))
+    whole = run(adapted, tmp_path / "whole", 4)
+
+    # Interrupted after two steps, it ends with the same bits.
+    run(adapted, tmp_path / "parts", 2)
+    parts = run(adapted, tmp_path / "parts", 4)
+    for name, leaf in flat((whole.state.params, whole.state.optimizer)).items():
+        other = flat((parts.state.params, parts.state.optimizer))[name]
+        np.testing.assert_array_equal(leaf, other, err_msg=name)
+
+    # The frozen part has the bits of the base, no moments, and no place in checkpoints.
+    first, second = whole.state.frozen["blocks"]
+    np.testing.assert_array_equal(first["wq_DNH"], base["blocks"]["wq_DNH"][:1])
+    np.testing.assert_array_equal(second["wq_DNH"], base["blocks"]["wq_DNH"][1:])
+    np.testing.assert_array_equal(whole.state.frozen["embedding_VD"], base["embedding_VD"])
+    moments = set(flat(whole.state.optimizer["moments"]))
+    trained = set(flat(whole.state.params))
+    assert moments == {f"{name}/{m}" for name in trained for m in ("momentum", "second")}
+    assert "scale_D" in trained and "blocks/wq_lora_a_DR" in trained
+    assert not trained & {"embedding_VD", "blocks/wq_DNH"}
+
+    # Loaded, the adapter is in the weights; the run alone is no complete model.
+    loaded = load_run(tmp_path / "whole")
+    params = jax.device_get(loaded.params)
+    stored = CheckpointReader(tmp_path / "whole" / "checkpoints", trained_only=True)
+    with pytest.raises(UserError, match="embedding_VD cannot be read"):
+        stored.param("embedding_VD")
+    a, b = stored.param("blocks/wq_lora_a_DR"), stored.param("blocks/wq_lora_b_RNH")
+    assert np.abs(b).max() > 0
+    expected = base["blocks"]["wq_DNH"].astype(np.float64)
+    expected[1] += LORA.alpha / LORA.rank * np.einsum("DR,RNH->DNH", a[0], b[0])
+    assert error(params["blocks"]["wq_DNH"], expected) < 1e-6
+    np.testing.assert_array_equal(params["blocks"]["scale_D"][0], base["blocks"]["scale_D"][0])
+    np.testing.assert_array_equal(params["blocks"]["scale_D"][1], stored.param("blocks/scale_D")[0])
+    assert len(open_run(tmp_path / "whole").generate(["alpha"], 2)) == 1
+    with pytest.raises(UserError, match="hold an adapter and not its base.*paxlike adapt merge"):
+        to_hf(tmp_path / "whole", tmp_path / "hf")
+
+    # One number of the base changes.
+    base["blocks"]["wo_NHD"][0, 0, 0, 0] += 1e-3
+    shutil.rmtree(source)
+    write_run(config, source, base)
+    for attempt in (
+        lambda: run(adapted, tmp_path / "whole", 5),
+        lambda: load_run(tmp_path / "whole"),
+    ):
+        with pytest.raises(UserError, match="was trained on another base.*fingerprint"):
+            attempt()
