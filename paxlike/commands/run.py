@@ -309,7 +309,6 @@ def serve_command(arguments: list[str]) -> None:
     name = flags.name or trained.config.name
     engine = Engine(trained, flags.batch_slots, flags.max_queued)
     port = listening.getsockname()[1]
-    template = found_template(trained.tokenizer, flags.template, Path(path) / "tokenizer")
     kind = "chat/completions" if template else "completions"
     print(
         f"serving {name} at http://{flags.host}:{port}/v1/{kind}; press Ctrl-C to stop",
