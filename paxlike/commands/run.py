@@ -305,7 +305,9 @@ def serve_command(arguments: list[str]) -> None:
     from paxlike.training.loaded_run import load_run
 
     listening = listen(flags.host, flags.port)
-    trained = load_run(Path(path).absolute(), flags.mesh, flags.step, open_source)
+    folder = Path(path).absolute()
+    trained = load_run(folder, flags.mesh, flags.step, open_source)
+    template = found_template(trained.tokenizer, flags.template, folder / "tokenizer")
     name = flags.name or trained.config.name
     engine = Engine(trained, flags.batch_slots, flags.max_queued)
     port = listening.getsockname()[1]
