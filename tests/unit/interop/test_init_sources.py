@@ -17,7 +17,7 @@ from paxlike.optim.optimizer import make_optimizer
 from paxlike.parallel.axes import is_stacked
 from paxlike.training import init_params
 from paxlike.training.init_plan import changed_fields, make_plan
-from paxlike.training.state import abstract_state
+from paxlike.training.state import abstract_state, make_state
 
 
 def loaded(config, source, mesh, init=None):
@@ -26,7 +26,8 @@ def loaded(config, source, mesh, init=None):
     with jax.set_mesh(mesh):
         like = abstract_state(config, *program)
         plan = make_plan(config.model, list(flat(like.params)), init or InitConfig(), source)
-        state = init_params.first_state(config, *program, like, plan.origins)
+        params = init_params.first_params(config, program[0], like.params, plan.origins)
+        state = make_state(config, *program, params)
     for found, expected in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
         assert found.sharding == expected.sharding and found.dtype == expected.dtype
     return state
