@@ -17,6 +17,7 @@ from paxlike.training import peak_flops
 
 EXTRAS = {
     "lm_eval": "eval",
+    "peft": "hf",
     "seqio": "seqio",
     "torch": "hf",
     "transformers": "hf",
