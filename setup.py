@@ -51,7 +51,7 @@ setup(
         "wandb": ["wandb"],
         "xprof": ["xprof"],
         # `paxlike convert` does not need these; they load and check its result.
-        "hf": ["transformers>=5", "torch"],
+        "hf": ["transformers>=5", "torch", "peft"],
         # Reference implementations for the benchmarks.
         "bench": ["torch==2.13.0", "transformers>=5"],
         "eval": ["lm-eval>=0.4.13"],

@@ -13,7 +13,7 @@ import numpy as np
 
 from paxlike.accounting.adapted_parameters import trained_count, trained_shapes
 from paxlike.adapt.merge import merged
-from paxlike.config import AdaptConfig, Config, InitConfig, ModelConfig, UserError, to_json
+from paxlike.config import AdaptConfig, Config, DType, InitConfig, ModelConfig, UserError, to_json
 from paxlike.data.tokenizer import load_tokenizer
 from paxlike.files import new_folder
 from paxlike.interop import hf_layout, peft_config, safetensors
@@ -64,7 +64,7 @@ def export(run: Path, out: Path, step: int | None = None) -> Converted:
     with new_folder(out) as folder, on_one_device():
         (folder / "adapter_config.json").write_text(json.dumps(written, indent=2) + "\n")
         entries = [
-            safetensors.Entry(f"{PREFIX}{path}.lora_{side}.weight", value.shape, lambda v=value: v)
+            safetensors.Entry(f"{PREFIX}{path}.lora_{side}.weight", value.shape, value.copy)
             for path, (_, pair) in found.items()
             for side, value in zip("AB", pair, strict=True)
         ]
@@ -208,7 +208,8 @@ def _base_config(base: Path) -> Config:
     model = dataclasses.replace(source.model, vocab_multiple=ModelConfig.vocab_multiple)
     config = Config(name="adapter", model=model)
     length = source.length or config.data.sequence_length
-    precision = dataclasses.replace(config.precision, params=source.dtype)
+    dtype: DType = "bfloat16" if source.dtype == "bfloat16" else "float32"
+    precision = dataclasses.replace(config.precision, params=dtype)
     data = dataclasses.replace(config.data, sequence_length=length)
     return dataclasses.replace(config, data=data, precision=precision)
 

@@ -79,7 +79,7 @@ class Lowered:
     numerics: Numerics
     stage: jax.stages.Lowered
     arguments: dict[str, int]
-    """parameters, optimizer state, batch -> bytes on one device."""
+    """parameters, optimizer state, batch and others -> bytes on one device."""
     arrays: list[list]
     """[bytes, name, shape] of the state's arrays on one device."""
     seconds: float
@@ -112,6 +112,7 @@ def lower(config: Config, cluster: Cluster, whole: bool = False) -> Lowered:
         stage = program.train_step.lower(state, batch)
     arguments = {
         "parameters": _bytes(state.params),
+        **({"frozen parameters": _bytes(state.frozen)} if state.frozen else {}),
         "optimizer state": _bytes(state.optimizer),
         "batch": _bytes(batch),
     }

@@ -26,7 +26,7 @@ def plan_of(config: Config, cluster: Cluster, facts: Facts, step: Step) -> dict:
     """Returns the plan."""
     tokens = config.train.batch_size * config.data.sequence_length
     devices = cluster.device_count
-    palm = training_flops(config.model, config.adapt, config.data.sequence_length).total
+    palm = training_flops(config.model, config.adapt, config.data.sequence_length)
     fits = facts.fits(cluster.usable)
     result: dict[str, Any] = {
         "config": config.name,
@@ -63,8 +63,9 @@ def plan_of(config: Config, cluster: Cluster, facts: Facts, step: Step) -> dict:
     result["flops"] = {
         "per_device": facts.flops,
         "per_token": facts.flops * devices / tokens,
-        "palm_per_token": palm,
-        "hardware_over_model": facts.flops * devices / tokens / palm,
+        "palm_per_token": palm.total,
+        "convention": f"{palm.name}: {palm.formula}",
+        "hardware_over_model": facts.flops * devices / tokens / palm.total,
         "uncounted": facts.uncounted,
     }
     if cluster.chip:

@@ -110,7 +110,8 @@ def _flops(flops: dict) -> Table:
     table = new_table("FLOPs of the compiled program", "", ">")
     table.add_row("per device and step", si(flops["per_device"], "FLOP"))
     table.add_row("per token", si(flops["per_token"], "FLOP"))
-    table.add_row("model FLOPs per token (palm: 6N + 12LHQT)", si(flops["palm_per_token"], "FLOP"))
+    label = f"model FLOPs per token ({flops['convention']})"
+    table.add_row(label, si(flops["palm_per_token"], "FLOP"))
     table.add_row("HFU / MFU", f"{flops['hardware_over_model']:.4f}")
     for call in flops["uncounted"]:
         table.add_row("not counted", call)

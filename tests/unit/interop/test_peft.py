@@ -150,3 +150,40 @@ def test_tensors_that_do_not_fit_are_named(folder, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         load(tmp_path / "peft", folder / "base", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.optional("torch", "transformers", "peft")
+@pytest.mark.parametrize("shape", FAMILIES.values(), ids=FAMILIES)
+def test_peft_has_the_same_logits_and_its_folder_is_read(tmp_path, shape):
+    """Also compared with the base: an adapter that is not applied would agree with that."""
+    import peft
+    import torch
+    import transformers
+
+    from paxlike.interop.reference_logits import logits
+    from paxlike.training.run_directory import read_config
+
+    run = adapter_run(tmp_path, shape, AdaptConfig("lora", 2, 3.0, True))
+    export(run, tmp_path / "peft")
+    merge(run, tmp_path / "merged")
+    to_hf(tmp_path / "base", tmp_path / "hf")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    tokens_T = np.arange(3, 23, dtype=np.int32)
+    inputs = torch.tensor(tokens_T[None].astype(np.int64))
+    with torch.no_grad():
+        theirs = model(inputs).logits[0].numpy()
+        with model.disable_adapter():
+            plain = model(inputs).logits[0].numpy()
+
+    def ours(folder: Path) -> np.ndarray:
+        stored = CheckpointReader(folder / "checkpoints")
+        return logits(read_config(folder).model, stored.param, tokens_T)
+
+    expected = ours(tmp_path / "merged")
+    assert np.abs(theirs - expected).max() < 1e-4 * expected.std()
+    assert np.abs(theirs - plain).max() > 0.1 * expected.std()
+    model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    load(tmp_path / "saved", tmp_path / "hf", tmp_path / "back")
+    merge(tmp_path / "back", tmp_path / "back merged")
+    assert np.abs(ours(tmp_path / "back merged") - expected).max() < 1e-4 * expected.std()

@@ -97,6 +97,7 @@ TOLD = {
         "per_device": 10**12,
         "per_token": 10**9,
         "palm_per_token": 8 * 10**8,
+        "convention": "palm: 6N + 12LHQT",
         "hardware_over_model": 1.25,
         "uncounted": ["odd (1)"],
     },

@@ -1,0 +1,154 @@
+"""Compares ways to adapt one base: loss, trained parameters, speed, memory, checkpoint bytes.
+
+    python -m tools.bench.adapting            prints the table of docs/adapting.md
+    python -m tools.bench.adapting --steps 8 --seeds 1    a trial
+
+The base is `configs/tiny.py`, trained on the default corpus (Python source). It is adapted to the
+English text of docs/, prepared with the base's tokenizer. Every way has its own learning rate and
+the same steps, batches and seeds. Times are medians over the steps of a run, without the first two.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import tempfile
+from datetime import date
+from pathlib import Path
+
+from paxlike.config import AdaptConfig, Config, InitConfig, OptimConfig, load
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lora(rank: int, **more) -> AdaptConfig:
+    return AdaptConfig("lora", rank=rank, alpha=2.0 * rank, **more)
+
+
+WAYS: dict[str, tuple[AdaptConfig, float]] = {
+    "full fine-tuning": (AdaptConfig(), 1e-3),
+    "LoRA, rank 2": (lora(2), 5e-3),
+    "LoRA, rank 8": (lora(8), 5e-3),
+    "LoRA, rank 32": (lora(32), 5e-3),
+    "rsLoRA, rank 32": (AdaptConfig("lora", rank=32, alpha=8.0, rank_stabilized=True), 5e-3),
+    "LoRA of attention, rank 8": (lora(8, targets=("attention",)), 5e-3),
+    "norms alone": (AdaptConfig(train=("norms",)), 2e-2),
+    "last layer alone": (AdaptConfig(train=("layers",), layers=(3,)), 1e-3),
+}
+"""Name -> (what is trained, peak learning rate)."""
+
+
+def base_config() -> Config:
+    config = load(ROOT / "configs" / "tiny.py")
+    quiet = dataclasses.replace(config.log, tensorboard=False, every=50, sample="")
+    return dataclasses.replace(config, log=quiet)
+
+
+def adapting_config(base: Path, store: Path, way: str, seed: int, steps: int) -> Config:
+    adapt, rate = WAYS[way]
+    config = base_config()
+    optim = OptimConfig("adamw", rate, "cosine", warmup_steps=5, beta2=0.95)
+    return dataclasses.replace(
+        config,
+        adapt=adapt,
+        init=InitConfig(str(base)),
+        optim=optim,
+        data=dataclasses.replace(config.data, store=str(store), seed=seed),
+        train=dataclasses.replace(config.train, steps=steps, batch_size=4, seed=seed),
+        checkpoint=dataclasses.replace(config.checkpoint, every=steps),
+        eval=dataclasses.replace(config.eval, every=0, batches=8),
+    )
+
+
+def prepare_text(base: Path, folder: Path) -> Path:
+    """A token store of docs/ with the base's tokenizer."""
+    from paxlike.data.prepare import PrepareConfig, prepare
+
+    sources = (str(ROOT / "docs" / "*.md"), str(ROOT / "*.md"))
+    model = str(base / "tokenizer" / "tokenizer.model")
+    prepare(
+        PrepareConfig(sources, str(folder / "text"), tokenizer_model=model, validation_fraction=0.2)
+    )
+    return folder / "text"
+
+
+def run(config: Config, folder: Path) -> dict:
+    """Trains once, and measures."""
+    from paxlike.interop.init_sources import open_initial
+    from paxlike.training.loop import train
+
+    config, source = open_initial(config, folder, frozenset())
+    result = train(config, folder, source)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    memory = next(line["memory"] for line in lines if line.get("event") == "compile")
+    seconds = [line["step_seconds"] for line in lines if "step_seconds" in line][2:]
+    checkpoint = folder / "checkpoints" / str(result.step)
+    assert result.evaluation is not None
+    return {
+        "loss": result.evaluation["loss"],
+        "trained": sum(leaf.size for leaf in _leaves(result.state.params)),
+        "seconds": statistics.median(seconds),
+        "bytes": sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()),
+        "peak": memory["arguments"] + memory["outputs"] + memory["temporaries"] - memory["aliased"],
+    }
+
+
+def _leaves(tree: dict) -> list:
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def table(rows: dict[str, list[dict]]) -> str:
+    """Markdown. Ratios are to full fine-tuning."""
+    full = rows["full fine-tuning"]
+
+    def median(way: str, field: str) -> float:
+        return statistics.median(row[field] for row in rows[way])
+
+    lines = [
+        "| | loss (3 seeds) | trained | s/step | of full | peak MiB | of full | checkpoint MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for way, found in rows.items():
+        losses = ", ".join(f"{row['loss']:.3f}" for row in found)
+        seconds, peak = median(way, "seconds"), median(way, "peak")
+        lines.append(
+            f"| {way} | {losses} | {found[0]['trained']:,} | {seconds:.3f} "
+            f"| {seconds / statistics.median(r['seconds'] for r in full):.2f} "
+            f"| {peak / 2**20:.1f} | {peak / full[0]['peak']:.2f} "
+            f"| {found[0]['bytes'] / 1e6:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--base", type=Path, help="a run of configs/tiny.py; default: train one")
+    arguments = parser.parse_args()
+    from paxlike.parallel import runtime
+    from paxlike.training.loop import train
+
+    runtime.start()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = arguments.base
+        if base is None:
+            base = folder / "base"
+            train(base_config(), base)
+        store = prepare_text(base, folder)
+        rows: dict[str, list[dict]] = {way: [] for way in WAYS}
+        # Ways take turns, so that another load of the machine meets all of them.
+        for seed in range(arguments.seeds):
+            for number, way in enumerate(WAYS):
+                config = adapting_config(base, store, way, seed, arguments.steps)
+                rows[way].append(run(config, folder / f"{number}-{seed}"))
+        print(f"\n{platform.machine()}, {date.today()}, {arguments.steps} steps")
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
