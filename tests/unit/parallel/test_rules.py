@@ -24,6 +24,7 @@ SIZES = {
     "V": 256,
     "L": 3,
     "P": 32,
+    "R": 4,
 }
 
 
@@ -34,11 +35,11 @@ def shape(dims):
 # Batch over pod and data, wide dimensions over model, and a weight's width over data.
 ACTIVATION = {
     "A": None, "B": ("pod", "data"), "T": None, "S": None, "D": "model", "F": "model",
-    "N": "model", "K": "model", "H": None, "V": "model",
+    "N": "model", "K": "model", "H": None, "V": "model", "R": None,
 }  # fmt: skip
 WEIGHT = {
     "L": None, "D": "data", "F": "model", "N": "model", "K": "model", "H": None, "V": "model",
-    "P": "model",
+    "P": "model", "R": "data",
 }  # fmt: skip
 
 
