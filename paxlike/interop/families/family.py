@@ -96,6 +96,8 @@ class Family:
     """The usual key of config.json -> this family's."""
     fits: Callable[[ModelConfig], bool] = lambda model: True
     """What `shape` cannot say about the models of the family."""
+    inputs_first: bool = False
+    """Whether matrices are [inputs, outputs]."""
     optional_prefix: str = ""
     """A prefix of all tensors that some files omit."""
     options: Callable[[dict], dict[str, Any]] = lambda hf_config: {}

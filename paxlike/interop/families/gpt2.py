@@ -111,6 +111,7 @@ GPT2 = Family(
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
     },
+    inputs_first=True,
     optional_prefix="transformer.",
     fits=_fits,
     options=_options,
