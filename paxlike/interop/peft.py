@@ -13,7 +13,16 @@ import numpy as np
 
 from paxlike.accounting.adapted_parameters import trained_count, trained_shapes
 from paxlike.adapt.merge import merged
-from paxlike.config import AdaptConfig, Config, DType, InitConfig, ModelConfig, UserError, to_json
+from paxlike.config import (
+    AdaptConfig,
+    Config,
+    DataConfig,
+    InitConfig,
+    ModelConfig,
+    PrecisionConfig,
+    UserError,
+    to_json,
+)
 from paxlike.data.tokenizer import load_tokenizer
 from paxlike.files import new_folder
 from paxlike.interop import hf_layout, peft_config, safetensors
@@ -204,12 +213,9 @@ def _base_config(base: Path) -> Config:
         return config
     source = HfSource(base)
     model = dataclasses.replace(source.model, vocab_multiple=ModelConfig.vocab_multiple)
-    config = Config(name="adapter", model=model)
-    length = source.length or config.data.sequence_length
-    dtype: DType = "bfloat16" if source.dtype == "bfloat16" else "float32"
-    precision = dataclasses.replace(config.precision, params=dtype)
-    data = dataclasses.replace(config.data, sequence_length=length)
-    return dataclasses.replace(config, data=data, precision=precision)
+    data = DataConfig(sequence_length=source.length or DataConfig.sequence_length)
+    precision = PrecisionConfig(params="bfloat16" if source.dtype == "bfloat16" else "float32")
+    return Config(name="adapter", model=model, data=data, precision=precision)
 
 
 def _hf_reader(model: ModelConfig, base: dict) -> Read:
