@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorstore
 from flax import serialization
-from helpers import host_params
+from helpers import host_params, model_config
 from interop_cases import case, make_run
 
 from paxlike.config import (
@@ -247,6 +247,25 @@ def test_checkpoints_that_do_not_fit(change, message, store, tmp_path):
     with pytest.raises(UserError, match=message):
         from_t5x(folder, config, store, tmp_path / "run")
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint_7"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block": "serial", "norm": "rms", "norm_placement": "after"}, "no norm_placement after"),
+        ({"block": "serial_local", "sliding_window": 4}, "no block serial_local"),
+        ({"qk_norm": "head"}, "no qk_norm head"),
+        ({"logit_scale": 1.0}, r"no logit_scale 1\.0"),
+        ({"attention_softcap": 30.0}, r"no attention_softcap 30\.0"),
+        ({"learned_positions": 64}, "no learned_positions 64"),
+        ({"embedding_scale": 2.0}, r"no embedding_scale 2\.0"),
+        ({"attention_bias": "qkv"}, "bk_KH, bq_NH, bv_KH have no parameter"),
+        ({"pattern": ("parallel", "serial")}, "repeats one kind of layer"),
+    ],
+)
+def test_models_without_an_equivalent(changes, message):
+    with pytest.raises(UserError, match=message):
+        leaves(model_config(**changes).model)
 
 
 def test_paths_without_a_checkpoint(store, tmp_path):
