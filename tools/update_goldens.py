@@ -24,7 +24,8 @@ TABLES = {
     "palm_540b": (2, 256, 12), "palm_62b": (1, 64, 8), "palm_8b": (1, 16, 4), "tiny": (1, 2, 4),
     "bitnet_tiny": (1, 2, 4), "bitnet_b158_tiny": (1, 2, 4), "bitnet_125m": (1, 2, 4),
     "bitnet_350m": (1, 2, 4), "bitnet_760m": (1, 2, 4), "bitnet_1_3b": (1, 2, 4),
-    "bitnet_2_7b": (1, 8, 8), "bitnet_6_7b": (1, 8, 8),
+    "bitnet_2_7b": (1, 8, 8), "bitnet_6_7b": (1, 8, 8), "adapt_lora": (1, 2, 4),
+    "llama_70b": (1, 1, 8),
 }  # fmt: skip
 """Config -> mesh (pod, data, model)."""
 

@@ -40,7 +40,7 @@ def test_a_file_takes_precedence_over_a_shipped_config(tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("palm_8", r"there is no config 'palm_8'. Did you mean palm_8b. Give .*tiny."),
-        ("zzz", r"there is no config 'zzz'. Give a Python file, or one of bitnet_125m, .*, tiny."),
+        ("zzz", r"there is no config 'zzz'. Give a Python file, or one of adapt_lora, .*, tiny."),
         ("configs/tiny.py", "no config file configs/tiny.py. paxlike comes with .* name: tiny."),
         ("tiny.py", "no config file tiny.py. paxlike comes with a config of that name: tiny."),
     ],
