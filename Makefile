@@ -64,5 +64,5 @@ $(VENV)/.installed-bench: setup.py | $(BIN)/python
 # The extra bench pins the version of torch.
 $(OPTIONAL_VENV)/.installed: setup.py | $(OPTIONAL_VENV)/bin/python
 	$(OPTIONAL_VENV)/bin/python -m pip install --quiet --editable \
-		'.[test,bench,hf,eval,seqio,wandb,xprof]'
+		'.[test,bench,hf,eval,seqio,wandb,xprof,openai]'
 	touch $@

@@ -41,6 +41,7 @@ setup(
         "protobuf",
         "tokenizers>=0.22",
         "pyarrow>=18",
+        "jinja2>=3.1",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -56,6 +57,8 @@ setup(
         "eval": ["lm-eval>=0.4.13"],
         # Installs TensorFlow and tensorflow-text as dependencies.
         "seqio": ["seqio>=0.0.20"],
+        # Not needed by `paxlike serve`: a client that tests it.
+        "openai": ["openai>=2"],
         "serve": ["starlette>=1.0", "uvicorn>=0.50"],
         # Compilers for `paxlike plan`, which need no chip: libtpu (684 MB) and the CUDA plugin
         # without the CUDA libraries (460 MB).

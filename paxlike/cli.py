@@ -12,10 +12,11 @@ HELP = """\
 usage: paxlike COMMAND ...
 
 train and use models
-  train CONFIG              Train a model, or resume an existing run.
+  train CONFIG              Train a model, or resume an existing run. With --init.from PATH, start
+                            from a Hugging Face model, a run or a T5X checkpoint.
   eval RUN                  Report validation loss, lm-eval tasks or seqio metrics.
-  generate RUN PROMPT       Generate text.
-  serve RUN                 Serve OpenAI-compatible completions over HTTP.
+  generate RUN PROMPT       Generate text; --chat answers as an assistant.
+  serve RUN                 Serve OpenAI-compatible completions and chat over HTTP.
   pack RUN FILE             Write a quantized run's 1-bit or 2-bit weights to one file.
 
 plan and account
@@ -38,10 +39,11 @@ adapt models
   adapt import DIR OUT      Import a LoRA adapter from a directory of PEFT.
 
 prepare data
-  data prepare              Tokenize text into a token store.
+  data prepare              Tokenize text or conversations into a token store.
   data import               Make a token store from token files of nanoGPT or Megatron-LM.
   data materialize          Write a seqio Task or Mixture to a token store.
   data verify STORE         Check every byte of a token store against its manifest.
+  data show STORE           Print documents of a token store and which tokens are predicted.
 
 CONFIG is a Python file, or the name of a config that comes with paxlike, such as `tiny`. RUN is a
 run directory. `paxlike COMMAND --help` lists a command's flags.
@@ -78,6 +80,7 @@ COMMANDS = {
     "data import": ("data", "import_data"),
     "data materialize": ("data", "materialize_data"),
     "data verify": ("data", "verify_data"),
+    "data show": ("data", "show_data"),
 }
 """Command -> its module in `commands/` and its function, which takes the remaining arguments."""
 

@@ -17,6 +17,7 @@ from paxlike.training import peak_flops
 
 EXTRAS = {
     "lm_eval": "eval",
+    "openai": "openai",
     "peft": "hf",
     "seqio": "seqio",
     "torch": "hf",

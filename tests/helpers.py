@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from paxlike.config import Config, MeshConfig, ModelConfig
-from paxlike.nn.attention import attention, own_kv_head
+from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig
+from paxlike.nn.attention import Scores, attention, own_kv_head
 from paxlike.nn.collectives import on_devices, total
 from paxlike.nn.einsum import Kernel, Multiplier, einsum
-from paxlike.nn.embedding import lookup
+from paxlike.nn.embedding import own_rows
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.stream import Stream, scatter_stream
 from paxlike.parallel.mesh import make_mesh, spec, weight_spec
@@ -35,7 +35,9 @@ SHAPE = {
 
 def model_config(**changes) -> Config:
     """A config whose model is `SHAPE` with changes. Its 96 vocabulary rows fit every mesh of 8."""
-    return Config(model=ModelConfig(**{**SHAPE, **changes}))
+    model = ModelConfig(**{**SHAPE, **changes})
+    length = model.learned_positions or DataConfig().sequence_length
+    return Config(model=model, data=DataConfig(sequence_length=length))
 
 
 def mesh_of(pod: int = 1, data: int = 1, model: int = 1) -> Mesh:
@@ -157,12 +159,14 @@ def sharded_attention(
     v_BSKH: jax.Array,
     segments_BT: jax.Array | None,
     implementation: str,
+    scores: Scores = Scores(),  # noqa: B008 - immutable
 ) -> jax.Array:
     """`nn.attention.attention` of global arrays on the active mesh."""
     heads, kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
 
     def device(q, k, v, segments=None):
-        return attention(q, *own_kv_head(heads, kv_heads, k, v), segments, implementation)
+        own = own_kv_head(heads, kv_heads, k, v)
+        return attention(q, *own, segments, implementation, scores)
 
     q_spec, kv_spec = spec("BTNH", q_BTNH.shape), spec("BSKH", k_BSKH.shape)
     arrays, specs = [q_BTNH, k_BSKH, v_BSKH], [q_spec, kv_spec, kv_spec]
@@ -239,7 +243,8 @@ def sharded_lookup(table_VD: jax.Array, tokens_BT: jax.Array, **dtypes: str) -> 
     places = weight_spec("VD", table_VD.shape)
 
     def device(table, tokens):
-        return lookup(table, tokens, tuple(places), **dtypes)
+        rows = own_rows(table, tokens, tuple(places), dtypes["compute"], dtypes["gradients"])
+        return scatter_stream(rows)
 
     x_spec = spec("BTD", (*tokens_BT.shape, table_VD.shape[1]))
     return on_devices(device, (places, spec("BT", tokens_BT.shape)), x_spec)(table_VD, tokens_BT)

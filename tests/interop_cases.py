@@ -18,6 +18,10 @@ NEOX = {
     "feed_forward_bias": True, "attention_bias": "qkvo", "rope_fraction": 0.5, "head": "untied",
     "kv_heads": 8,
 }  # fmt: skip
+GEMMA = {
+    "norm": "rms", "norm_placement": "both", "norm_offset": True, "feed_forward": "geglu",
+    "embedding_scale": 32**0.5, "query_scale": 0.25, "sliding_window": 5, "kv_heads": 2,
+}  # fmt: skip
 KINDS = {
     "palm": {},
     "palm, grouped queries, untied": {"kv_heads": 2, "head": "untied", "rope_theta": 500.0},
@@ -44,7 +48,27 @@ KINDS = {
     "pythia, serial, tied": {
         **NEOX, "block": "serial", "head": "tied", "feed_forward": "gelu", "rope_fraction": 1.0,
     },
-    "qwen 3": {**LLAMA, "qk_norm": True, "head_dim": 8},
+    "qwen 3": {**LLAMA, "qk_norm": "head", "head_dim": 8},
+    "qwen 3, windows": {
+        **LLAMA, "qk_norm": "head", "layers": 3, "pattern": ("serial", "serial_local"),
+        "sliding_window": 7,
+    },
+    "mistral, a window": {**LLAMA, "block": "serial_local", "sliding_window": 6},
+    "command r, norms of heads": {"qk_norm": "layer", "kv_heads": 2},
+    "gemma 2": {
+        **GEMMA, "layers": 3, "pattern": ("serial_local", "serial"), "attention_softcap": 2.0,
+        "logit_softcap": 3.0,
+    },
+    "gemma 3": {
+        **GEMMA, "layers": 5, "pattern": ("serial_local", "serial_local", "serial"),
+        "qk_norm": "head", "local_rope_theta": 100.0, "head": "untied",
+        "rope_scaling": RopeScalingConfig("linear", 4.0),
+    },
+    "olmo 2": {**LLAMA, "norm_placement": "after", "qk_norm": "heads"},
+    "gpt-2": {
+        "block": "serial", "norm_bias": True, "feed_forward": "gelu", "feed_forward_bias": True,
+        "attention_bias": "qkvo", "learned_positions": 64, "kv_heads": 8, "logit_scale": 1.0,
+    },
 }  # fmt: skip
 """Models with a Hugging Face equivalent. Their vocabularies have padding rows."""
 PROMPT = np.arange(3, 23, dtype=np.int32)

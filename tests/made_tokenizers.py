@@ -38,7 +38,7 @@ DIFFICULT = (
 """Texts on which tokenizers differ if anything is wrong."""
 
 
-def byte_level(folder: Path) -> Path:
+def byte_level(folder: Path, added: list[str] | None = None) -> Path:
     """As Llama 3's and Qwen's: bytes, a template that begins a text, added tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -50,6 +50,7 @@ def byte_level(folder: Path) -> Path:
     )  # fmt: skip
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.add_tokens([AddedToken("<tool>", special=False)])
+    tokenizer.add_tokens([AddedToken(name, special=False) for name in added or ()])
     begin = tokenizer.token_to_id("<|begin_of_text|>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]

@@ -10,13 +10,18 @@ import numpy as np
 from paxlike.config import ModelConfig
 
 
-def norm(x: np.ndarray, scale: np.ndarray, kind: str, epsilon: float) -> np.ndarray:
+def norm(
+    x: np.ndarray, scale: np.ndarray, kind: str, epsilon: float, offset: bool = False
+) -> np.ndarray:
     """Layer norm (arXiv 1607.06450, eq. 3) without bias, or RMS norm (arXiv 1910.07467, eq. 4)."""
     center = x.mean(-1, keepdims=True) if kind == "layer" else 0.0
-    return (x - center) / np.sqrt(((x - center) ** 2).mean(-1, keepdims=True) + epsilon) * scale
+    normed = (x - center) / np.sqrt(((x - center) ** 2).mean(-1, keepdims=True) + epsilon)
+    return normed * (1 + scale if offset else scale)
 
 
-def rotate(x: np.ndarray, positions: np.ndarray, model: ModelConfig) -> np.ndarray:
+def rotate(
+    x: np.ndarray, positions: np.ndarray, model: ModelConfig, local: bool = False
+) -> np.ndarray:
     """RoPE (arXiv 2104.09864, eq. 14) of x [..., T, H], of which the first R are rotated.
 
     At position m, x[i] + j x[i + R/2] is multiplied by e^(j m f_i), with f_i = theta^(-2i/R) unless
@@ -24,6 +29,8 @@ def rotate(x: np.ndarray, positions: np.ndarray, model: ModelConfig) -> np.ndarr
     """
     R = int(x.shape[-1] * model.rope_fraction) // 2 * 2
     frequencies, magnitude = scaled_frequencies(model, R)
+    if local and model.local_rope_theta:
+        frequencies, magnitude = model.local_rope_theta ** (-np.arange(0.0, R, 2) / R), 1.0
     pairs = x[..., : R // 2] + 1j * x[..., R // 2 : R]
     rotated = pairs * np.exp(1j * np.outer(positions, frequencies)) * magnitude
     return np.concatenate([rotated.real, rotated.imag, x[..., R:]], -1)
@@ -59,7 +66,13 @@ def scaled_frequencies(model: ModelConfig, R: int) -> tuple[np.ndarray, float]:
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, segments: np.ndarray | None = None
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    segments: np.ndarray | None = None,
+    scale: float = 0.0,
+    softcap: float = 0.0,
+    window: int = 0,
 ) -> np.ndarray:
     """Attention of q [B, T, N, H] and k, v [B, T, K, H], one query position at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
@@ -69,10 +82,12 @@ def attention(
         for n in range(N):
             kv = n // (N // k.shape[2])
             for t in range(T):
-                seen = np.arange(t + 1)
+                seen = np.arange(max(0, t + 1 - window) if window else 0, t + 1)
                 if segments is not None:
-                    seen = seen[segments[b, : t + 1] == segments[b, t]]
-                scores = k[b, seen, kv] @ q[b, t, n] / np.sqrt(H)
+                    seen = seen[segments[b, seen] == segments[b, t]]
+                scores = k[b, seen, kv] @ q[b, t, n] * (scale or 1 / np.sqrt(H))
+                if softcap:  # arXiv 2408.00118, section 2
+                    scores = softcap * np.tanh(scores / softcap)
                 weights = np.exp(scores - scores.max())
                 out[b, t, n] = (weights / weights.sum()) @ v[b, seen, kv]
     return out
@@ -94,8 +109,17 @@ def feed_forward(x: np.ndarray, block: dict, kind: str) -> np.ndarray:
     return hidden @ block["wdown_FD"] + block.get("bdown_D", 0.0)
 
 
+def head_norm(x: np.ndarray, scale: np.ndarray, model: ModelConfig) -> np.ndarray:
+    """x [B, T, heads, H]."""
+    kind, how = model.qk_norm, (model.norm_epsilon, model.norm_offset)
+    if kind == "heads":
+        flat = x.reshape(*x.shape[:2], -1)
+        return norm(flat, scale.reshape(-1), "rms", *how).reshape(x.shape)
+    return norm(x, scale, "layer" if kind == "layer" else "rms", *how)
+
+
 def mixer(
-    x: np.ndarray, block: dict, model: ModelConfig, segments: np.ndarray | None
+    x: np.ndarray, block: dict, model: ModelConfig, segments: np.ndarray | None, local: bool
 ) -> np.ndarray:
     """Attention with its projections, and with biases and norms of heads if the block has them."""
     positions = np.arange(x.shape[1])
@@ -103,18 +127,16 @@ def mixer(
     for name, letters in (("q", "DNH"), ("k", "DKH"), ("v", "DKH")):
         x_heads = np.einsum("btd,dnh->btnh", x, block[f"w{name}_{letters}"])
         x_heads = x_heads + block.get(f"b{name}_{letters[1:]}", 0.0)
-        if f"{name}_scale_H" in block:
-            x_heads = norm(x_heads, block[f"{name}_scale_H"], "rms", model.norm_epsilon)
-        if name != "v":
-            x_heads = rotate(x_heads.swapaxes(1, 2), positions, model).swapaxes(1, 2)
+        for scale in (f"{name}_scale_H", f"{name}_scale_{letters[1:]}"):
+            if scale in block:
+                x_heads = head_norm(x_heads, block[scale], model)
+        if name != "v" and not model.learned_positions:
+            x_heads = rotate(x_heads.swapaxes(1, 2), positions, model, local).swapaxes(1, 2)
         heads.append(x_heads)
-    out = np.einsum("btnh,nhd->btd", attention(*heads, segments), block["wo_NHD"])
+    window = model.sliding_window if local else 0
+    how = model.query_scale, model.attention_softcap, window
+    out = np.einsum("btnh,nhd->btd", attention(*heads, segments, *how), block["wo_NHD"])
     return out + block.get("bo_D", 0.0)
-
-
-def second_norm(x: np.ndarray, block: dict, kind: str, epsilon: float) -> np.ndarray:
-    normed = norm(x, block["feed_forward_scale_D"], kind, epsilon)
-    return normed + block.get("feed_forward_norm_bias_D", 0.0)
 
 
 def logits(
@@ -124,25 +146,50 @@ def logits(
 
     params: float64, in the layout of checkpoints. A pattern of blocks repeats over the layers.
     """
-    x, how = params["embedding_VD"][tokens], (model.norm, model.norm_epsilon)
+    x = params["embedding_VD"][tokens] * model.embedding_scale
+    if model.learned_positions:
+        x = x + params["positions_PD"][: tokens.shape[1]]
     kinds = model.pattern or (model.block,)
     for layer in range(model.layers):
-        index = layer % len(kinds)
-        stacks = params[f"blocks_{index}" if len(kinds) > 1 else "blocks"]
-        block = {name: stack[layer // len(kinds)] for name, stack in stacks.items()}
-        y = norm(x, block["scale_D"], *how) + block.get("norm_bias_D", 0.0)
-        if kinds[index] == "parallel":
-            x = x + feed_forward(y, block, model.feed_forward) + mixer(y, block, model, segments)
-        elif kinds[index] == "parallel_two_norms":
-            z = second_norm(x, block, *how)
-            x = x + feed_forward(z, block, model.feed_forward) + mixer(y, block, model, segments)
+        period, index = divmod(layer, len(kinds))
+        if period == model.layers // len(kinds):  # incomplete
+            stacks, period = params[f"blocks_rest_{index}"], 0
         else:
-            x = x + mixer(y, block, model, segments)
-            x = x + feed_forward(second_norm(x, block, *how), block, model.feed_forward)
-    x = norm(x, params["scale_D"], *how) + params.get("norm_bias_D", 0.0)
-    if model.head == "tied":
-        return x @ params["embedding_VD"][: model.vocab_size].T / np.sqrt(model.d_model)
-    return x @ params["head_DV"][:, : model.vocab_size]
+            stacks = params[f"blocks_{index}" if len(kinds) > 1 else "blocks"]
+        block = {name: stack[period] for name, stack in stacks.items()}
+        x = run_block(x, block, kinds[index], model, segments)
+    x = named_norm(x, params, "scale_D", model)
+    head = "embedding_VD" if model.head == "tied" else "head_DV"
+    weight = params[head].T if model.head == "tied" else params[head]
+    scale = model.logit_scale or (1 / np.sqrt(model.d_model) if model.head == "tied" else 1.0)
+    found = x @ weight[:, : model.vocab_size] * scale
+    cap = model.logit_softcap
+    return cap * np.tanh(found / cap) if cap else found
+
+
+def named_norm(x: np.ndarray, block: dict, name: str, model: ModelConfig) -> np.ndarray:
+    """The norm of that name, or x where the block has none."""
+    if name not in block:
+        return x
+    bias = block.get(name.replace("scale_D", "norm_bias_D"), 0.0)
+    return norm(x, block[name], model.norm, model.norm_epsilon, model.norm_offset) + bias
+
+
+def run_block(
+    x: np.ndarray, block: dict, kind: str, model: ModelConfig, segments: np.ndarray | None
+) -> np.ndarray:
+    local, kind = kind.endswith("_local"), kind.removesuffix("_local")
+    y = named_norm(x, block, "scale_D", model)
+    mixed = mixer(y, block, model, segments, local)
+    if kind == "parallel":
+        return x + feed_forward(y, block, model.feed_forward) + mixed
+    if kind == "parallel_two_norms":
+        z = named_norm(x, block, "feed_forward_scale_D", model)
+        return x + feed_forward(z, block, model.feed_forward) + mixed
+    x = x + named_norm(mixed, block, "attention_output_scale_D", model)
+    z = named_norm(x, block, "feed_forward_scale_D", model)
+    out = feed_forward(z, block, model.feed_forward)
+    return x + named_norm(out, block, "feed_forward_output_scale_D", model)
 
 
 def losses(logits: np.ndarray, targets: np.ndarray, z_loss: float) -> tuple[float, float, int]:

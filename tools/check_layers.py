@@ -43,6 +43,7 @@ IMPORTERS = {
     "uvicorn": ("interop/serve.py",),
     "tokenizers": ("data/huggingface_tokenizer.py", "interop/hf_tokenizer.py"),
     "pyarrow": ("data/tables.py",),
+    "jinja2": ("data/chat/jinja_environment.py",),
     "jax.distributed": ("parallel/runtime.py",),
     "pathwaysutils": ("parallel/runtime.py",),
     # It hides an import from these checks.
@@ -57,6 +58,7 @@ PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
 # also what would make every command start slowly.
 LATE = {
     "pyarrow",
+    "jinja2",
     "libtpu",
     "torch",
     "transformers",

@@ -24,8 +24,10 @@ TABLES = {
     "palm_540b": (2, 256, 12), "palm_62b": (1, 64, 8), "palm_8b": (1, 16, 4), "tiny": (1, 2, 4),
     "bitnet_tiny": (1, 2, 4), "bitnet_b158_tiny": (1, 2, 4), "bitnet_125m": (1, 2, 4),
     "bitnet_350m": (1, 2, 4), "bitnet_760m": (1, 2, 4), "bitnet_1_3b": (1, 2, 4),
-    "bitnet_2_7b": (1, 8, 8), "bitnet_6_7b": (1, 8, 8), "adapt_lora": (1, 2, 4),
-    "llama_70b": (1, 1, 8),
+    "bitnet_2_7b": (1, 8, 8), "bitnet_6_7b": (1, 8, 8), "gpt3_125m": (1, 4, 2),
+    "gpt3_350m": (1, 4, 2), "gpt3_760m": (1, 4, 2), "gpt3_1_3b": (1, 4, 2), "gpt3_2_7b": (1, 8, 4),
+    "gpt3_6_7b": (1, 16, 4), "gpt3_13b": (1, 32, 4), "gpt3_175b": (2, 64, 8),
+    "adapt_lora": (1, 2, 4), "llama_70b": (1, 8, 8),
 }  # fmt: skip
 """Config -> mesh (pod, data, model)."""
 

@@ -67,7 +67,7 @@ def executed(
     terms = [*once(model, adapt, sequence_length, kernel).terms]
     for term in inside_kernel(model, sequence_length, kernel):
         terms.append(_scaled(term, sizes.share))
-    read = kernel != "reference" or "serial" in model.block_kinds
+    read = kernel != "reference" or any("serial" in kind for kind in model.block_kinds)
     needs_values = read or _output_has_gradient(model, adapt)
     for term in recomputed(model, sequence_length, kernel):
         if term.name != "attention values again" or needs_values:

@@ -16,7 +16,9 @@ N counts the parameters that multiply each token. It includes a tied embedding, 
 logits. It excludes the input embedding of an untied model, which is only looked up, as in
 llm-foundry and MaxText; the untied head is included. Hence E is the tied embedding, and for an
 untied model palm and palm_no_embedding are equal. N includes norm scales, although they multiply no
-matrix (a few millionths), and excludes rows that pad the vocabulary.
+matrix (a few millionths), and excludes rows that pad the vocabulary and learned positions. In a
+local layer with a window of W < T tokens, T is W in the first two conventions; the causal one
+counts the pairs of a query and a key.
 
 **Hardware FLOPs** include recomputation by rematerialization: the numerator of HFU.
 `hardware_flops` follows the paper's statement. `executed_flops` lists what this program runs as
@@ -94,6 +96,16 @@ def attention_flops(model: ModelConfig, sequence_length: int) -> int:
     return sum(both) // 2
 
 
+def causal_attention_flops(model: ModelConfig, sequence_length: int) -> int:
+    """Returns LHQT, half of `attention_flops`; in a local layer, of the pairs in its window."""
+    T, total = sequence_length, 0
+    for product, flops in products(model, T).values():
+        if product.is_attention:
+            keys = product.keys(T)
+            total += flops * (2 * T - keys) // (2 * T)
+    return total // 2
+
+
 def flops_by_part(
     model: ModelConfig, sequence_length: int, kernel: str = "reference"
 ) -> dict[str, int]:
@@ -101,7 +113,7 @@ def flops_by_part(
     parts: dict[str, int] = {}
     for product, flops in products(model, sequence_length).values():
         if product.is_attention:
-            flops = _attention_product_flops(model, sequence_length, kernel)
+            flops = _executed(product, flops, sequence_length, kernel)
         parts[product.part] = parts.get(product.part, 0) + 3 * flops
     inside = sum(term.flops for term in inside_kernel(model, sequence_length, kernel))
     parts["attention products"] += inside
@@ -114,9 +126,12 @@ def flops_by_part(
 
 
 def counted_parameters(model: ModelConfig) -> int:
-    """Returns N: all parameters, except the input embedding of an untied model."""
-    table = parameters_by_part(model)["embedding"]
-    return parameter_count(model) - (table if model.head == "untied" else 0)
+    """Returns N: all parameters, except learned positions and the input embedding of an untied
+    model.
+    """
+    parts = parameters_by_part(model)
+    looked_up = parts["embedding"] if model.head == "untied" else 0
+    return parameter_count(model) - looked_up - parts.get("positions", 0)
 
 
 def model_flops(model: ModelConfig, sequence_length: int, convention: str = "palm") -> Count:
@@ -132,7 +147,8 @@ def model_flops(model: ModelConfig, sequence_length: int, convention: str = "pal
     else:
         parameters = Term("parameters", "6N", 6 * n)
     if convention == "causal":
-        return Count(convention, (parameters, Term("causal attention", "6LHQT", 3 * attention)))
+        causal = causal_attention_flops(model, sequence_length)
+        return Count(convention, (parameters, Term("causal attention", "6LHQT", 6 * causal)))
     return Count(convention, (parameters, Term("attention", "12LHQT", 6 * attention)))
 
 
@@ -160,12 +176,24 @@ MAX_QUERY_BLOCKS, MIN_BLOCK_QUERIES = 8, 128
 """Blocks of `nn/blocked.py`: at most 8, of at least 128 queries (except for the last block)."""
 
 
-def query_blocks(sequence_length: int) -> list[tuple[int, int]]:
-    """Returns (first query, last query + 1) of each block. Its keys are those before its end."""
+class KeyBlock(NamedTuple):
+    """A block of queries, and the keys that it attends to."""
+
+    queries: slice
+    keys: slice
+
+
+def query_blocks(sequence_length: int, window: int = 0) -> list[KeyBlock]:
+    """Returns the blocks of queries. Keys end with the block and begin with the window of its first
+    query (0: no window).
+    """
     size = max(MIN_BLOCK_QUERIES, -(-sequence_length // MAX_QUERY_BLOCKS))
-    return [
-        (begin, min(begin + size, sequence_length)) for begin in range(0, sequence_length, size)
-    ]
+    blocks = []
+    for begin in range(0, sequence_length, size):
+        end = min(begin + size, sequence_length)
+        first = max(0, begin - window + 1) if window else 0
+        blocks.append(KeyBlock(slice(begin, end), slice(first, end)))
+    return blocks
 
 
 # ---- as executed ---------------------------------------------------------------------------------
@@ -178,7 +206,8 @@ def executed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refe
 
     The terms are those of the palm convention, plus one for every difference from it. kernel: the
     attention implementation (`model.attention`, resolved for the platform). Its products are
-    counted as full squares, although splash and cuDNN skip about half of each under a causal mask.
+    counted as full squares, although splash and cuDNN skip about half of each under a causal mask;
+    they skip keys outside of a window, too, which are not counted.
     What `blocked` skips is known exactly and has a term.
     """
     terms = (
@@ -196,30 +225,46 @@ def needed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refere
     """Returns `executed_flops` without recomputation: each forward product and two gradients."""
     parts = parameters_by_part(model)
     padding = model.d_model * (model.vocab_rows - model.vocab_size)
-    skipped = skipped_flops(model, sequence_length, kernel)
+    difference = skipped_flops(model, sequence_length, kernel)
+    keys = "keys outside of a window" if difference > 0 else "keys after a block of queries"
     terms = (
         *model_flops(model, sequence_length).terms,
         Term("norm scales multiply no matrix", "-6 N_norms", -6 * parts["norms"]),
         Term("biases multiply no matrix", "-6 N_biases", -6 * parts.get("biases", 0)),
         Term("rows that pad the vocabulary", "6D·V_padding", 6 * padding),
-        Term("keys after a block of queries", "12LHQ(S - T)", 6 * skipped),
+        Term(keys, "12LHQ(S - T)", 6 * difference),
     )
     return Count(f"once, {kernel} attention", tuple(term for term in terms if term.flops))
 
 
 def skipped_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
-    """Returns 2LHQ(S - T): what an attention kernel leaves out of one product; 0 or negative."""
-    full = _attention_product_flops(model, sequence_length, "reference")
-    return _attention_product_flops(model, sequence_length, kernel) - full
+    """Returns 2LHQ(S - T): what an attention kernel adds to one product of the conventions.
+
+    Negative for keys that it leaves out, positive for those outside of a window.
+    """
+    computed = _attention_product_flops(model, sequence_length, kernel)
+    return computed - attention_flops(model, sequence_length)
 
 
 def _attention_product_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
     """Returns 2LHQS, the FLOPs per token of one attention product. S: mean keys per query."""
-    product = attention_flops(model, sequence_length)
+    found = products(model, sequence_length).values()
+    both = (_executed(p, f, sequence_length, kernel) for p, f in found if p.is_attention)
+    return sum(both) // 2
+
+
+def _executed(product: Product, flops: int, sequence_length: int, kernel: str) -> int:
+    """The FLOPs per token that the kernel executes of an attention product, of which the
+    conventions count `flops`.
+    """
+    T, keys = sequence_length, product.keys(sequence_length)
+    if kernel in ("cudnn", "splash"):
+        return flops
     if kernel != "blocked":
-        return product
-    pairs = sum((end - begin) * end for begin, end in query_blocks(sequence_length))
-    return product // sequence_length * pairs // sequence_length
+        return flops // keys * T
+    blocks = query_blocks(T, product.window)
+    pairs = sum((q.stop - q.start) * (k.stop - k.start) for q, k in blocks)
+    return flops // keys * pairs // T
 
 
 def inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tuple[Term, ...]:
@@ -276,15 +321,11 @@ def recomputed(
                 continue
             flops, formula = layers * product.flops, product.formula
             if product.is_attention:
-                if product.name == "attention scores":
+                if product.kept_as is None:  # the scores
                     # The backward pass of `blocked` computes the scores anyway, and only once.
                     if kernel == "blocked" or (kernel in FLASH_KERNELS and ATTENTION in kept):
                         continue
-                flops = (
-                    _attention_product_flops(model, sequence_length, kernel)
-                    * layers
-                    // model.layers
-                )
+                flops = _executed(product, flops, sequence_length, kernel)
                 formula = "2LHQS" if kernel == "blocked" else formula
             name = f"{product.name} again"
             flops += found[name].flops if name in found else 0

@@ -27,6 +27,7 @@ from paxlike.accounting.hlo import (
     parse,
 )
 from paxlike.accounting.hlo_walk import unknown_loops, walk
+from paxlike.accounting.kernel_window import keys_per_query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +198,9 @@ def _custom_call(computation: Computation, call: Instruction) -> tuple[str, int 
         )
         if scores:
             products = 5 if "Backward" in target else 2
-            return "attention kernel", products * 2 * computation.operand_shapes(call)[
-                0
-            ].elements * int(scores[-1])
+            keys = keys_per_query(call.op_name, int(scores[-1]))
+            q = computation.operand_shapes(call)[0]
+            return "attention kernel", products * 2 * q.elements * keys
     if target == "tpu_custom_call" and (
         splash := re.search(r"splash_m[hq]a_([a-z]+)", call.op_name + call.name)
     ):
@@ -209,7 +210,8 @@ def _custom_call(computation: Computation, call: Instruction) -> tuple[str, int 
             for s in computation.operand_shapes(call)
             if s.dtype in ("bf16", "f16", "f32") and len(s.dims) >= 3
         ][:2]
-        return "attention kernel", _SPLASH_PRODUCTS[splash.group(1)] * 2 * q.elements * k.dims[-2]
+        keys = keys_per_query(call.op_name, k.dims[-2])
+        return "attention kernel", _SPLASH_PRODUCTS[splash.group(1)] * 2 * q.elements * keys
     return target, None if _MAY_CONTAIN_MATMULS.search(target) else 0
 
 

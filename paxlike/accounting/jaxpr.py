@@ -14,13 +14,16 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from paxlike.accounting.kernel_window import keys_per_query
+
 _KERNELS = {
     r"splash_m[hq]a_fwd": 2, r"splash_m[hq]a_dq": 3, r"splash_m[hq]a_dkv": 4,
     r"^dot_product_attention_fwd": 2, r"^dot_product_attention_bwd": 5,
 }  # fmt: skip
 """Name of an attention kernel (Pallas' splash, JAX's cuDNN) -> its number of T x S products.
 
-They are counted as full squares; a causal kernel skips about half of each.
+They are counted as full squares, of which a causal kernel skips about half, or as the keys of a
+window (`kernel_window`).
 """
 
 
@@ -62,25 +65,29 @@ def count_products(jaxpr: Any) -> Products:
     return Products(tuple(found), tuple(dict.fromkeys(uncounted)))
 
 
-def _walk(jaxpr: Any, times: int, devices: int, path: tuple[str, ...]) -> Iterator[Product | str]:
+def _walk(
+    jaxpr: Any, times: int, devices: int, path: tuple[str, ...], outer: str = ""
+) -> Iterator[Product | str]:
+    """outer: the names of the scopes around the jaxpr, which its equations do not have."""
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
-        where = "/".join(path)
+        scopes = f"{outer}/{equation.source_info.name_stack}"
+        at = "/".join(path)
         if name in ("dot_general", "conv_general_dilated"):
             flops = (_dot if name == "dot_general" else _convolution)(equation)
-            yield Product(name, where, _shapes(equation.invars), flops * devices, times)
+            yield Product(name, at, _shapes(equation.invars), flops * devices, times)
         elif name == "pallas_call" or name.startswith("dot_product_attention"):
             kernel = str(parameters.get("name", name))
-            counted = _kernel(kernel, equation)
+            counted = _kernel(kernel, equation, scopes)
             shapes = _shapes(equation.invars)
             yield (
                 f"kernel {kernel}"
                 if counted is None
-                else Product(kernel, where, shapes, counted * devices, times)
+                else Product(kernel, at, shapes, counted * devices, times)
             )
         elif name == "cond":
             branches = [
-                list(_walk(_unclosed(branch), times, devices, (*path, name)))
+                list(_walk(_unclosed(branch), times, devices, (*path, name), scopes))
                 for branch in parameters["branches"]
             ]
             yield from max(branches, key=_cost)
@@ -89,7 +96,7 @@ def _walk(jaxpr: Any, times: int, devices: int, path: tuple[str, ...]) -> Iterat
             if not inside and _MAY_CONTAIN_PRODUCTS.search(name):
                 yield f"primitive {name}"
             if name == "while":
-                yield f"while loop in {where or 'the program'}: its length is not in the jaxpr"
+                yield f"while loop in {at or 'the program'}: its length is not in the jaxpr"
             length = parameters["length"] if name == "scan" else 1
             shards = (
                 math.prod(parameters["mesh"].shape[axis] for axis in _manual(equation))
@@ -98,9 +105,8 @@ def _walk(jaxpr: Any, times: int, devices: int, path: tuple[str, ...]) -> Iterat
             )
             is_call = name in ("jit", "pjit", "closed_call", "custom_vjp_call", "custom_jvp_call")
             for body in inside:
-                yield from _walk(
-                    body, times * length, devices * shards, path if is_call else (*path, name)
-                )
+                where = path if is_call else (*path, name)
+                yield from _walk(body, times * length, devices * shards, where, scopes)
 
 
 _MAY_CONTAIN_PRODUCTS = re.compile(
@@ -147,8 +153,8 @@ def _convolution(equation: Any) -> int:
     return 2 * math.prod(equation.outvars[0].aval.shape) * features * math.prod(window)
 
 
-def _kernel(name: str, equation: Any) -> int | None:
-    """Returns the FLOPs of a known attention kernel, or None.
+def _kernel(name: str, equation: Any, scopes: str) -> int | None:
+    """Returns the FLOPs of a known attention kernel, or None. scopes: names of those around it.
 
     The first floating-point arrays are q and k: [heads, T, H] and [heads, S, H] for splash, [B, T,
     heads, H] and [B, S, heads, H] for cuDNN.
@@ -164,4 +170,5 @@ def _kernel(name: str, equation: Any) -> int | None:
     if products is None or len(arrays) < 2:
         return None
     q, k = arrays[:2]
-    return products * 2 * math.prod(q) * k[-3 if name.startswith("dot_product_attention") else -2]
+    keys = k[-3 if name.startswith("dot_product_attention") else -2]
+    return products * 2 * math.prod(q) * keys_per_query(scopes, keys)

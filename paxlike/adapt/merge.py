@@ -76,9 +76,9 @@ def _spread(model: ModelConfig, adapt: AdaptConfig, chosen: Array, into: Array) 
 
 def _filled(model: ModelConfig, adapt: AdaptConfig, factor: Array) -> Array:
     """A factor of all layers, with zeros for those without an adapter."""
-    layers = model.layers // len(model.block_kinds)
-    if factor.shape[0] == layers:
+    if len(segments := runs(model, adapt)) == 1:
         return factor
+    layers = segments[-1].end
     sharding = jax.typeof(factor).sharding.spec
     zeros = jnp.zeros((layers, *factor.shape[1:]), factor.dtype, out_sharding=sharding)
     return _spread(model, adapt, factor, zeros)

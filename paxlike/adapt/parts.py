@@ -55,6 +55,11 @@ def runs(model: ModelConfig, adapt: AdaptConfig) -> tuple[Run, ...]:
     if not adapt.layers:
         return (Run(0, count, True),)
     chosen = set(adapt.layers)
+    if model.layers % period:
+        raise ConfigError(
+            f"adapt.layers is {' '.join(map(str, adapt.layers))}, but model.layers {model.layers} "
+            f"is not a multiple of the {period} blocks of model.pattern; adapt all layers."
+        )
     if unknown := sorted(layer for layer in chosen if not 0 <= layer < model.layers):
         raise ConfigError(
             f"adapt.layers has {unknown[0]}; the model has layers 0 to {model.layers - 1}."

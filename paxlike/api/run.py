@@ -10,6 +10,11 @@ import numpy as np
 
 from paxlike.api.metrics import Metrics
 from paxlike.config import Config, MeshConfig, UserError
+from paxlike.data.bad_lines import BadLineError
+from paxlike.data.chat.messages import read_turns
+from paxlike.data.chat.named_templates import NAMED_TEMPLATES
+from paxlike.data.chat.rendering import TemplateError
+from paxlike.data.chat.template import found_template
 from paxlike.data.location import located
 from paxlike.data.tokenizer import Tokenizer, document_start
 from paxlike.infer.generate import (
@@ -150,11 +155,65 @@ class Run:
         if isinstance(prompts, str):
             raise UserError("prompts is one string; give a list of them.")
         sampling = Sampling(temperature, top_k, top_p)
+        tokens = [prompt_tokens(self.tokenizer, prompt) for prompt in prompts]
+        return self._continued(tokens, max_new_tokens, sampling, seed, on_text)
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, str]],
+        max_new_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 1.0,
+        seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
+        template: str = "",
+    ) -> str:
+        """The assistant's answer to messages, each {"role", "content"}; the last is the user's.
+
+        template: a name or a Jinja file instead of the run's own chat template. The rest is as in
+        `generate`; the new tokens that fit after the prompt are not limited by default. Raises
+        UserError if there is no template or it cannot render the messages.
+        """
+        folder = None if self.path.is_file() else self.path / "tokenizer"
+        found = found_template(self.tokenizer, template, folder)
+        if found is None:
+            raise UserError(
+                f"{self.path} has no chat template, because it was not trained on conversations. "
+                f"Choose one with template: {', '.join(NAMED_TEMPLATES)}, or a Jinja file."
+            )
+        try:
+            prompt = found.prompt(read_turns(list(messages)))
+        except (BadLineError, TemplateError) as error:
+            raise UserError(f"the messages cannot be answered: {error}.") from None
+        context = self._loaded.config.data.sequence_length
+        limit = max(1, context - len(prompt)) if max_new_tokens is None else max_new_tokens
+        (text,) = self._continued(
+            [prompt],
+            limit,
+            Sampling(temperature, top_k, top_p),
+            seed,
+            on_text and (lambda _, new: on_text(new)),
+            found.stops,
+            context,
+        )
+        return text
+
+    def _continued(
+        self,
+        tokens: Sequence[Sequence[int]],
+        max_new_tokens: int | None,
+        sampling: Sampling,
+        seed: int,
+        on_text: Callable[[int, str], None] | None,
+        stops: Sequence[int] = (),
+        length: int = 0,
+    ) -> list[str]:
+        """The texts after prompts, up to a token of `stops`. length: of the cache; 0: as needed."""
         check_seed(seed)
         if max_new_tokens is not None:
             check_new_tokens(max_new_tokens)
-        loaded, texts = self._loaded, [""] * len(prompts)
-        tokens = [prompt_tokens(self.tokenizer, prompt) for prompt in prompts]
+        loaded, texts = self._loaded, [""] * len(tokens)
         longest = max(map(len, tokens), default=1)
         limit = new_tokens_that_fit(loaded.config.data.sequence_length, longest, max_new_tokens)
         streams = [TextStream(self.tokenizer, prompt) for prompt in tokens]
@@ -164,15 +223,16 @@ class Run:
             if on_text and text:
                 on_text(row, text)
 
+        def add(row: int, token: int) -> bool:
+            if token not in stops:
+                append(row, streams[row].add(token))
+            return token in stops
+
         with jax.set_mesh(loaded.mesh):
             model, numerics, eod = loaded.config.model, loaded.numerics, self.tokenizer.eod
-            generator = Generator(model, numerics, self._inference_params, eod, longest + limit)
-            generator.generate(
-                tokens,
-                limit,
-                sampling,
-                seed,
-                lambda row, token: append(row, streams[row].add(token)),
+            params, cache = self._inference_params, length or longest + limit
+            Generator(model, numerics, params, eod, cache).generate(
+                tokens, limit, sampling, seed, add
             )
         for row, stream in enumerate(streams):
             append(row, stream.rest())

@@ -1,5 +1,7 @@
 """The declaration of softmax attention with RoPE; `models/attention.py` is its forward pass."""
 
+import dataclasses
+
 from paxlike.architecture.branch import Activation, ActivationSizes, Product, WeightSpec
 from paxlike.architecture.remat_policies import ATTENTION, PROJECTION, STREAM
 from paxlike.config import ModelConfig
@@ -7,10 +9,16 @@ from paxlike.config import ModelConfig
 LINEAR, SCORES = "attention projections", "attention products"
 
 
+@dataclasses.dataclass(frozen=True)
 class Attention:
     """Multi-query, grouped-query or multi-head attention (PaLM, arXiv 2204.02311, section 2)."""
 
-    name = "attention"
+    local: bool = False
+    """Whether it sees `model.sliding_window` tokens only."""
+
+    @property
+    def name(self) -> str:
+        return "local_attention" if self.local else "attention"
 
     def weights(self, model: ModelConfig) -> tuple[WeightSpec, ...]:
         kernels = [
@@ -25,25 +33,34 @@ class Attention:
             WeightSpec("bv_KH", "biases", "bias"),
             WeightSpec("bo_D", "biases", "bias"),
         ][: {"none": 0, "qkv": 3, "qkvo": 4}[model.attention_bias]]
+        heads = ("", "") if model.qk_norm == "head" else ("N", "K")
         norms = [
-            WeightSpec("q_scale_H", "norms", "scale"),
-            WeightSpec("k_scale_H", "norms", "scale"),
+            WeightSpec(f"q_scale_{heads[0]}H", "norms", "scale"),
+            WeightSpec(f"k_scale_{heads[1]}H", "norms", "scale"),
         ]
-        return (*kernels, *biases, *(norms if model.qk_norm else ()))
+        return (*kernels, *biases, *(norms if model.qk_norm != "none" else ()))
 
     def products(self, model: ModelConfig, sequence_length: int) -> tuple[Product, ...]:
         D, T = model.d_model, sequence_length
         heads, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+        scores = self._product(model, T, "scores", None)
+        values = self._product(model, T, "values", ATTENTION)
         return (
             Product("attention q", LINEAR, "2LD·HQ", 2 * D * heads, PROJECTION),
             Product("attention k", LINEAR, "2LD·KQ", 2 * D * kv, PROJECTION),
             Product("attention v", LINEAR, "2LD·KQ", 2 * D * kv, PROJECTION),
-            Product("attention scores", SCORES, "2LHQT", 2 * heads * T, None, is_attention=True),
-            Product(
-                "attention values", SCORES, "2LHQT", 2 * heads * T, ATTENTION, is_attention=True
-            ),
+            scores,
+            values,
             Product("attention o", LINEAR, "2L·HQ·D", 2 * heads * D, STREAM, needed=False),
         )
+
+    def _product(self, model: ModelConfig, T: int, what: str, kept_as: str | None) -> Product:
+        """Of queries and keys, or of probabilities and values."""
+        window = self.window(model)
+        name = f"{'local ' * self.local}attention {what}"
+        formula = "2LHQW" if self.local else "2LHQT"
+        product = Product(name, SCORES, formula, 0, kept_as, is_attention=True, window=window)
+        return product._replace(flops=2 * model.heads * model.head_dim * product.keys(T))
 
     def activations(self, model: ModelConfig, sizes: ActivationSizes) -> tuple[Activation, ...]:
         shards, b = sizes.model_shards, sizes.bytes
@@ -62,3 +79,6 @@ class Attention:
 
     def cache(self, model: ModelConfig) -> dict[str, str]:
         return {"k": "BSKH", "v": "BSKH"}
+
+    def window(self, model: ModelConfig) -> int:
+        return model.sliding_window if self.local else 0

@@ -54,6 +54,12 @@ class Product(NamedTuple):
     serial block reads it where another norm follows."""
     is_attention: bool = False
     """A product of two activations (scores, values), which the attention kernel runs."""
+    window: int = 0
+    """Of such a product: the keys that a query attends to at most. 0: all."""
+
+    def keys(self, sequence_length: int) -> int:
+        """Keys per query by the conventions that do not count the causal mask."""
+        return min(self.window or sequence_length, sequence_length)
 
 
 class Activation(NamedTuple):
@@ -81,7 +87,8 @@ class ActivationSizes(NamedTuple):
 class Branch(Protocol):
     """A branch's declaration. `models/branches.py` maps its name to its forward pass."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def weights(self, model: ModelConfig) -> tuple[WeightSpec, ...]:
         """In the order of initialization."""
@@ -95,4 +102,8 @@ class Branch(Protocol):
 
     def cache(self, model: ModelConfig) -> dict[str, str]:
         """Name -> letters of each array of one layer's generation cache; S is its length."""
+        ...
+
+    def window(self, model: ModelConfig) -> int:
+        """The newest tokens whose cache is kept. 0: all."""
         ...

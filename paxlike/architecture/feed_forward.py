@@ -42,3 +42,6 @@ class FeedForward:
 
     def cache(self, model: ModelConfig) -> dict[str, str]:
         return {}
+
+    def window(self, model: ModelConfig) -> int:
+        return 0

@@ -3,14 +3,19 @@
     parallel            x + attention(norm(x)) + feed_forward(norm(x))   (PaLM, section 2)
     parallel_two_norms  the same, with a norm for each branch            (GPT-NeoX)
     serial              x = x + attention(norm(x)); x + feed_forward(norm(x))
+    …_local             the same, with attention in a sliding window
+
+Serial blocks can have norms after their branches, too: x + norm(attention(norm(x))), and so on.
 
 A stack repeats a pattern of blocks (`model.pattern`; one block for PaLM). Its parameters are
 stacked by position in the pattern and scanned by period: `blocks/wq_DNH` [L, D, N, H] with one
-block, `blocks_0/…` and `blocks_1/…` [L/2, …] with two. Imports no JAX.
+block, `blocks_0/…` and `blocks_1/…` [L/2, …] with two. Layers of an incomplete last period come
+after the scan, each in a group of its own: `blocks_rest_0/…` [1, …]. Imports no JAX.
 """
 
 import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from paxlike.architecture.attention import Attention
 from paxlike.architecture.branch import (
@@ -38,14 +43,21 @@ class Block:
 
         Quantized projections have a norm without a scale inside of them (BitNet's SubLN).
         """
-        if model.quant.active:
+        if model.quant.active or model.norm_placement == "after":
             return ()
         others = [f"{branch.name}_scale_D" for branch in self.branches[1:]]
         return ("scale_D", *(() if self.kind == "parallel" else others))
 
+    def output_norm_names(self, model: ModelConfig) -> tuple[str, ...]:
+        """The scale after each branch, if there is one."""
+        if model.norm_placement == "before":
+            return ()
+        return tuple(f"{what}_output_scale_D" for what in ("attention", "feed_forward"))
+
     def weights(self, model: ModelConfig) -> tuple[WeightSpec, ...]:
         branches = (spec for branch in self.branches for spec in branch.weights(model))
-        norms = (spec for name in self.norm_names(model) for spec in norm_weights(model, name))
+        names = (*self.norm_names(model), *self.output_norm_names(model))
+        norms = (spec for name in names for spec in norm_weights(model, name))
         return (*branches, *norms)
 
     def products(self, model: ModelConfig, sequence_length: int) -> tuple[Product, ...]:
@@ -53,6 +65,7 @@ class Block:
         for branch in self.branches:
             *inner, last = branch.products(model, sequence_length)
             followed_by_norm = self.kind == "serial" and branch is not self.branches[-1]
+            followed_by_norm = followed_by_norm or model.norm_placement != "before"
             found += [*inner, last._replace(needed=followed_by_norm)]
         return tuple(found)
 
@@ -60,12 +73,14 @@ class Block:
         b, stream = sizes.bytes, model.d_model // sizes.model_shards
         serial = self.kind == "serial"
         # A norm works in float32 and keeps three steps of it; its output has the compute dtype.
-        count = 1 if self.kind == "parallel" else len(self.branches)
+        outputs = len(self.output_norm_names(model))
+        inputs = 1 if self.kind == "parallel" else len(self.branches)
+        count = outputs + (0 if model.norm_placement == "after" else inputs)
         norms = count * stream * (b if sizes.fused else 3 * 4 + b)
         return (
             Activation("block input", b * stream, BLOCK_INPUT),
             Activation("norms", norms, None),
-            Activation("stream inside the block", b * stream * serial, STREAM),
+            Activation("stream inside the block", b * stream * (outputs or serial), STREAM),
             *(a for branch in self.branches for a in branch.activations(model, sizes)),
         )
 
@@ -81,30 +96,56 @@ def norm_weights(model: ModelConfig, scale: str) -> tuple[WeightSpec, ...]:
     return (WeightSpec(scale, "norms", "scale"), *bias)
 
 
-_BRANCHES = (Attention(), FeedForward())
 _KINDS = ("parallel", "parallel_two_norms", "serial")
-BLOCKS = {kind: Block(kind, _BRANCHES) for kind in _KINDS}
+BLOCKS = {
+    f"{kind}{suffix}": Block(kind, (Attention(local=bool(suffix)), FeedForward()))
+    for kind in _KINDS
+    for suffix in ("", "_local")
+}
 """Every kind of block by its name in the config."""
 
 
-def pattern(model: ModelConfig) -> tuple[Block, ...]:
-    """The blocks of one period, in order."""
-    return tuple(BLOCKS[kind] for kind in model.block_kinds)
+class Group(NamedTuple):
+    """Layers whose parameters are stacked."""
+
+    name: str
+    block: Block
+    layers: int
 
 
-def groups(model: ModelConfig) -> Iterator[tuple[str, Block, int]]:
-    """(name of the parameters' group, block, layers of this kind) by position in the pattern."""
-    blocks = pattern(model)
-    for index, block in enumerate(blocks):
-        name = "blocks" if len(blocks) == 1 else f"blocks_{index}"
-        yield name, block, model.layers // len(blocks)
+def repeated(model: ModelConfig) -> tuple[Group, ...]:
+    """The groups of the complete periods, by position in the pattern."""
+    kinds = model.block_kinds
+    periods = model.layers // len(kinds)
+    names = ["blocks"] if len(kinds) == 1 else [f"blocks_{index}" for index in range(len(kinds))]
+    return tuple(Group(n, BLOCKS[kind], periods) for n, kind in zip(names, kinds, strict=True))
+
+
+def rest(model: ModelConfig) -> tuple[Group, ...]:
+    """The layers of an incomplete last period, each a group."""
+    kinds = model.block_kinds[: model.layers % len(model.block_kinds)]
+    return tuple(Group(f"blocks_rest_{i}", BLOCKS[kind], 1) for i, kind in enumerate(kinds))
+
+
+def groups(model: ModelConfig) -> tuple[Group, ...]:
+    """All groups of layers."""
+    return (*repeated(model), *rest(model))
+
+
+def layer_places(model: ModelConfig) -> Iterator[tuple[Group, int]]:
+    """(group, index in it) of every layer, in order."""
+    for period in range(model.layers // len(model.block_kinds)):
+        yield from ((group, period) for group in repeated(model))
+    yield from ((group, 0) for group in rest(model))
 
 
 def outer_weights(model: ModelConfig) -> tuple[WeightSpec, ...]:
     """The weights outside of the blocks, in the order of initialization."""
     head = (WeightSpec("head_DV", "head"),) if model.head == "untied" else ()
+    positions = (WeightSpec("positions_PD", "positions", "embedding"),)
     return (
         WeightSpec("embedding_VD", "embedding", "embedding"),
         *head,
+        *(positions if model.learned_positions else ()),
         *norm_weights(model, "scale_D"),
     )

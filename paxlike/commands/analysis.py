@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from paxlike.commands.flags import flags_of, platform, take
+from paxlike.commands.flags import check_own_model, flags_of, platform, take
 from paxlike.config import Config, UserError, load
 
 
@@ -34,6 +34,7 @@ def info_command(arguments: list[str]) -> None:
     flags = flags_of(
         InfoFlags, rest, "paxlike info CONFIG", InfoFlags(load(path) if path else Config())
     )
+    check_own_model(flags.config, "info")
     from paxlike.accounting.info import as_dict, comparison_table, describe
 
     attention, counts = _flop_counts(flags.config) if flags.flops else ("", ())
@@ -197,6 +198,7 @@ def plan_command(arguments: list[str]) -> None:
     )
     if not flags.topology:
         raise UserError("`paxlike plan` requires --topology: v4:4x4x4, h100:4x8, cpu:8.")
+    check_own_model(flags.config, "plan")
     platform()
     if flags.trace and (flags.sweep or flags.tune):
         raise UserError("--trace shows one step; use it without --sweep and --tune.")

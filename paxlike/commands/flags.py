@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 from typing import Annotated, Any
 
-from paxlike.config import InitConfig, UserError
+from paxlike.config import Config, InitConfig, UserError
 
 
 def flags_of(kind: type, arguments: list[str], prog: str, default: Any = None) -> Any:
@@ -18,6 +18,14 @@ def flags_of(kind: type, arguments: list[str], prog: str, default: Any = None) -
     return tyro.cli(
         kind, args=arguments, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,)
     )
+
+
+def given_fields(arguments: list[str], section: str) -> frozenset[str]:
+    """The fields of a config section that flags set, which tyro does not tell."""
+    prefix = f"--{section}."
+    names = (word.partition("=")[0] for word in arguments if word.startswith(prefix))
+    fields = (name.removeprefix(prefix).partition(".")[0] for name in names)
+    return frozenset(field.removeprefix("no-").replace("-", "_") for field in fields)
 
 
 def take(arguments: list[str], what: str, command: str) -> tuple[str, list[str]]:
@@ -67,6 +75,15 @@ def platform():
     from paxlike.parallel import runtime
 
     return runtime
+
+
+def check_own_model(config: Config, command: str) -> None:
+    """Raises UserError if the model is to be read from `init.source`, which only `train` does."""
+    if config.init.config:
+        raise UserError(
+            f"`paxlike {command}` uses the model of CONFIG and does not read init.source "
+            f"{config.init.source}; leave out --init.config, and set the model's fields."
+        )
 
 
 def need(module: str, extra: str) -> None:

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
-from paxlike.commands.flags import flags_of, need, platform, take, take_text
+from paxlike.commands.flags import flags_of, given_fields, need, platform, take, take_text
 from paxlike.config import Config, Hosts, MeshConfig, UserError, load
 from paxlike.files import check_free
 
@@ -40,12 +41,7 @@ def train_command(arguments: list[str]) -> None:
 
     from paxlike.api.training import train_here
 
-    # tyro does not say which flags were given.
-    names = (
-        word.partition("=")[0].removeprefix("--model.") for word in rest if word[:8] == "--model."
-    )
-    given = frozenset(name.partition(".")[0].replace("-", "_") for name in names)
-    folder, result = train_here(flags.config, flags.run_dir, given)
+    folder, result = train_here(flags.config, flags.run_dir, given_fields(rest, "model"))
     show = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
     if result.stopped_by:
         show(
@@ -62,7 +58,9 @@ def train_command(arguments: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateFlags:
-    """Generate text that continues PROMPT. RUN is a run directory or a packed model."""
+    """Generate text that continues PROMPT. RUN is a run directory or a packed model. With --chat,
+    it answers PROMPT, or what you type (see `paxlike generate --chat --help`).
+    """
 
     max_new_tokens: int | None = None
     """Maximum number of tokens; fewer if the model ends the text. Default: 200, or what fits the
@@ -84,6 +82,12 @@ class GenerateFlags:
 
 
 def generate_command(arguments: list[str]) -> None:
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--chat" in before:
+        from paxlike.commands.chat import chat_command
+
+        chat_command(arguments)
+        return
     path, rest = take(arguments, "RUN", "generate")
     prompt, rest = take_text(rest, "PROMPT", "generate RUN", GenerateFlags)
     flags = flags_of(GenerateFlags, rest, "paxlike generate RUN PROMPT")
@@ -255,11 +259,11 @@ def _eval_mixture(folder: Path, flags: EvalFlags) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ServeFlags:
-    """Serve RUN as OpenAI-compatible completions over HTTP (extra `serve`)."""
+    """Serve RUN as OpenAI-compatible completions and chat over HTTP (extra `serve`)."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. There is no authentication: put a proxy in front of any address that
-    other machines can reach.
+    """Address to listen on. There is no encryption: put a proxy in front of any address that other
+    machines can reach.
     """
     port: int = 8000
     batch_slots: int = 16
@@ -268,6 +272,12 @@ class ServeFlags:
     """Maximum number of queued texts. More are rejected with status 503."""
     name: str | None = None
     """Model name that clients use. Default: the run's name."""
+    api_key: str = ""
+    """What requests to /v1 must send as `Authorization: Bearer KEY`. Default: the environment
+    variable PAXLIKE_API_KEY; without either, none.
+    """
+    template: str = ""
+    """Chat template: chatml, llama3, plain, or a Jinja file. Default: that of the run."""
     mesh: MeshConfig | None = None
     """Mesh. Default: the largest `model` axis that fits."""
     step: int | None = None
@@ -288,18 +298,23 @@ def serve_command(arguments: list[str]) -> None:
         )
     runtime = platform()
     runtime.start(flags.fake_devices)
+    from paxlike.data.chat.template import found_template
     from paxlike.interop.engine import Engine
     from paxlike.interop.init_sources import open_source
     from paxlike.interop.serve import listen, run
     from paxlike.training.loaded_run import load_run
 
     listening = listen(flags.host, flags.port)
-    trained = load_run(Path(path).absolute(), flags.mesh, flags.step, open_source)
+    folder = Path(path).absolute()
+    trained = load_run(folder, flags.mesh, flags.step, open_source)
+    template = found_template(trained.tokenizer, flags.template, folder / "tokenizer")
     name = flags.name or trained.config.name
     engine = Engine(trained, flags.batch_slots, flags.max_queued)
     port = listening.getsockname()[1]
+    kind = "chat/completions" if template else "completions"
     print(
-        f"serving {name} at http://{flags.host}:{port}/v1/completions; press Ctrl-C to stop",
+        f"serving {name} at http://{flags.host}:{port}/v1/{kind}; press Ctrl-C to stop",
         flush=True,
     )
-    run(engine, name, listening)
+    key = flags.api_key or os.environ.get("PAXLIKE_API_KEY", "")
+    run(engine, name, listening, template, key)

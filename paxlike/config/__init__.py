@@ -17,7 +17,9 @@ from paxlike.config.config import (
 )
 from paxlike.config.file import differences, from_json, load, to_json
 from paxlike.config.init import InitConfig
-from paxlike.config.model import ModelConfig, QuantConfig, RopeScalingConfig
+from paxlike.config.model import ModelConfig
+from paxlike.config.quantization import QuantConfig
+from paxlike.config.rope import RopeScalingConfig
 from paxlike.config.runtime import DType, Hosts, MeshConfig, PrecisionConfig
 from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
 from paxlike.config.validation import ConfigError, JobError, SaveError, UserError, divisors

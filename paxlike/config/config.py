@@ -150,6 +150,12 @@ class Config:
             f"name {self.name!r} is used as a directory name; use letters, digits, '.', '_' and "
             "'-'; it must not start with '.'.",
         )
+        longest, length = self.model.learned_positions, self.data.sequence_length
+        require(
+            not longest or length <= longest,
+            f"data.sequence_length {length} is above model.learned_positions {longest}; change one "
+            "of them.",
+        )
         reach, needed = (
             (self.checkpoint.keep - 1) * self.checkpoint.every,
             self.guard.back + self.guard.patience,

@@ -96,7 +96,14 @@ def from_json(text: str) -> Config:
 
     Raises ConfigError naming an unknown field or an invalid value, ValueError if it is not JSON.
     """
-    return _build(Config, json.loads(text), "")
+    values = json.loads(text)
+    try:
+        # Runs of versions in which it was a bool.
+        if isinstance(qk_norm := values["model"]["qk_norm"], bool):
+            values["model"]["qk_norm"] = "head" if qk_norm else "none"
+    except (TypeError, KeyError):
+        pass
+    return _build(Config, values, "")
 
 
 def _build(kind: type[T], values: dict, prefix: str) -> T:

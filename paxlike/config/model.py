@@ -1,127 +1,12 @@
-"""Model configuration: shape and quantization."""
+"""Model configuration: the decoder's architecture."""
 
 import dataclasses
 import math
 from typing import Literal, get_args
 
+from paxlike.config.quantization import QuantConfig
+from paxlike.config.rope import RopeScalingConfig
 from paxlike.config.validation import positive, require, suggest_divisors, typed
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantConfig:
-    """BitNet's BitLinear in the projections of the blocks (arXiv 2310.11453; see `quant/`).
-
-    Latent weights, gradients, optimizer state, embedding, head, residuals and attention products
-    stay in high precision.
-    """
-
-    weights: Literal["none", "bitnet", "bitnet_b158"] = "none"
-    """Weight values. bitnet: +1 and -1. bitnet_b158: +1, 0 and -1 (arXiv 2402.17764)."""
-    variant: Literal["paper", "code"] = "paper"
-    """paper: the sign of 0 is -1, 128 activation steps, layer norm. code (published later): the
-    sign of 0 is 0, 127 steps, RMS norm.
-    """
-    groups: int = 1
-    """Number of groups of heads and feed-forward columns, each with its own statistics. Part of the
-    model: with a `model` axis that divides it, statistics need no communication. 1: one statistic
-    per weight, by communication.
-    """
-    data_tiles: int = 1
-    """Number of parts of d_model, each with its own statistics. If more than 1, mesh.data must
-    divide it, and weights are gathered over `data` as packed bits.
-    """
-    statistics: Literal["auto", "tensor", "token"] = "auto"
-    """Scope of an activation's scale in training. auto: tensor for the paper variant without
-    groups, token otherwise. tensor requires communication. Generation always uses token.
-    """
-    nonnegative: bool = False
-    """Shift the input of the projection before a non-linearity by its minimum, to 0 ... 127 (paper
-    variant only).
-    """
-
-    def __post_init__(self):
-        typed(self, "model.quant")
-        positive(self, "model.quant", "groups", "data_tiles")
-        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        require(
-            self.active or not changed,
-            f"model.quant.{', '.join(changed)} is set, but model.quant.weights is none; choose "
-            "bitnet or bitnet_b158.",
-        )
-        require(
-            not self.nonnegative or self.variant == "paper",
-            f"model.quant.nonnegative requires model.quant.variant paper, not {self.variant}.",
-        )
-
-    @property
-    def active(self) -> bool:
-        return self.weights != "none"
-
-    @property
-    def per_token(self) -> bool:
-        """Whether each token has its own scale in training."""
-        return self.statistics == "token" or (
-            self.statistics == "auto" and (self.variant == "code" or self.groups > 1)
-        )
-
-    @property
-    def bits(self) -> int:
-        """Bits of a packed weight: 2 if it can also be 0."""
-        return 1 if self.weights == "bitnet" and self.variant == "paper" else 2
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScalingConfig:
-    """Scaling of the rotary frequencies for contexts longer than those of the first training (see
-    `nn/rotary.py`).
-    """
-
-    kind: Literal["none", "linear", "llama3", "yarn"] = "none"
-    """linear: all frequencies. llama3: low ones (Llama 3.1 to 3.3). yarn: by a ramp over the
-    dimensions, and larger logits (arXiv 2309.00071).
-    """
-    factor: float = 1.0
-    """Divisor of the scaled frequencies."""
-    original_length: int = 8192
-    """Context of the first training (llama3, yarn)."""
-    low_frequency_factor: float = 1.0
-    """llama3: fewer rotations in the original context are divided by the whole factor."""
-    high_frequency_factor: float = 4.0
-    """llama3: more rotations in the original context are kept."""
-    beta_fast: float = 32.0
-    """yarn: dimensions with more rotations in the original context are kept."""
-    beta_slow: float = 1.0
-    """yarn: dimensions with fewer rotations are divided by the whole factor."""
-    attention_factor: float = 0.0
-    """yarn: factor of queries and keys. 0: 0.1 ln(factor) + 1."""
-    truncate: bool = True
-    """yarn: round the ends of the ramp to whole dimensions."""
-
-    def __post_init__(self):
-        typed(self, "model.rope_scaling")
-        positive(
-            self, "model.rope_scaling", "factor", "original_length", "low_frequency_factor",
-            "high_frequency_factor", "beta_fast", "beta_slow",
-        )  # fmt: skip
-        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        require(
-            self.kind != "none" or not changed,
-            f"model.rope_scaling.{', '.join(changed)} is set, but model.rope_scaling.kind is none; "
-            "choose linear, llama3 or yarn.",
-        )
-        for low, high in (
-            ("low_frequency_factor", "high_frequency_factor"), ("beta_slow", "beta_fast")
-        ):  # fmt: skip
-            require(
-                getattr(self, low) < getattr(self, high),
-                f"model.rope_scaling.{low} {getattr(self, low)} must be below {high} "
-                f"{getattr(self, high)}.",
-            )
-        require(
-            self.attention_factor >= 0,
-            f"model.rope_scaling.attention_factor is {self.attention_factor}; it must be above 0, "
-            "or 0 for the default.",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,16 +27,25 @@ class ModelConfig:
     """The stored embedding is padded to a multiple of this many rows, so that `mesh.model` divides
     it. Rows beyond `vocab_size` are never predicted and are not counted as parameters.
     """
-    block: Literal["parallel", "parallel_two_norms", "serial"] = "parallel"
+    block: Literal[
+        "parallel", "parallel_two_norms", "serial",
+        "parallel_local", "parallel_two_norms_local", "serial_local",
+    ] = "parallel"  # fmt: skip
     """parallel: x + attention(norm(x)) + feed_forward(norm(x)), one norm. parallel_two_norms: each
-    branch has its own norm. serial: attention, then feed-forward, two norms.
+    branch has its own norm. serial: attention, then feed-forward, two norms. local: attention sees
+    `sliding_window` tokens.
     """
     pattern: tuple[str, ...] = ()
-    """Block kinds, repeated over the layers, such as `parallel serial`. Empty: only `block`."""
+    """Block kinds, repeated over the layers, such as `serial_local serial`. The last repetition may
+    be incomplete. Empty: only `block`."""
     norm: Literal["layer", "rms"] = "layer"
     """Both norms have a scale."""
+    norm_placement: Literal["before", "after", "both"] = "before"
+    """Norms of the branches' inputs, of their outputs, or of both (serial blocks only)."""
     norm_bias: bool = False
     """Biases of the layer norms."""
+    norm_offset: bool = False
+    """RMS norms multiply by 1 + scale, and scales start at 0."""
     feed_forward: Literal["swiglu", "geglu", "gelu", "gelu_exact", "relu", "relu2"] = "swiglu"
     """swiglu and geglu are gated (three matrices); the others have two. gelu and geglu use the tanh
     approximation, gelu_exact the error function. relu2 is relu squared."""
@@ -159,19 +53,38 @@ class ModelConfig:
     """Biases of the feed-forward projections."""
     attention_bias: Literal["none", "qkv", "qkvo"] = "none"
     """Biases of the attention projections. qkv: queries, keys and values. qkvo: also the output."""
-    qk_norm: bool = False
-    """RMS norm of every query and key head, with a learned scale, before RoPE."""
+    qk_norm: Literal["none", "head", "heads", "layer"] = "none"
+    """Norm of queries and keys before RoPE, with a learned scale. head: RMS norm of every head, one
+    scale for all. heads: RMS norm of all heads together. layer: layer norm of every head.
+    """
+    sliding_window: int = 0
+    """Tokens that attention sees in local blocks: a token and those before it."""
+    query_scale: float = 0.0
+    """Factor of attention's scores. 0: 1/sqrt(head_dim)."""
+    attention_softcap: float = 0.0
+    """Scores become softcap * tanh(scores / softcap). 0: unchanged."""
     head: Literal["tied", "untied"] = "tied"
-    """tied: logits use the embedding, scaled by 1/sqrt(d_model). untied: logits use their own
-    matrix.
+    """tied: logits use the embedding. untied: logits use their own matrix."""
+    logit_scale: float = 0.0
+    """Factor of the logits. 0: 1/sqrt(d_model) with a tied head, 1 with an untied one."""
+    logit_softcap: float = 0.0
+    """Logits become softcap * tanh(logits / softcap). 0: unchanged."""
+    embedding_scale: float = 1.0
+    """Factor of the embedding at the input."""
+    learned_positions: int = 0
+    """Rows of a learned table of positions, which is added to the embedding and replaces RoPE; no
+    sequence may be longer. 0: RoPE.
     """
     rope_theta: float = 10_000.0
+    local_rope_theta: float = 0.0
+    """RoPE's theta in local blocks, without `rope_scaling`. 0: as in the others."""
     rope_fraction: float = 1.0
     """Part of each head's dimensions that is rotated."""
     rope_scaling: RopeScalingConfig = dataclasses.field(default_factory=RopeScalingConfig)
     norm_epsilon: float = 1e-6
     attention: Literal["auto", "blocked", "reference", "xla", "cudnn", "splash"] = "auto"
-    """auto: cuDNN flash attention on NVIDIA GPUs, splash attention on TPUs, blocked otherwise."""
+    """auto: splash attention on TPUs, cuDNN flash attention on NVIDIA GPUs (unless there is a
+    softcap), blocked otherwise."""
     remat: Literal["none", "full", "attention", "palm", "dots"] = "none"
     """What the backward pass recomputes instead of saving (see `nn/remat.py`)."""
     quant: QuantConfig = dataclasses.field(default_factory=QuantConfig)
@@ -180,7 +93,7 @@ class ModelConfig:
         typed(self, "model")
         positive(
             self, "model", "layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff",
-            "vocab_size", "vocab_multiple", "rope_theta", "norm_epsilon",
+            "vocab_size", "vocab_multiple", "rope_theta", "norm_epsilon", "embedding_scale",
         )  # fmt: skip
         require(
             self.heads % self.kv_heads == 0,
@@ -201,6 +114,15 @@ class ModelConfig:
             f"model.norm_bias is set, but model.norm is {self.norm}, which has no bias; set "
             "model.norm to layer.",
         )
+        require(
+            not self.norm_offset or self.norm == "rms",
+            f"model.norm_offset is set, but model.norm is {self.norm}; set model.norm to rms.",
+        )
+        self._check_blocks()
+        self._check_numbers()
+        self._check_quant()
+
+    def _check_blocks(self) -> None:
         kinds = get_args(ModelConfig.__dataclass_fields__["block"].type)
         require(
             all(kind in kinds for kind in self.pattern),
@@ -208,11 +130,42 @@ class ModelConfig:
             f"{', '.join(kinds)}.",
         )
         require(
-            self.layers % len(self.block_kinds) == 0,
-            f"model.layers {self.layers} is not a multiple of the {len(self.pattern)} blocks of "
+            self.layers >= len(self.block_kinds),
+            f"model.layers {self.layers} is less than the {len(self.pattern)} blocks of "
             "model.pattern; change one of them.",
         )
-        self._check_quant()
+        require(
+            self.norm_placement == "before"
+            or (all("serial" in kind for kind in self.block_kinds) and not self.quant.active),
+            f"model.norm_placement is {self.norm_placement}, which requires serial blocks without "
+            f"quantization; the blocks are {' '.join(self.block_kinds)}, and model.quant.weights "
+            f"is {self.quant.weights}.",
+        )
+        local = any(kind.endswith("_local") for kind in self.block_kinds)
+        require(
+            local == (self.sliding_window > 0),
+            f"model.sliding_window is {self.sliding_window}, and the blocks are "
+            f"{' '.join(self.block_kinds)}; local blocks require a window above 0, and only they "
+            "have one.",
+        )
+        require(
+            local or not self.local_rope_theta,
+            f"model.local_rope_theta is {self.local_rope_theta}, but no block is local.",
+        )
+
+    def _check_numbers(self) -> None:
+        for field in (
+            "query_scale", "attention_softcap", "logit_scale", "logit_softcap", "learned_positions",
+            "local_rope_theta", "sliding_window",
+        ):  # fmt: skip
+            value = getattr(self, field)
+            require(value >= 0, f"model.{field} is {value}; it must be 0 or more.")
+        rope = self.rope_scaling.kind != "none" or self.rope_fraction != 1 or self.local_rope_theta
+        require(
+            not self.learned_positions or not rope,
+            f"model.learned_positions is {self.learned_positions}, which replaces RoPE; remove "
+            "model.rope_scaling, model.rope_fraction and model.local_rope_theta.",
+        )
 
     def _check_quant(self) -> None:
         groups, tiles = self.quant.groups, self.quant.data_tiles
@@ -236,6 +189,11 @@ class ModelConfig:
     def block_kinds(self) -> tuple[str, ...]:
         """The kinds of blocks in one period of the pattern."""
         return self.pattern or (self.block,)
+
+    @property
+    def logits_factor(self) -> float:
+        """`logit_scale` with its default resolved."""
+        return self.logit_scale or (self.d_model**-0.5 if self.head == "tied" else 1.0)
 
     @property
     def vocab_rows(self) -> int:

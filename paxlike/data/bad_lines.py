@@ -5,9 +5,9 @@ string, bytes that are not UTF-8. By default it is an error; `skip_bad_lines` le
 and records its kind and place.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from paxlike.config import UserError
 
@@ -22,6 +22,16 @@ BadKind = Literal[
     "lone_surrogate",
     "broken_csv",
     "column_count",
+    # Conversations.
+    "other_format",
+    "unknown_role",
+    "empty_turn",
+    "not_a_text",
+    "noncharacter",
+    "tool_calls",
+    "no_prompt",
+    "no_answer",
+    "template",
 ]
 REMEDIES: dict[BadKind, str] = {
     "broken_json": "A JSONL file has one JSON object per line: fix the line",
@@ -34,6 +44,16 @@ REMEDIES: dict[BadKind, str] = {
     "lone_surrogate": "Fix the line, replace it by U+FFFD with --errors replace",
     "broken_csv": "Quote fields as in RFC 4180: fix the line",
     "column_count": "Quote fields that contain commas: fix the line",
+    "other_format": "Choose another --format, name the field of the turns with --field (formats "
+    "messages and sharegpt)",
+    "unknown_role": "Rename the role",
+    "empty_turn": "Remove the turn, or give it a text",
+    "not_a_text": "Give it a text: fix the line",
+    "noncharacter": "Remove the code point",
+    "tool_calls": "Write the calls into the content of the turn",
+    "no_prompt": "Begin the conversation with a user's turn",
+    "no_answer": "Remove the conversation, from which nothing can be learned",
+    "template": "Fix the conversation, choose another --template",
 }
 _PLACES = 5
 _SHOWN_NAMES = 10
@@ -48,6 +68,10 @@ class ReadOptions:
     errors: Errors = "strict"
     """Bytes that are not UTF-8: strict makes them an error, replace puts U+FFFD in their place."""
     skip_bad_lines: bool = False
+    record: Callable[[dict], Any] | None = None
+    """Makes a `Piece` of a record, for conversations. None: `field` holds a text."""
+    columns: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    """Columns of a table that `record` needs, and those that it reads if they exist."""
 
 
 class BadLine(NamedTuple):

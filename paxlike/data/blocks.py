@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paxlike.config import UserError
 from paxlike.data.bad_lines import BadLine, BadLineError, ReadOptions, shown_names, skip_or_fail
@@ -33,6 +33,8 @@ class Piece(NamedTuple):
     """64 bits of the whole document's content. None: the document continues in the next piece."""
     first: bool
     """Whether the document begins here."""
+    parts: tuple[Any, ...] = ()
+    """For a conversation, its parts (`chat.rendering.Part`)."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,16 @@ class JsonBlock:
             if line.isspace():
                 continue
             try:
-                data = _json_document(line, options)
+                record = _json_record(line, options)
+                found = (
+                    document_pieces(_json_document(record, options))
+                    if options.record is None
+                    else [options.record(record)]
+                )
             except BadLineError as error:
                 yield skip_or_fail(error, f"{self.path}:{number}", options)
             else:
-                yield from document_pieces(data)
+                yield from found
 
 
 class CsvRow(NamedTuple):
@@ -139,7 +146,7 @@ def document_pieces(document: bytes) -> Iterator[Piece]:
         yield Piece(part.decode(), len(part), digest, offset == 0)
 
 
-def _json_document(line: bytes, options: ReadOptions) -> bytes:
+def _json_record(line: bytes, options: ReadOptions) -> dict:
     try:
         record = _JSON.decode(line.decode("utf-8", options.errors))
     except UnicodeDecodeError as error:
@@ -155,6 +162,10 @@ def _json_document(line: bytes, options: ReadOptions) -> bytes:
         raise BadLineError(
             "missing_field", f"there is no field {options.field!r}: the line is {found}"
         )
+    return record
+
+
+def _json_document(record: dict, options: ReadOptions) -> bytes:
     text = _field(record, options.field)
     if text is None:
         raise BadLineError("null_text", f"field {options.field!r} is null")

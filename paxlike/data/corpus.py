@@ -14,16 +14,24 @@ from paxlike.data import blocks
 from paxlike.data.blocks import CsvBlock, CsvRow, JsonBlock, TextBlock, cut
 from paxlike.data.decompression import DAMAGED, decompressed
 from paxlike.data.input_files import SIGNATURE_BYTES, check_signature, file_format
-from paxlike.data.tables import TableBlock, arrow_blocks, damaged, parquet_blocks
+from paxlike.data.tables import (
+    Columns,
+    RecordBlock,
+    TableBlock,
+    arrow_blocks,
+    damaged,
+    parquet_blocks,
+)
 
 _BOM = b"\xef\xbb\xbf"
 _BUFFER = 1 << 20
 _MAX_CELL = 1 << 30
-Block = TextBlock | JsonBlock | CsvBlock | TableBlock
+Block = TextBlock | JsonBlock | CsvBlock | TableBlock | RecordBlock
 
 
-def read_blocks(path: Path, field: str = "text") -> Iterator[Block]:
-    """The blocks of a file, in order. field: the column that is read of a Parquet or Arrow file.
+def read_blocks(path: Path, field: str = "text", columns: Columns | None = None) -> Iterator[Block]:
+    """The blocks of a file, in order. field: the column that is read of a Parquet or Arrow file, if
+    not `columns`, of which whole records are read.
 
     Raises UserError if the file cannot be read, is of an unsupported format, has no such column, or
     is damaged.
@@ -34,13 +42,16 @@ def read_blocks(path: Path, field: str = "text") -> Iterator[Block]:
         "jsonl": _json_blocks,
         "csv": _csv_blocks,
     }
-    tables = {"parquet": parquet_blocks, "arrow": arrow_blocks}
+    tables: dict[str, Callable[..., Iterator[Block]]] = {
+        "parquet": parquet_blocks,
+        "arrow": arrow_blocks,
+    }
     try:
         with path.open("rb") as raw:
             # A file in a bucket has fewer methods.
             disk = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BUFFER)
             if content in tables:
-                yield from tables[content](path, disk, field)
+                yield from tables[content](path, disk, field, columns)
                 return
             with decompressed(disk, compression) as stream:
                 yield from readers[content](path, disk, stream)

@@ -38,11 +38,13 @@ class HuggingFaceTokenizer:
         import tokenizers
 
         self._definition, self._settings = definition, settings
+        self._values: dict = {}
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
             values = json.loads(settings)
             if not isinstance(values, dict):
                 raise ValueError(f"{SETTINGS} is not a JSON object")
+            self._values = values
         except Exception as error:  # the library raises Exception itself
             raise UserError(f"{name} cannot be read: {error}.") from error
         self._tokenizer.no_truncation()
@@ -103,6 +105,36 @@ class HuggingFaceTokenizer:
         ids = np.asarray(ids, np.int64)
         known = ids[(ids >= 0) & (ids < self.vocab_size)]
         return self._tokenizer.decode(known.tolist(), skip_special_tokens=True)
+
+    @property
+    def special_tokens(self) -> list[tuple[str, int, bool, bool]]:
+        """(text, id, whether whitespace before it belongs to it, and after it) of each."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [
+            (token.content, id_, token.lstrip, token.rstrip)
+            for id_, token in added.items()
+            if token.special
+        ]
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The texts of bos_token, eos_token and so on in tokenizer_config.json."""
+        found = {}
+        for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+            token = self._values.get(f"{name}_token")
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                found[f"{name}_token"] = text
+        return found
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source in tokenizer_config.json; of several named ones, `default`."""
+        found = self._values.get("chat_template")
+        if isinstance(found, list):
+            pairs = [one for one in found if isinstance(one, dict)]
+            found = {one.get("name"): one.get("template") for one in pairs}.get("default")
+        return found if isinstance(found, str) and found.strip() else None
 
     @property
     def files(self) -> dict[str, bytes]:

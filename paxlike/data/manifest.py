@@ -68,7 +68,14 @@ class Manifest:
     """Lines of the input that were skipped, by kind. Left out of manifest.json if there are none.
     """
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Documents that were dropped: too_short, too_long, duplicate. Left out if there are none."""
+    """Documents that were dropped: too_short, too_long, duplicate, nothing_predicted. Left out if
+    there are none."""
+    truncated: int = 0
+    """Conversations longer than `sequence_length`, whose end is missing. Left out if none is."""
+    predicted: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Split -> tokens with a loss, for conversations. Left out for texts: all tokens have one."""
+    chat_template: str = ""
+    """The name or file that chat_template.jinja comes from. Left out if there is none."""
 
     @property
     def fingerprint(self) -> str:
@@ -81,7 +88,7 @@ class Manifest:
 
     def to_json(self) -> str:
         values = {"fingerprint": self.fingerprint, **dataclasses.asdict(self)}
-        for name in ("bad_lines", "dropped"):
+        for name in ("bad_lines", "dropped", "truncated", "predicted", "chat_template"):
             if not values[name]:
                 del values[name]
         return json.dumps(values, indent=2) + "\n"

@@ -83,7 +83,8 @@ def problems(manifest: Manifest) -> list[str]:
     """
     found = [*_types(manifest)]
     # Relations between values need values of the right types.
-    return found or [*_ranges(manifest), *_bad_lines(manifest)] or [*_sizes(manifest)]
+    others = _ranges, _bad_lines, _conversations
+    return found or [line for check in others for line in check(manifest)] or [*_sizes(manifest)]
 
 
 def _types(manifest: Manifest) -> Iterator[str]:
@@ -101,7 +102,7 @@ def _types(manifest: Manifest) -> Iterator[str]:
                     yield f"{name} is {value!r}, not a number of type {kind.__name__}"
             elif not isinstance(value, kind):
                 yield f"{name} is {value!r}, not of type {kind.__name__}"
-    for table in ("inputs", "dropped"):
+    for table in ("inputs", "dropped", "predicted"):
         counts = getattr(manifest, table)
         for name, size in counts.items() if isinstance(counts, dict) else ():
             if type(size) is not int or not 0 <= size < _LIMIT:
@@ -159,6 +160,17 @@ def _bad_lines(manifest: Manifest) -> Iterator[str]:
         places = all(isinstance(place, str) for place in found.first)
         if not places or not 0 < len(found.first) <= found.count:
             yield f"bad_lines.{kind} has a count of {found.count} and places {found.first!r}"
+
+
+def _conversations(manifest: Manifest) -> Iterator[str]:
+    documents = sum(counts.documents for counts in manifest.splits.values())
+    if not 0 <= manifest.truncated <= documents:
+        yield f"truncated is {manifest.truncated} of {documents} documents"
+    if manifest.predicted and sorted(manifest.predicted) != sorted(SPLITS):
+        yield f"predicted has {sorted(manifest.predicted)}, not {list(SPLITS)}"
+    for split, counts in manifest.splits.items():
+        if manifest.predicted.get(split, 0) > counts.tokens:
+            yield f"predicted.{split} is {manifest.predicted[split]} of {counts.tokens} tokens"
 
 
 def _sizes(manifest: Manifest) -> Iterator[str]:

@@ -54,6 +54,11 @@ class Mixture:
     def tokenizer(self) -> Tokenizer:
         return next(iter(self.stores.values())).tokenizer
 
+    @property
+    def chat_template(self) -> str | None:
+        """That of the stores that have one."""
+        return next((s.chat_template for s in self.stores.values() if s.chat_template), None)
+
     def weights(self, step: int) -> dict[str, float]:
         """Store -> its part of the sequences from this step on; the sum is 1."""
         found = [weights for first, weights in self.phases if first <= step][-1]
@@ -72,6 +77,13 @@ def open_stores(data: DataConfig) -> Mixture:
                 f"{other.manifest.tokenizer} with {other.vocab_size}. {PREPARE_AGAIN}, all with "
                 "the same --tokenizer."
             )
+    templates = {name: store.chat_template for name, store in stores.items()}
+    known = {name: template for name, template in templates.items() if template}
+    if len(set(known.values())) > 1:
+        raise ConfigError(
+            f"the stores of data.mixture have different chat templates: {', '.join(known)}. "
+            f"{PREPARE_AGAIN}, all with the same --template."
+        )
     return Mixture(stores, data.mixture_phases)
 
 

@@ -33,6 +33,8 @@ class Journal:
     unfinished: tuple[int, int] = (0, 0)
     """Tokens and bytes of the document that the next block continues."""
     bad_lines: dict[str, BadLineCount] = dataclasses.field(default_factory=dict)
+    loss_mask: int = 0
+    """Bytes of the loss mask; 0 for texts, which have none."""
 
 
 class Partial:
@@ -48,7 +50,9 @@ class Partial:
                 self.journal = Journal(**values, bad_lines=bad)
 
     def open(self, name: str) -> BinaryIO:
-        """Opens `tokens` or `documents` after its complete part; the rest is removed."""
+        """Opens `tokens`, `documents` or `loss_mask` after its complete part, and removes the
+        rest.
+        """
         size = getattr(self.journal, name)
         file = open(self.folder / name, "r+b" if size else "wb")
         file.truncate(size)

@@ -1,4 +1,4 @@
-"""`paxlike data prepare`: makes a token store from text files.
+"""`paxlike data prepare`: makes a token store from text files, or from conversations.
 
 The tokens of all documents are written to one file first (`partial.py`). Then, with the hash of
 every document known, they are distributed to the training and the validation split.
@@ -6,112 +6,28 @@ every document known, they are distributed to the training and the validation sp
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 
 from paxlike.config import UserError
-from paxlike.config.validation import require
 from paxlike.data import tokenizer as tokenizers
 from paxlike.data import writer
-from paxlike.data.bad_lines import BadLineCount, Errors, ReadOptions, summary
-from paxlike.data.huggingface_tokenizer import load_huggingface
+from paxlike.data.bad_lines import BadLineCount, summary
+from paxlike.data.chat.reader import ChatEncoder, chat_options, chat_reader, check_files
+from paxlike.data.chat.template import ChatTemplate
+from paxlike.data.chat.write import write_conversations
+from paxlike.data.huggingface_tokenizer import SETTINGS, load_huggingface
 from paxlike.data.input_files import find_files
 from paxlike.data.location import in_bucket
-from paxlike.data.manifest import FORMAT, Manifest, write_manifest
+from paxlike.data.manifest import FORMAT, FileRecord, Manifest, SplitCounts, write_manifest
 from paxlike.data.partial import Partial, partial_work
+from paxlike.data.prepare_config import PrepareConfig
 from paxlike.data.progress import say
-from paxlike.data.store import Store, open_store
+from paxlike.data.store import TEMPLATE_FILE, Store, open_store
 from paxlike.data.tokenize_files import Encoder, sample_text, tokenize_files
 from paxlike.files import check_new, new_folder
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Makes a token store for training from text files: tokenizer, splits, manifest."""
-
-    input: tuple[str, ...]
-    """Text files: names, patterns ('texts/**/*.txt') or directories, on disk or in a bucket
-    (gs://, s3://). A plain text file is one document; .jsonl, .ndjson and .json files have one JSON
-    object per line, .csv files a header and one document per row. Each may be compressed (.gz,
-    .bz2, .xz, .zst). Parquet and Arrow files, and directories that `datasets.save_to_disk` wrote,
-    have one document per row. The text must be UTF-8."""
-    output: str
-    """Directory to write the token store to. It must not exist."""
-    field: str = "text"
-    """JSONL field, or column of a table, that holds the document. Dots separate the names of nested
-    fields.
-    """
-    tokenizer: str = "sentencepiece"
-    """`bytes`, `sentencepiece` (trains a model on the text, unless `tokenizer_model` names one), or
-    the path of a tokenizer.json, of a Hugging Face folder that has one, or of a SentencePiece
-    .model file.
-    """
-    tokenizer_model: str = ""
-    """An existing SentencePiece .model file."""
-    tokenizer_vocab: int = 32_000
-    """Vocabulary size of the SentencePiece model to train (PaLM: 256,000)."""
-    tokenizer_sample: int = 16_000_000
-    """Bytes of text, from all files, that the SentencePiece model is trained on."""
-    packing: Literal["split", "whole"] = "split"
-    """split: documents are concatenated and cut into sequences of any length when they are read
-    (PaLM). whole: each document is packed into one sequence of `sequence_length`; longer documents
-    are cut.
-    """
-    sequence_length: int = 0
-    """Tokens of a sequence, for packing whole."""
-    validation_fraction: float = 0.01
-    """Fraction of the documents used for validation, chosen by a hash of their content."""
-    deduplicate: bool = False
-    """Keep only the first of several equal documents."""
-    min_bytes: int = 0
-    """Drop documents whose text has fewer bytes."""
-    max_bytes: int = 0
-    """Drop documents whose text has more bytes. 0: keep all."""
-    workers: int = 0
-    """Threads. 0: one per core."""
-    errors: Errors = "strict"
-    """Bytes that are not UTF-8. strict: fail and report their place. replace: use U+FFFD."""
-    skip_bad_lines: bool = False
-    """Skip JSONL lines and CSV rows without a readable document (broken JSON or CSV, missing field,
-    null or another type, bytes that are not UTF-8) instead of failing. The manifest lists how many
-    were skipped, by kind, and where the first ones are."""
-
-    def __post_init__(self):
-        require(bool(self.input), "input is empty; name text files or patterns with --input.")
-        require(bool(self.output), "output is empty; name the directory to write with --output.")
-        require(
-            (self.packing == "whole") == (self.sequence_length > 0),
-            f"sequence_length is {self.sequence_length} for packing {self.packing!r}; packing "
-            "whole "
-            "needs a --sequence-length above 0, packing split none: it is read at any length.",
-        )
-        require(
-            self.tokenizer == "sentencepiece" or not self.tokenizer_model,
-            f"tokenizer_model {self.tokenizer_model} is a SentencePiece model, tokenizer is "
-            f"{self.tokenizer!r}; leave one of the two out.",
-        )
-        require(
-            0 < self.validation_fraction < 1,
-            f"validation_fraction is {self.validation_fraction}; it must be between 0 and 1.",
-        )
-        for name, least in (
-            ("workers", 0), ("tokenizer_vocab", 1), ("tokenizer_sample", 1), ("min_bytes", 0),
-            ("max_bytes", 0),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(value >= least, f"{name} is {value}; it must be {least} or more.")
-        require(
-            not self.max_bytes or self.min_bytes <= self.max_bytes,
-            f"min_bytes {self.min_bytes} is above max_bytes {self.max_bytes}, so that no document "
-            "is kept.",
-        )
-
-    @property
-    def options(self) -> ReadOptions:
-        return ReadOptions(self.field, self.errors, self.skip_bad_lines)
 
 
 def prepare(config: PrepareConfig) -> Store:
@@ -129,14 +45,17 @@ def prepare_files(files: list[Path], config: PrepareConfig) -> Store:
     check_new(output)
     if not sum(sizes):
         raise _empty(files, config, {})
+    if config.format != "text":
+        check_files(files, config.format)
     with partial_work(output, _key(files, sizes, config)) as work, new_folder(output) as folder:
         tokenizer = _tokenizer_of(work, files, sizes, config)
         tokenizer_files = tokenizer.save(folder)
-        encoder = Encoder(tokenizer, config.options)
+        encoder, template = _encoder(tokenizer, config)
         bad_lines = tokenize_files(files, sum(sizes), encoder, config.workers, work)
         if not (work.folder / "documents").stat().st_size:
             raise _empty(files, config, bad_lines)
-        splits, written, dropped = _write_splits(encoder.dtype, config, work.folder, folder)
+        written = _write_splits(encoder.dtype, config, work.folder, folder)
+        names = [*tokenizer_files, *_save_template(folder, template)]
         manifest = Manifest(
             format=FORMAT,
             tokenizer=tokenizer.kind,
@@ -144,36 +63,89 @@ def prepare_files(files: list[Path], config: PrepareConfig) -> Store:
             vocab_size=tokenizer.vocab_size,
             eod=tokenizer.eod,
             dtype=encoder.dtype.str,
-            packing=config.packing,
+            packing=config.packed,
             sequence_length=config.sequence_length,
             validation_fraction=config.validation_fraction,
-            splits=splits,
-            files=written | {name: writer.file_record(folder / name) for name in tokenizer_files},
+            splits=written.splits,
+            files=written.files | {name: writer.file_record(folder / name) for name in names},
             inputs=dict(zip(map(str, files), sizes, strict=True)),
             bad_lines=bad_lines,
-            dropped=dropped,
+            dropped=written.dropped,
+            truncated=written.truncated,
+            predicted=written.predicted,
+            chat_template=template.name if template else "",
         )
         write_manifest(folder, manifest)
-    for split, counts in splits.items():
-        say(f"{output}: {split} {counts.documents:,} documents, {counts.tokens:,} tokens")
-    if not splits["validation"].documents:
-        say("note: the validation split is empty, because all documents are identical")
-    if bad_lines:
-        say(summary(bad_lines))
-    for reason, count in dropped.items():
-        say(f"dropped {count:,} documents: {reason.replace('_', ' ')}")
+    _report(output, manifest)
     return open_store(output)
+
+
+def _report(output: Path, manifest: Manifest) -> None:
+    for split, counts in manifest.splits.items():
+        predicted = manifest.predicted.get(split)
+        learned = "" if predicted is None else f", {predicted:,} of them predicted"
+        say(f"{output}: {split} {counts.documents:,} documents, {counts.tokens:,} tokens{learned}")
+    if not manifest.splits["validation"].documents:
+        say("note: the validation split is empty, because all documents are identical")
+    if manifest.bad_lines:
+        say(summary(manifest.bad_lines))
+    for reason, count in manifest.dropped.items():
+        say(f"dropped {count:,} documents: {reason.replace('_', ' ')}")
+    if manifest.truncated:
+        say(
+            f"truncated {manifest.truncated:,} conversations to {manifest.sequence_length:,} tokens"
+        )
 
 
 def _key(files: list[Path], sizes: list[int], config: PrepareConfig) -> str:
     """Identifies what the tokens depend on: the files and the settings of reading them."""
     times = [getattr(path.stat(), "st_mtime_ns", None) for path in files]
     settings = [
-        config.field, config.tokenizer, config.tokenizer_model, config.tokenizer_vocab,
+        config.options.field, config.tokenizer, config.tokenizer_model, config.tokenizer_vocab,
         config.tokenizer_sample, config.errors, config.skip_bad_lines,
     ]  # fmt: skip
+    if config.format != "text":
+        beside = tokenizer_folder(config.tokenizer)
+        sources = [config.template, str(beside / TEMPLATE_FILE), str(beside / SETTINGS)]
+        settings += [config.format, config.field, config.template, *map(_content, sources)]
     values = [FORMAT, settings, *zip(map(str, files), sizes, times, strict=True)]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _content(name: str) -> str:
+    """The content of a file that a template may come from."""
+    path = Path(name).expanduser()
+    return path.read_text(errors="replace") if name and path.is_file() else ""
+
+
+def _encoder(
+    tokenizer: tokenizers.Tokenizer, config: PrepareConfig
+) -> tuple[Encoder | ChatEncoder, ChatTemplate | None]:
+    """The encoder, and the template of conversations."""
+    if config.format == "text":
+        return Encoder(tokenizer, config.options), None
+    folder = tokenizer_folder(config.tokenizer)
+    reader = chat_reader(tokenizer, folder, config.format, config.field, config.template)
+    options = chat_options(reader, config.skip_bad_lines)
+    return ChatEncoder(tokenizer, options), None if reader.joined else reader.template
+
+
+def _save_template(folder: Path, template: ChatTemplate | None) -> list[str]:
+    """Writes the template; returns the names of the files written."""
+    if template is None:
+        return []
+    (folder / TEMPLATE_FILE).write_text(template.source)
+    return [TEMPLATE_FILE]
+
+
+class _Written(NamedTuple):
+    """What the manifest says of the splits."""
+
+    splits: dict[str, SplitCounts]
+    files: dict[str, FileRecord]
+    dropped: dict[str, int]
+    truncated: int = 0
+    predicted: dict[str, int] = {}  # noqa: RUF012
 
 
 def _tokenizer_of(
@@ -189,12 +161,8 @@ def _tokenizer_of(
     return tokenizer
 
 
-def _write_splits(
-    dtype: np.dtype, config: PrepareConfig, work: Path, folder: Path
-) -> tuple[dict, dict, dict[str, int]]:
-    """Distributes the documents tokenized in `work`. Returns (splits, files, dropped) of the
-    manifest.
-    """
+def _write_splits(dtype: np.dtype, config: PrepareConfig, work: Path, folder: Path) -> _Written:
+    """Distributes the documents tokenized in `work`."""
     documents: np.ndarray = np.memmap(work / "documents", writer.DOCUMENT, "r")
     kept, dropped = writer.keep(documents, config.deduplicate, config.min_bytes, config.max_bytes)
     count = len(documents) if kept is None else int(kept.sum())
@@ -205,6 +173,15 @@ def _write_splits(
         raise UserError(
             f"no document is kept ({reasons}); change --min-bytes, --max-bytes or the input."
         )
+    if config.format != "text":
+        tokens = np.memmap(work / "tokens", dtype, "r")
+        mask = np.memmap(work / "loss_mask", np.uint8, "r")
+        data = writer.Tokenized(tokens, documents, mask, kept)
+        splits, files, truncated, predicted, nothing = write_conversations(
+            data, config.validation_fraction, folder, config.sequence_length
+        )
+        dropped |= {"nothing_predicted": nothing} if nothing else {}
+        return _Written(splits, files, dropped, truncated, predicted)
     if len(documents) == 1:
         documents = writer.cut_in_two(documents, config.validation_fraction)
         kept = None
@@ -212,11 +189,11 @@ def _write_splits(
     data = writer.Tokenized(np.memmap(work / "tokens", dtype, "r"), documents, kept=kept)
     hashes = documents["hash"] if kept is None else documents["hash"][kept]
     threshold = writer.validation_threshold(hashes, config.validation_fraction)
-    if config.packing == "split":
+    if config.packed == "split":
         splits, files = writer.write_streams(data, threshold, folder)
     else:
         splits, files = writer.write_rows(data, threshold, folder, config.sequence_length)
-    return splits, files, dropped
+    return _Written(splits, files, dropped)
 
 
 def _empty(
@@ -250,16 +227,28 @@ def _tokenizer(files: list[Path], sizes: list[int], config: PrepareConfig) -> to
 
 
 def named_tokenizer(name: str) -> tokenizers.Tokenizer:
-    """`bytes`, or the tokenizer of a tokenizer.json, a folder that has one, or a .model file.
+    """`bytes`, or the tokenizer of a tokenizer.json, a folder that has one, a .model file, a run or
+    a store.
 
     Raises UserError if it cannot be read.
     """
     if name == "bytes":
         return tokenizers.BytesTokenizer()
     path = Path(name).expanduser()
-    return (
-        tokenizers.load_sentencepiece(path) if path.suffix == ".model" else load_huggingface(path)
-    )
+    if path.suffix == ".model":
+        return tokenizers.load_sentencepiece(path)
+    folder = tokenizer_folder(name)
+    if path.is_dir() and tokenizers.is_saved(folder):
+        return tokenizers.load_tokenizer(folder)
+    return load_huggingface(path)
+
+
+def tokenizer_folder(name: str) -> Path:
+    """The folder of a named tokenizer's files; of a run, that of its tokenizer."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return path.parent
+    return path / "tokenizer" if (path / "tokenizer" / "tokenizer.json").is_file() else path
 
 
 def _noted(tokenizer: tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:

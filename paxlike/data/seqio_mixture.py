@@ -65,6 +65,8 @@ class SeqioMixture:
     def name(self) -> str:
         return f"the seqio mixture {self.mixture}"
 
+    chat_template = None
+
     @property
     def location(self) -> str:
         return f"seqio:{self.mixture}"

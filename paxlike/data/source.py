@@ -38,6 +38,10 @@ class Source(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the template of conversations."""
+
 
 def open_data(data: DataConfig) -> AnySource:
     """Opens the Task, Mixture, stores or store that `data` names, or the default corpus.

@@ -2,6 +2,7 @@
 
 - manifest.json: counts, and the sha256 and size of every file (see `Manifest`)
 - tokenizer.json, tokenizer.model: the tokenizer
+- chat_template.jinja: conversations only, the template that they were rendered with
 - train.tokens, validation.tokens: for packing split, one stream, each document followed by the
   end-of-document id; for packing whole, rows of `sequence_length` tokens
 - train.segments, validation.segments: packing whole only, the segment ids of the rows, 0 for
@@ -24,6 +25,8 @@ from paxlike.data.manifest_reader import read_manifest
 from paxlike.data.packing import segment_dtype
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
 
+TEMPLATE_FILE = "chat_template.jinja"
+"""The template's file in a store, in a run's tokenizer folder, and in a Hugging Face folder."""
 _CHECKED = 1 << 24
 """Tokens whose ids are checked at a time."""
 
@@ -54,6 +57,13 @@ class Store:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.folder)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the template that conversations were rendered with."""
+        if TEMPLATE_FILE not in self.manifest.files:
+            return None
+        return (self.folder / TEMPLATE_FILE).read_text()
 
     def tokens(self, split: Split) -> np.ndarray:
         """Memory-mapped ids: [tokens] for packing split, [rows, sequence_length] for whole."""

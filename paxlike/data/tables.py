@@ -1,4 +1,6 @@
-"""Parquet and Arrow files in blocks of rows. Only the column of the text is read, as a stream."""
+"""Parquet and Arrow files in blocks of rows. Only the column of the text is read, as a stream; for
+conversations, the columns of the records.
+"""
 
 import io
 from collections.abc import Iterator
@@ -11,7 +13,10 @@ from paxlike.data import blocks
 from paxlike.data.bad_lines import BadLine, BadLineError, ReadOptions, shown_names, skip_or_fail
 from paxlike.data.blocks import Piece, document_pieces
 
+Columns = tuple[tuple[str, ...], tuple[str, ...]]
+"""Columns that a table must have, and those that are read if it has them."""
 _ROWS = 1024
+_RECORDS = 128
 _BUFFER = 1 << 20
 _FILE_MAGIC = b"ARROW1"
 _STREAM_ENDS = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")
@@ -43,6 +48,27 @@ class TableBlock:
                 yield from document_pieces(document)
 
 
+@dataclass(frozen=True)
+class RecordBlock:
+    """Some rows of a table of conversations."""
+
+    path: Path
+    first_row: int
+    """Counted from 1."""
+    records: list[dict]
+    disk_bytes: int
+    """Bytes of the file on disk that these rows stand for."""
+
+    def pieces(self, options: ReadOptions) -> Iterator[Piece | BadLine]:
+        """The conversations. Raises as `TableBlock.pieces`."""
+        assert options.record
+        for row, record in enumerate(self.records, self.first_row):
+            try:
+                yield options.record(record)
+            except BadLineError as error:
+                yield skip_or_fail(error, f"{self.path}:{row}", options)
+
+
 def _document(data: bytes | None, options: ReadOptions) -> bytes:
     if data is None:
         raise BadLineError("null_text", f"column {options.field!r} is null")
@@ -54,13 +80,23 @@ def _document(data: bytes | None, options: ReadOptions) -> bytes:
         ) from None
 
 
-def parquet_blocks(path: Path, disk: io.BufferedReader, field: str) -> Iterator[TableBlock]:
-    """The blocks of a Parquet file. Raises UserError if it has no such column or is damaged."""
+def parquet_blocks(
+    path: Path, disk: io.BufferedReader, field: str, columns: Columns | None = None
+) -> Iterator[TableBlock] | Iterator[RecordBlock]:
+    """The blocks of a Parquet file: those of the text in `field`, or the records of `columns`.
+
+    Raises UserError if it has no such column or is damaged.
+    """
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(disk, buffer_size=_BUFFER, pre_buffer=False)
+        if columns:
+            names = _names(path, file.schema_arrow, columns)
+            records = file.iter_batches(_RECORDS, columns=names)
+            yield from _record_blocks(path, disk, records, file.metadata.num_rows)
+            return
         place = _place(path, file.schema_arrow, field)
         batches = file.iter_batches(_ROWS, columns=[".".join(place)])
         yield from _blocks(path, disk, batches, place, file.metadata.num_rows)
@@ -72,7 +108,9 @@ def parquet_blocks(path: Path, disk: io.BufferedReader, field: str) -> Iterator[
         raise
 
 
-def arrow_blocks(path: Path, disk: io.BufferedReader, field: str) -> Iterator[TableBlock]:
+def arrow_blocks(
+    path: Path, disk: io.BufferedReader, field: str, columns: Columns | None = None
+) -> Iterator[TableBlock] | Iterator[RecordBlock]:
     """The blocks of an Arrow file, or of a stream, as `datasets` saves them to disk.
 
     Raises as `parquet_blocks`.
@@ -84,14 +122,18 @@ def arrow_blocks(path: Path, disk: io.BufferedReader, field: str) -> Iterator[Ta
         if not is_file:
             _check_end(path, disk)
         schema = _open(disk, is_file).schema
-        place = _place(path, schema, field)
-        reader = _open(disk, is_file, [schema.names.index(place[0])])
+        place = _place(path, schema, field) if columns is None else ()
+        names = _names(path, schema, columns) if columns else [place[0]]
+        reader = _open(disk, is_file, [schema.names.index(name) for name in names])
         batches = (
             (reader.get_batch(number) for number in range(reader.num_record_batches))
             if is_file
             else iter(reader)
         )
-        yield from _blocks(path, disk, batches, place, None)
+        if columns:
+            yield from _record_blocks(path, disk, batches, None)
+        else:
+            yield from _blocks(path, disk, batches, place, None)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         raise damaged(path, error) from error
     except OSError as error:
@@ -149,6 +191,33 @@ def _place(path: Path, schema: Any, field: str) -> tuple[str, ...]:
             "holds the text with --field."
         )
     return place
+
+
+def _names(path: Path, schema: Any, columns: Columns) -> list[str]:
+    """The columns of records. A name with dots stands for its first column."""
+    needed, optional = ([name.partition(".")[0] for name in group] for group in columns)
+    for name in needed:
+        if name not in schema.names:
+            raise UserError(
+                f"{path}: there is no column {name!r}; the columns are "
+                f"{shown_names(schema.names)}. Choose another --format, or name the column that "
+                "holds the turns with --field."
+            )
+    return [*needed, *(name for name in optional if name in schema.names)]
+
+
+def _record_blocks(
+    path: Path, disk: io.BufferedReader, batches: Iterator, rows: int | None
+) -> Iterator[RecordBlock]:
+    """Blocks of a batch each. rows: of the whole file, if known."""
+    size, before, row = _size(disk), 0, 0
+    for batch in batches:
+        for begin in range(0, batch.num_rows, _RECORDS):
+            records = batch.slice(begin, _RECORDS).to_pylist()
+            row += len(records)
+            done = size * row // rows if rows else min(disk.tell(), size)
+            yield RecordBlock(path, row - len(records) + 1, records, max(0, done - before))
+            before = max(before, done)
 
 
 def _columns(schema: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def sample_text(
         budget += size * share if share < 1 else float("inf")
         if budget < min(size, BLOCK_BYTES):
             continue
-        for block in read_blocks(path, options.field):
+        for block in read_blocks(path, options.field, options.columns):
             for piece in block.pieces(options):
                 if isinstance(piece, BadLine):
                     continue
@@ -59,11 +59,22 @@ class Encoded(NamedTuple):
     documents: np.ndarray
     """Of dtype DOCUMENT. The last row is the part of an unfinished document, and may be empty."""
     bad_lines: list[BadLine]
+    loss_mask: np.ndarray | None = None
+    """uint8 [tokens]: 1 if a token is predicted. None: all are."""
+
+
+class BlockEncoder(Protocol):
+    """Turns blocks into tokens."""
+
+    @property
+    def options(self) -> ReadOptions: ...
+
+    def __call__(self, block: Block) -> Encoded: ...
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns blocks into tokens."""
+    """The encoder of texts."""
 
     tokenizer: Tokenizer
     options: ReadOptions
@@ -102,17 +113,22 @@ BLOCKS_PER_RECORD = 1024
 
 
 def tokenize_files(
-    files: list[Path], disk_bytes: int, encoder: Encoder, workers: int, work: Partial
+    files: list[Path], disk_bytes: int, encoder: BlockEncoder, workers: int, work: Partial
 ) -> dict[str, BadLineCount]:
-    """Writes all documents to `work`: `tokens`, and the table `documents`. Resumes finished work.
+    """Writes all documents to `work`: `tokens`, the table `documents`, and for conversations
+    `loss_mask`. Resumes finished work.
 
     Returns the skipped lines by kind.
     """
-    blocks = (block for path in files for block in read_blocks(path, encoder.options.field))
+    options = encoder.options
+    blocks = (
+        block for path in files for block in read_blocks(path, options.field, options.columns)
+    )
     done = dataclasses.replace(work.journal)
     with (
         work.open("tokens") as token_file,
         work.open("documents") as document_file,
+        work.open("loss_mask") as mask_file,
         progress("tokenizing", disk_bytes) as advance,
     ):
         advance(done.disk_bytes)
@@ -125,11 +141,13 @@ def tokenize_files(
             done.unfinished = int(documents["tokens"][-1]), int(documents["bytes"][-1])
             done.tokens += token_file.write(encoded.tokens.data.cast("B"))
             done.documents += document_file.write(documents[:-1].data.cast("B"))
+            if encoded.loss_mask is not None:
+                done.loss_mask += mask_file.write(encoded.loss_mask.data)
             done.disk_bytes += encoded.disk_bytes
             done.blocks += 1
             count_bad_lines(encoded.bad_lines, done.bad_lines)
             if done.blocks % BLOCKS_PER_RECORD == 0:
-                work.record(dataclasses.replace(done), token_file, document_file)
+                work.record(dataclasses.replace(done), token_file, document_file, mask_file)
             advance(encoded.disk_bytes)
     return done.bad_lines
 

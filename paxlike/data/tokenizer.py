@@ -183,6 +183,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return SentencePieceTokenizer(model, str(path.with_suffix(".model")))
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether the tokenizer.json of a folder is one that `save` wrote."""
+    try:
+        return "kind" in json.loads((folder / "tokenizer.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def _load_huggingface(path: Path, description: dict) -> HuggingFaceTokenizer:
     definition, settings = path.with_name(DEFINITION), path.with_name(SETTINGS)
     contents = definition.read_bytes(), settings.read_bytes()

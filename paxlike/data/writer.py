@@ -103,6 +103,16 @@ def cut_in_two(documents: np.ndarray, fraction: float) -> np.ndarray:
     return cut
 
 
+def truncated(documents: np.ndarray, most: int) -> np.ndarray:
+    """The table with at most `most` tokens in each document, and bytes in proportion."""
+    short = np.array(documents)
+    long = documents["tokens"] > most
+    short["tokens"][long] = most
+    part = most / documents["tokens"][long]
+    short["bytes"][long] = np.floor(documents["bytes"][long] * part).astype(np.uint64)
+    return short
+
+
 @dataclass(frozen=True)
 class Tokenized:
     """All documents before they are split, in files of the temporary directory."""
@@ -162,13 +172,18 @@ def write_streams(data: Tokenized, threshold: int, folder: Path) -> tuple[dict, 
     return {split: _split_counts(counts[split], 0, 1.0) for split in SPLITS}, files
 
 
-def write_rows(data: Tokenized, threshold: int, folder: Path, row_tokens: int) -> tuple[dict, dict]:
-    """Packing whole: packs documents into rows of `row_tokens`.
+def write_rows(
+    data: Tokenized, threshold: int, folder: Path, row_tokens: int, truncate: bool = False
+) -> tuple[dict, dict]:
+    """Packing whole: packs documents into rows of `row_tokens`. Longer ones are cut into several
+    pieces, or truncated.
 
     Returns (splits, files) of the manifest.
     """
     slabs = list(data.slabs(threshold))
     documents, starts, validation = (np.concatenate(parts) for parts in zip(*slabs, strict=True))
+    if truncate:
+        documents = truncated(documents, row_tokens)
     splits: dict[str, SplitCounts] = {}
     files: dict[str, FileRecord] = {}
     for split, chosen in zip(SPLITS, (~validation, validation), strict=True):

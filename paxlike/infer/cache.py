@@ -7,6 +7,8 @@ whose cache is N times smaller than multi-head's). Caches are sharded like activ
 and `data`, and K over `model` if there are enough heads. `prefill` reads whole prompts and creates
 the cache; `decode` reads one token per row.
 
+A branch with a window caches the newest tokens only: position p is at place p modulo S.
+
 Rows are independent. Row b has `lengths_B[b]` tokens; its next token is written at that position
 and attends only to earlier ones. A prompt is padded on the right. What padding writes into the
 cache is overwritten before any token can attend to it.
@@ -23,6 +25,7 @@ from paxlike.architecture.stack import groups
 from paxlike.config import ModelConfig
 from paxlike.models.branch import Context
 from paxlike.models.decoder import Caches, Decoder, sequence, token
+from paxlike.nn.attention import capped
 from paxlike.nn.collectives import gather, gather_weight, on_devices, specs_of
 from paxlike.nn.numerics import Numerics
 from paxlike.parallel.axes import sizes
@@ -66,8 +69,13 @@ def prefill(
         model = inference_decoder(config, numerics, params)
         positions_BT = jnp.arange(T, dtype=jnp.int32)[None]
         context = Context(model.config, numerics, positions_BT, lengths_B=lengths_B)
-        x_BTD, new = model.run(model.embed(tokens_BT), sequence(context, keep_cache=True))
-        caches = _each_array(config, lambda dims, x: _padded(dims, x, cache_length), new)
+        x_BTD = model.embed(tokens_BT, positions_BT)
+        x_BTD, new = model.run(x_BTD, sequence(context, keep_cache=True))
+
+        def stored(dims: str, window: int, x: Array) -> Array:
+            return _stored(dims, x, lengths_B, places_of(window, cache_length))
+
+        caches = _each_array(config, stored, new)
         return caches, _logits(model, x_BTD, lengths_B - 1)
 
     rows = spec("B", (B,))
@@ -93,8 +101,13 @@ def decode(
     def device(params, caches, tokens_B, lengths_B):
         model = inference_decoder(config, numerics, params)
         context = Context(model.config, numerics, lengths_B[:, None])
-        x_BTD, new = model.run(model.embed(tokens_B[:, None]), token(context), caches)
-        updated = _each_array(config, lambda dims, *x: _updated(dims, *x, lengths_B), caches, new)
+        x_BTD = model.embed(tokens_B[:, None], lengths_B[:, None])
+        x_BTD, new = model.run(x_BTD, token(context), caches)
+
+        def replace(dims: str, window: int, old: Array, new: Array) -> Array:
+            return _updated(dims, old, new, lengths_B)
+
+        updated = _each_array(config, replace, caches, new)
         return updated, _logits(model, x_BTD, jnp.zeros_like(lengths_B))
 
     rows, specs = spec("B", tokens_B.shape), cache_specs(config, tokens_B.shape[0])
@@ -117,11 +130,13 @@ def inference_decoder(config: ModelConfig, numerics: Numerics, params: dict) -> 
 
 
 def _each_array(config: ModelConfig, function, *caches: Caches) -> Caches:
-    """Applies function(letters, one array of each of the caches) to every array."""
+    """Applies function(letters, window, one array of each of the caches) to every array."""
     return {
         group: {
             branch.name: {
-                name: function(dims, *(c[group][branch.name][name] for c in caches))
+                name: function(
+                    dims, branch.window(config), *(c[group][branch.name][name] for c in caches)
+                )
                 for name, dims in branch.cache(config).items()
             }
             for branch in block.branches
@@ -130,8 +145,27 @@ def _each_array(config: ModelConfig, function, *caches: Caches) -> Caches:
     }
 
 
+def places_of(window: int, cache_length: int) -> int:
+    """Places along S of a branch's cache. window: the newest tokens that it needs; 0: all."""
+    return min(window or cache_length, cache_length)
+
+
+def _stored(dims: str, x: Array, lengths_B: Array, length: int) -> Array:
+    """Lays out what a prompt adds to the cache, stacked by layer, over `length` places along S.
+
+    Position p is at place p modulo `length`, and later positions replace earlier ones.
+    """
+    if "S" not in dims or x.shape[2] <= length:
+        return _padded(dims, x, length)
+    newest_B1 = lengths_B[:, None] - 1
+    positions_BS = newest_B1 - (newest_B1 - jnp.arange(length, dtype=jnp.int32)[None]) % length
+    # Places without a position read position 0, and no token attends to them.
+    positions_BS = jnp.maximum(positions_BS, 0)
+    return jnp.take_along_axis(x, positions_BS[None, :, :, None, None], axis=2)
+
+
 def _padded(dims: str, x: Array, length: int) -> Array:
-    """Pads an array, stacked by layer, to `length` positions along S."""
+    """Pads an array, stacked by layer, to `length` places along S."""
     padding = [(0, 0)] + [
         (0, length - n if d == "S" else 0) for d, n in zip(dims, x.shape[1:], strict=True)
     ]
@@ -139,11 +173,11 @@ def _padded(dims: str, x: Array, length: int) -> Array:
 
 
 def _updated(dims: str, old: Array, new: Array, lengths_B: Array) -> Array:
-    """Writes a token at each row's position; an array without S is replaced."""
+    """Writes a token at each row's place; an array without S is replaced."""
     if "S" not in dims:
         return new
     rows = jnp.arange(lengths_B.shape[0])
-    return old.at[:, rows, lengths_B].set(new[:, :, 0])
+    return old.at[:, rows, lengths_B % old.shape[2]].set(new[:, :, 0])
 
 
 def _logits(model: Decoder, x_BTD: Array, positions_B: Array) -> Array:
@@ -158,7 +192,7 @@ def logits_of(model: Decoder) -> Callable[[Array], Array]:
 
     The head's weight is gathered once, here. Padding rows of the vocabulary are excluded.
     """
-    head = model.head()
+    c, head = model.config, model.head()
     weight = gather_weight(head.shard, head.places, model.numerics.compute)
     dimensions = (((1,), (head.letters.index("D"),)), ((), ()))
 
@@ -166,6 +200,7 @@ def logits_of(model: Decoder) -> Callable[[Array], Array]:
         logits_BV = jax.lax.dot_general(
             x_BD, weight, dimensions, preferred_element_type=jnp.float32
         )
-        return gather(logits_BV, "model", 1)[:, : model.config.vocab_size] * head.scale
+        logits_BV = gather(logits_BV, "model", 1)[:, : c.vocab_size] * c.logits_factor
+        return capped(logits_BV, c.logit_softcap)
 
     return logits

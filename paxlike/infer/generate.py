@@ -121,6 +121,7 @@ class Generator:
     def __init__(
         self, config: ModelConfig, numerics: Numerics, params: dict, eod: int, max_length: int
     ):
+        check_length(config, max_length)
         self.config, self.numerics, self.eod, self.max_length = config, numerics, eod, max_length
         self.params = for_inference(config, numerics, params)
 
@@ -252,6 +253,15 @@ def rounded_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+def check_length(config: ModelConfig, max_length: int) -> None:
+    """Raises UserError if the model has fewer learned positions than `max_length`."""
+    if config.learned_positions and max_length > config.learned_positions:
+        raise UserError(
+            f"a length of {max_length} tokens exceeds model.learned_positions "
+            f"{config.learned_positions}; reduce it."
+        )
+
+
 def for_inference(config: ModelConfig, numerics: Numerics, params: dict) -> dict:
     """Prepares parameters for inference: quantizes them if the config does, then casts to the
     compute dtype. Idempotent.
@@ -262,15 +272,16 @@ def for_inference(config: ModelConfig, numerics: Numerics, params: dict) -> dict
 
 
 def in_compute_dtype(params: dict, numerics: Numerics) -> dict:
-    """Casts the matrices once instead of at every token. Vectors (norm scales, applied in float32)
-    are unchanged.
+    """Casts the matrices once instead of at every token. Vectors and norm scales, which are applied
+    in float32, are unchanged.
     """
 
     def cast(path, w):
         if isinstance(w, QuantizedWeight | Adapted):
             return w
-        is_vector = len(letters_of(path[-1].key)) == 1
-        return w if is_vector or w.dtype == numerics.compute else w.astype(numerics.compute)
+        name = path[-1].key
+        wide = len(letters_of(name)) == 1 or "_scale_" in name
+        return w if wide or w.dtype == numerics.compute else w.astype(numerics.compute)
 
     return jax.tree_util.tree_map_with_path(
         cast, params, is_leaf=lambda w: isinstance(w, QuantizedWeight | Adapted)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import inference_decoder, logits_of
-from paxlike.infer.generate import LENGTH_MULTIPLE, for_inference, rounded_up
+from paxlike.infer.generate import LENGTH_MULTIPLE, check_length, for_inference, rounded_up
 from paxlike.nn.collectives import gather, on_devices, specs_of
 from paxlike.nn.numerics import Numerics
 from paxlike.parallel.mesh import axis_sizes, spec
@@ -52,6 +52,7 @@ class Scorer:
     ):
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be 1 or more.")
+        check_length(config, max_length)
         self.config, self.numerics, self.max_length, self.batch_size = (
             config,
             numerics,

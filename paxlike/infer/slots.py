@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ModelConfig
 from paxlike.infer.cache import cache_specs, decode, prefill
-from paxlike.infer.generate import LENGTH_MULTIPLE, for_inference, rounded_up
+from paxlike.infer.generate import LENGTH_MULTIPLE, check_length, for_inference, rounded_up
 from paxlike.models.decoder import Caches
 from paxlike.nn.collectives import Leaf, gather, on_devices
 from paxlike.nn.numerics import Numerics
@@ -61,6 +61,7 @@ class Slots:
     def __init__(
         self, config: ModelConfig, numerics: Numerics, params: dict, rows: int, max_length: int
     ):
+        check_length(config, max_length)
         self.config, self.numerics, self.max_length = config, numerics, max_length
         self.params = for_inference(config, numerics, params)
         self.rows = rounded_up(rows, axis_sizes()["pod"] * axis_sizes()["data"])

@@ -44,6 +44,8 @@ class Asked:
     stop: tuple[str, ...]
     seed: int
     echo: bool = False
+    stop_tokens: tuple[int, ...] = ()
+    """Tokens that end a text, besides the end of a document."""
 
     def settings(self, choice: int) -> Settings:
         return Settings(self.temperature, self.top_p, (self.seed + choice) % 2**32)
@@ -59,21 +61,52 @@ _NEUTRAL: dict[str, tuple] = {
     "suffix": ("",), "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},),
     "best_of": (1,), "top_k": (0, -1), "min_p": (0,), "min_tokens": (0,), "ignore_eos": (False,),
     "repetition_penalty": (1,), "length_penalty": (1,), "response_format": ({"type": "text"},),
-    "tools": ([],),
+    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "modalities": (["text"],),
 }  # fmt: skip
 """Unsupported field -> its values without an effect, which are accepted."""
 
 
 def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Asked:
     """Parses the body of a request; null means absent. Raises ProtocolError naming the field."""
-    given = _fields(body)
+    given = fields_of(body)
+    check_fields(given, model, _FIELDS)
+    echo = flag(given, "echo")
+    asked = Asked(
+        echo=echo,
+        prompts=_prompts(given.get("prompt"), tokenizer),
+        max_tokens=number(given, "max_tokens", 16, 0 if echo else 1, max_length, int),
+        temperature=number(given, "temperature", 1.0, 0, 2, float),
+        top_p=number(given, "top_p", 1.0, 0, 1, float),
+        n=number(given, "n", 1, 1, MOST_TEXTS, int),
+        stream=flag(given, "stream"),
+        include_usage=include_usage(given),
+        logprobs=number(given, "logprobs", None, 0, ALTERNATIVES, int),
+        stop=stop_texts(given),
+        seed=seed_of(given),
+    )
+    if len(asked.prompts) * asked.n > MOST_TEXTS:
+        raise ProtocolError(
+            400,
+            f"{len(asked.prompts)} prompts times n {asked.n} is more than {MOST_TEXTS} texts.",
+            "n",
+        )
+    check_length(max(map(len, asked.prompts)), asked.max_tokens, max_length, "prompt")
+    return asked
+
+
+def check_fields(given: dict, model: str, known: set[str]) -> None:
+    """Raises ProtocolError for another model, or a field that would change the result."""
     if (name := given.get("model", model)) != model:
         raise ProtocolError(
             404, f"unknown model {name!r}; this server has {model!r}.", "model", "model_not_found"
         )
     for name, value in given.items():
-        if name not in _FIELDS | _IGNORED and value not in _NEUTRAL.get(name, ()):
+        if name not in known | _IGNORED and value not in _NEUTRAL.get(name, ()):
             raise ProtocolError(400, f"{name} is not supported.", name, "unsupported_parameter")
+
+
+def stop_texts(given: dict) -> tuple[str, ...]:
+    """The field `stop`. Raises ProtocolError."""
     stop = given.get("stop", [])
     stop = [stop] if isinstance(stop, str) else stop
     if (
@@ -82,42 +115,35 @@ def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Ask
         or not all(isinstance(text, str) and text for text in stop)
     ):
         raise ProtocolError(400, "stop must be a string, or a list of up to 4 of them.", "stop")
+    return tuple(stop)
+
+
+def include_usage(given: dict) -> bool:
+    """The field `stream_options.include_usage`. Raises ProtocolError."""
     options = given.get("stream_options", {})
     if not isinstance(options, dict):
         raise ProtocolError(400, "stream_options must be an object.", "stream_options")
-    echo = _flag(given, "echo")
-    asked = Asked(
-        echo=echo,
-        prompts=_prompts(given.get("prompt"), tokenizer),
-        max_tokens=_number(given, "max_tokens", 16, 0 if echo else 1, max_length, int),
-        temperature=_number(given, "temperature", 1.0, 0, 2, float),
-        top_p=_number(given, "top_p", 1.0, 0, 1, float),
-        n=_number(given, "n", 1, 1, MOST_TEXTS, int),
-        stream=_flag(given, "stream"),
-        include_usage=_flag(options, "include_usage"),
-        logprobs=_number(given, "logprobs", None, 0, ALTERNATIVES, int),
-        stop=tuple(stop),
-        seed=_number(given, "seed", secrets.randbits(32), -(2**63), 2**63 - 1, int),
-    )
-    if len(asked.prompts) * asked.n > MOST_TEXTS:
+    return flag(options, "include_usage")
+
+
+def seed_of(given: dict) -> int:
+    """The field `seed`; a new one if it is absent."""
+    return number(given, "seed", secrets.randbits(32), -(2**63), 2**63 - 1, int)
+
+
+def check_length(prompt: int, new: int, most: int, field: str) -> None:
+    """Raises ProtocolError if a prompt and its new tokens exceed the model's context."""
+    if prompt + new > most:
         raise ProtocolError(
             400,
-            f"{len(asked.prompts)} prompts times n {asked.n} is more than {MOST_TEXTS} texts.",
-            "n",
-        )
-    longest = max(map(len, asked.prompts))
-    if longest + asked.max_tokens > max_length:
-        raise ProtocolError(
-            400,
-            f"the model's context is {max_length} tokens; the prompt has {longest} and "
-            f"max_tokens is {asked.max_tokens}.",
-            "prompt",
+            f"the model's context is {most} tokens; the prompt has {prompt} and max_tokens is "
+            f"{new}.",
+            field,
             "context_length_exceeded",
         )
-    return asked
 
 
-def _fields(body: bytes) -> dict:
+def fields_of(body: bytes) -> dict:
     """The fields of the body that are not null."""
     try:
         given = json.loads(body)
@@ -135,7 +161,8 @@ def _fields(body: bytes) -> dict:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _number(given: dict, name: str, default: Any, least: float, most: float, kind: type) -> Any:
+def number(given: dict, name: str, default: Any, least: float, most: float, kind: type) -> Any:
+    """A number in a range. Raises ProtocolError."""
     value = given.get(name)
     if value is None:
         return default
@@ -147,7 +174,8 @@ def _number(given: dict, name: str, default: Any, least: float, most: float, kin
     return kind(value)
 
 
-def _flag(given: dict, name: str) -> bool:
+def flag(given: dict, name: str) -> bool:
+    """A boolean; False if absent. Raises ProtocolError."""
     value = given.get(name)
     if value is None:
         return False

@@ -68,7 +68,7 @@ class Text:
         if self.asked.max_tokens == 0:
             self._send(self._text + self._stream.rest(), "length")
             return True
-        searched, ended = len(self._text), token == self.tokenizer.eod
+        searched, ended = len(self._text), token in (self.tokenizer.eod, *self.asked.stop_tokens)
         if not ended:
             self.new_tokens += 1
             self._append(token, logprob, best, best_logprobs)

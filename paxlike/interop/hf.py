@@ -48,6 +48,7 @@ def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 
     table = hf_layout.tensors(model, hf_layout.family(model))
     with new_folder(out) as folder:
         notes = hf_tokenizer.write(folder, tokenizer, config.data.sequence_length)
+        notes += hf_tokenizer.copy_template(run / "tokenizer", folder, tokenizer)
         (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
 
         def read(name: str) -> np.ndarray:
@@ -89,13 +90,12 @@ def from_hf(source: Path, out: Path) -> Converted:
         name = (
             "".join(c if c.isalnum() or c in "._-" else "-" for c in out.name).lstrip(".") or "run"
         )
-        data = DataConfig(
-            sequence_length=hf_config.get("max_position_embeddings") or DataConfig.sequence_length
-        )
+        data = DataConfig(sequence_length=loaded.length or DataConfig.sequence_length)
         config = Config(name=name, model=model, data=data, precision=_precision(dtype))
         (folder / "config.json").write_text(to_json(config))
         (folder / "tokenizer").mkdir()
         tokenizer.save(folder / "tokenizer")
+        hf_tokenizer.copy_template(source, folder / "tokenizer", tokenizer)
         write_checkpoint(folder / "checkpoints", {"params": nested(params)}, 0, {"step": 0})
         stored = CheckpointReader(folder / "checkpoints")
         difference = check(hf_config, files.read, model, stored.param, TOLERANCE[dtype])

@@ -2,19 +2,19 @@
 
 A linear layer's weight is [outputs, inputs] in Hugging Face, and heads are one dimension with their
 width: `wq_DNH` [D, N, H] is `q_proj` [N·H, D]. RoPE rotates a head's dimensions i and i + H/2
-together; where a family rotates 2i and 2i + 1, query and key heads are permuted. Tied logits of
-ours are scaled by 1/sqrt(d_model); where a family does not scale, the last norm has the factor.
+together; where a family rotates 2i and 2i + 1, query and key heads are permuted. Where a family
+does not scale its logits and the model does, the last norm is written with the factor.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from paxlike.architecture.branch import WeightSpec
-from paxlike.architecture.stack import groups
-from paxlike.config import ModelConfig, UserError
+from paxlike.architecture.stack import layer_places
+from paxlike.config import ModelConfig, RopeScalingConfig, UserError
 from paxlike.interop.families import FAMILIES, Family
 from paxlike.interop.families.family import Conversion, no_sliding_window
 from paxlike.interop.hf_rope import parameters, read_rope, rope_parameters
@@ -72,22 +72,23 @@ def tensors(model: ModelConfig, of: Family) -> list[Tensor]:
     Padding rows are excluded. Shapes and transposes follow from the weights' letters.
     """
     D, V = model.d_model, model.vocab_size
-    ((group, block, layers),) = groups(model)
-    specs = {spec.name: spec for spec in block.weights(model)}
     rows = (lambda x: x[:V]), (lambda x: _padded(x, model.vocab_rows))
     table = [Tensor(of.outer["embedding_VD"], (V, D), "embedding_VD", None, *rows)]
-    for layer in range(layers):
+    if model.learned_positions:
+        shape = model.learned_positions, D
+        table.append(Tensor(of.outer["positions_PD"], shape, "positions_PD", None, _same, _same))
+    for layer, (group, index) in enumerate(layer_places(model)):
+        specs = {spec.name: spec for spec in group.block.weights(model)}
         for name, tensor in of.names.items():
             if name in specs:
                 rotated = of.interleaved and name in ("wq_DNH", "wk_DKH")
                 how = of.convert(specs[name], model) or _conversion(specs[name], model, rotated)
-                shape, out, back, axis = how
                 theirs = f"{of.layers}.{layer}.{tensor}"
-                table.append(Tensor(theirs, shape, f"{group}/{name}", layer, out, back, axis))
-    factor = 1.0 if of.scaled_logits else _logit_scale(model)
-    out, back = (lambda x: times(x, factor)), (lambda x: times(x, 1 / factor))
+                table.append(Tensor(theirs, how.shape, f"{group.name}/{name}", index, *how[1:]))
+    factor = 1.0 if of.scaled_logits else model.logits_factor
     for name in ("scale_D", "norm_bias_D"):
         if name in of.outer:
+            out, back = _last_norm(factor, model.norm_offset)
             table.append(Tensor(of.outer[name], (D,), name, None, out, back))
     if model.head == "untied":
         out, back = (lambda x: x[:, :V].T), (lambda x: _padded(x, model.vocab_rows).T)
@@ -122,8 +123,19 @@ def _split(x: Array) -> Array:
     return x.reshape(D, heads, H // 2, 2).swapaxes(2, 3).reshape(x.shape)
 
 
-def _logit_scale(model: ModelConfig) -> float:
-    return model.d_model**-0.5 if model.head == "tied" else 1.0
+def _same(x: Array) -> Array:
+    return x
+
+
+def _last_norm(factor: float, offset: bool) -> tuple[Callable, Callable]:
+    """The last norm's scale or bias with the factor of the logits, and without."""
+    if not offset:
+        return (lambda x: times(x, factor)), (lambda x: times(x, 1 / factor))
+
+    def scaled(x: Array, factor: float) -> Array:
+        return x if factor == 1 else ((1 + x.astype(np.float32)) * factor - 1).astype(x.dtype)
+
+    return (lambda x: scaled(x, factor)), (lambda x: scaled(x, 1 / factor))
 
 
 def times(x: Array, factor: float) -> Array:
@@ -141,7 +153,9 @@ def to_config(model: ModelConfig, sequence_length: int, dtype: str, eod: int) ->
     """Returns the contents of config.json."""
     of, rope = family(model), rope_parameters(model)
     scaled = {} if model.rope_scaling.kind == "none" else {"rope_scaling": rope}
-    return {
+    # `rope_theta` and `rope_scaling` are for versions before 5.
+    rotary = {"rope_theta": model.rope_theta, **scaled, "rope_parameters": rope} if of.rope else {}
+    usual = {
         "architectures": [of.architecture],
         "model_type": of.model_type,
         "vocab_size": model.vocab_size,
@@ -155,11 +169,9 @@ def to_config(model: ModelConfig, sequence_length: int, dtype: str, eod: int) ->
         "attention_bias": model.attention_bias != "none",
         "attention_dropout": 0.0,
         "max_position_embeddings": sequence_length,
-        "rope_theta": model.rope_theta,  # for versions before 5, as is `rope_scaling`
-        **scaled,
-        "rope_parameters": rope,
+        **rotary,
         of.epsilon: model.norm_epsilon,
-        **({"logit_scale": _logit_scale(model)} if of.scaled_logits else {}),
+        **({"logit_scale": model.logits_factor} if of.scaled_logits else {}),
         **of.keys(model),
         "tie_word_embeddings": model.head == "tied",
         "pad_token_id": 0,
@@ -168,11 +180,13 @@ def to_config(model: ModelConfig, sequence_length: int, dtype: str, eod: int) ->
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+    return {of.renamed.get(key, key): value for key, value in usual.items()}
 
 
 def from_config(hf_config: dict) -> ModelConfig:
     """Returns the model of a config.json. Raises UserError for a missing or unsupported setting."""
     of = family_of(hf_config)
+    hf_config = {**hf_config, **{ours: hf_config.get(key) for ours, key in of.renamed.items()}}
     for name, values in {**_SUPPORTED, **of.supported}.items():
         if hf_config.get(name) not in (*values, None):
             raise UserError(
@@ -180,16 +194,17 @@ def from_config(hf_config: dict) -> ModelConfig:
                 f"{' or '.join(map(repr, values)) or 'no value'}."
             )
     rope_fraction = parameters(hf_config).get("partial_rotary_factor", 1.0)
-    if "rope_fraction" in of.shape and rope_fraction != 1.0:
+    if "rope_fraction" not in of.shape and rope_fraction != 1.0:
         raise UserError(
             f"config.json has partial_rotary_factor {rope_fraction}; it must be 1 for "
             f"{of.model_type}."
         )
-    if not no_sliding_window(hf_config):
+    windows = any(block.endswith("_local") for block in of.shape["block"])
+    if not windows and not no_sliding_window(hf_config):
         raise UserError(
             f"config.json has sliding_window {hf_config['sliding_window']!r}, less than "
-            f"max_position_embeddings {hf_config.get('max_position_embeddings')}; attention with "
-            "a sliding window is not supported."
+            f"max_position_embeddings {hf_config.get('max_position_embeddings')}; a sliding window "
+            f"is not supported for {of.model_type}."
         )
 
     def require(name: str):
@@ -198,17 +213,21 @@ def from_config(hf_config: dict) -> ModelConfig:
         return hf_config[name]
 
     d_model, heads = require("hidden_size"), require("num_attention_heads")
-    theta, scaling = read_rope(hf_config)
-    shape = {field: values[0] for field, values in of.shape.items()} | of.options(hf_config)
+    theta, scaling = read_rope(hf_config) if of.rope else (10_000.0, RopeScalingConfig())
+    shape = {field: values[0] for field, values in of.shape.items() if values}
+    shape |= of.options(hf_config)
+    head: Literal["tied", "untied"] = "tied" if is_tied(hf_config) else "untied"
+    logit_scale = hf_config.get("logit_scale", 0.0625) if of.scaled_logits else 1.0
     return ModelConfig(
         layers=require("num_hidden_layers"),
         d_model=d_model,
         heads=heads,
         kv_heads=hf_config.get("num_key_value_heads") or heads,
         head_dim=hf_config.get("head_dim") or d_model // heads,
-        d_ff=require("intermediate_size"),
+        d_ff=hf_config.get("intermediate_size") or _default_d_ff(hf_config, of),
         vocab_size=require("vocab_size"),
-        head="tied" if is_tied(hf_config) else "untied",
+        head=head,
+        logit_scale=0.0 if head == "untied" and logit_scale == 1 else float(logit_scale),
         rope_theta=theta,
         rope_scaling=scaling,
         norm_epsilon=require(of.epsilon),
@@ -224,11 +243,8 @@ def is_tied(hf_config: dict) -> bool:
     return hf_config.get("tie_word_embeddings", family_of(hf_config).tied)
 
 
-def norm_factor(hf_config: dict, model: ModelConfig) -> float:
-    """Returns the factor of the last norm's scale for a Cohere model.
-
-    It compensates for a `logit_scale` other than paxlike's.
-    """
-    if not family_of(hf_config).scaled_logits:
-        return 1.0
-    return hf_config.get("logit_scale", 0.0625) / _logit_scale(model)
+def _default_d_ff(hf_config: dict, of: Family) -> int:
+    """GPT-2's n_inner is null for four times the width. Raises UserError for other families."""
+    if "intermediate_size" not in of.renamed:
+        raise UserError("config.json has no intermediate_size.")
+    return 4 * hf_config["hidden_size"]

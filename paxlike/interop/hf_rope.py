@@ -39,8 +39,10 @@ def read_rope(hf_config: dict) -> tuple[float, RopeScalingConfig]:
 
 
 def parameters(hf_config: dict) -> dict[str, Any]:
-    """The parameters of RoPE, wherever config.json has them."""
-    return {**(hf_config.get("rope_scaling") or {}), **(hf_config.get("rope_parameters") or {})}
+    """The parameters of RoPE, wherever config.json has them; of global layers, if they differ."""
+    new = hf_config.get("rope_parameters") or {}
+    new = new.get("full_attention", new)
+    return {**(hf_config.get("rope_scaling") or {}), **new}
 
 
 def _scaling(kind: str, values: dict, hf_config: dict) -> RopeScalingConfig:

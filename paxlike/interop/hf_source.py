@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from paxlike.config import ModelConfig, UserError
+from paxlike.config import UserError
 from paxlike.data.tokenizer import Tokenizer
 from paxlike.interop import hf_layout, hf_tokenizer, safetensors
-from paxlike.interop.hf_layout import Array, Tensor
+from paxlike.interop.hf_layout import Tensor
 
 
 class HfSource:
@@ -27,11 +26,15 @@ class HfSource:
         if any((folder / name).is_file() for name in hf_tokenizer.FILES):
             self.tokenizer = self.read_tokenizer()
         self.files = safetensors.Tensors(folder)
-        self.tensors = expected_tensors(self.config, self.model)
-        check_shapes(self.files.shapes, self.tensors, hf_layout.family_of(self.config).ignored)
+        family = hf_layout.family_of(self.config)
+        self.files.add_prefix(family.optional_prefix)
+        self.tensors = hf_layout.tensors(self.model, family)
+        check_shapes(self.files.shapes, self.tensors, family.ignored)
         self.name = f"the Hugging Face model {folder}"
         self.dtype = "bfloat16" if self.files.dtypes == {safetensors.DTYPES["BF16"]} else "float32"
-        self.length: int | None = self.config.get("max_position_embeddings")
+        self.length: int | None = self.model.learned_positions or self.config.get(
+            "max_position_embeddings"
+        )
         self._by_param = {(tensor.param, tensor.layer): tensor for tensor in self.tensors}
 
     def param(self, name: str, layer: int | None) -> np.ndarray:
@@ -54,20 +57,6 @@ def read_config(folder: Path) -> dict:
     if not isinstance(hf_config, dict):
         raise UserError(f"{folder / 'config.json'} is not a JSON object.")
     return hf_config
-
-
-def expected_tensors(hf_config: dict, model: ModelConfig) -> list[Tensor]:
-    """The required tensors. Folds the scale of the source model's logits into the last norm."""
-    factor, expected = hf_layout.norm_factor(hf_config, model), []
-    for tensor in hf_layout.tensors(model, hf_layout.family_of(hf_config)):
-        if tensor.param in ("scale_D", "norm_bias_D"):
-            tensor = tensor._replace(from_hf=_after_factor(tensor.from_hf, factor))
-        expected.append(tensor)
-    return expected
-
-
-def _after_factor(convert: Callable[[Array], Array], factor: float) -> Callable[[Array], Array]:
-    return lambda x: convert(hf_layout.times(x, factor))
 
 
 def check_shapes(

@@ -13,6 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from paxlike.config import UserError
 from paxlike.data.huggingface_tokenizer import HuggingFaceTokenizer, load_huggingface
+from paxlike.data.store import TEMPLATE_FILE
 from paxlike.data.tokenizer import (
     EOD,
     PAD,
@@ -74,6 +75,20 @@ def write(folder: Path, tokenizer: Tokenizer, sequence_length: int) -> list[str]
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
     check(folder / "tokenizer.json", tokenizer)
+    return []
+
+
+def copy_template(source: Path, target: Path, tokenizer: Tokenizer) -> list[str]:
+    """Copies the chat template's file, if there is one. Returns notes for the user."""
+    if not (source / TEMPLATE_FILE).is_file():
+        return []
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        # Such a tokenizer reads no special token in a text (`split_special_tokens`).
+        return [
+            f"the chat template is not exported: a tokenizer of kind {tokenizer.kind} has no "
+            "special tokens that it could write"
+        ]
+    (target / TEMPLATE_FILE).write_bytes((source / TEMPLATE_FILE).read_bytes())
     return []
 
 

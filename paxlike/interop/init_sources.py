@@ -30,8 +30,7 @@ def open_initial(
         )
     if newest_step(folder) is not None:
         known = read_run_config(folder)
-        model = _shaped(config.model, known.model, given) if init.config else config.model
-        config = dataclasses.replace(config, model=model, init=known.init)
+        config = _resumed(config, known, folder, given)
         # Checkpoints of an adapter run do not have its base.
         needed = known.adapt.active and known.init.source
         return config, open_source(known.init.source, config) if needed else None
@@ -41,6 +40,23 @@ def open_initial(
     if init.config:
         config = dataclasses.replace(config, model=_shaped(config.model, source.model, given))
     return config, source
+
+
+def _resumed(config: Config, known: Config, folder: Path, given: frozenset[str]) -> Config:
+    """The config, with the `init` section of the run and what follows from it.
+
+    Raises UserError if the config names another source than the run began with.
+    """
+    source = config.init.source
+    if source and source != known.init.source:
+        began = f"from {known.init.source}" if known.init.source else "with random parameters"
+        raise UserError(
+            f"--init.from {source}: the run {folder} has a checkpoint and began {began}, so no "
+            "parameters would be read. Leave out --init.from to resume the run, or give another "
+            "--run-dir."
+        )
+    model = _shaped(config.model, known.model, given) if known.init.config else config.model
+    return dataclasses.replace(config, model=model, init=known.init)
 
 
 def _shaped(ours: ModelConfig, theirs: ModelConfig, given: frozenset[str]) -> ModelConfig:

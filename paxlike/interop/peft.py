@@ -13,7 +13,16 @@ import numpy as np
 
 from paxlike.accounting.adapted_parameters import trained_count, trained_shapes
 from paxlike.adapt.merge import merged
-from paxlike.config import AdaptConfig, Config, DType, InitConfig, ModelConfig, UserError, to_json
+from paxlike.config import (
+    AdaptConfig,
+    Config,
+    DataConfig,
+    InitConfig,
+    ModelConfig,
+    PrecisionConfig,
+    UserError,
+    to_json,
+)
 from paxlike.data.tokenizer import load_tokenizer
 from paxlike.files import new_folder
 from paxlike.interop import hf_layout, peft_config, safetensors
@@ -31,6 +40,7 @@ from paxlike.interop.peft_layout import (
     from_peft,
     modules,
     names,
+    place,
     to_peft,
     with_update,
 )
@@ -73,10 +83,7 @@ def export(run: Path, out: Path, step: int | None = None) -> Converted:
         trained = _trained(config, run, step)
         whole = jax.device_get(merged(model, adapt, base, trained))
         read = _hf_reader(model, jax.device_get(base))
-        updates = {
-            f"{module.path}.weight": scale * (pair.b @ pair.a)
-            for module, pair, scale in _read_folder(folder, model)
-        }
+        updates = dict(m.update(pair, scale) for m, pair, scale in _read_folder(folder, model))
         difference = _check(config, whole, read, updates)
     return Converted(out, trained_count(model, adapt), difference, [])
 
@@ -109,7 +116,7 @@ def load(source: Path, base: Path, out: Path) -> Converted:
         trained = _trained(config, folder, None)
         whole = jax.device_get(merged(model, adapt, weights, trained))
         read = _hf_reader(model, jax.device_get(weights))
-        updates = {f"{m.path}.weight": scale * (pair.b @ pair.a) for m, pair, scale in found}
+        updates = dict(m.update(pair, scale) for m, pair, scale in found)
         difference = _check(config, whole, read, updates)
     return Converted(out, trained_count(model, adapt), difference, [])
 
@@ -130,11 +137,11 @@ def _factors(config: Config, run: Path, step: int | None) -> list[tuple[Module, 
     for module in modules(model):
         if module.layer not in layers:
             continue
-        place, factors = layers.index(module.layer), {}
+        at, factors = place(model, module, layers), {}
         for tensor in module.tensors:
             a, b = names(tensor.param, adapt.rank)
             if a in have:
-                factors[tensor.param] = Pair(stored.param(a, place), stored.param(b, place))
+                factors[tensor.param] = Pair(stored.param(a, at), stored.param(b, at))
         if factors:
             found.append((module, to_peft(model, module, factors)))
     return found
@@ -142,7 +149,7 @@ def _factors(config: Config, run: Path, step: int | None) -> list[tuple[Module, 
 
 def _read_folder(folder: Path, model: ModelConfig) -> list[tuple[Module, Pair, float]]:
     """(module, factors, scale) of a PEFT folder. Raises UserError naming what does not fit."""
-    settings = peft_config.read(folder)
+    settings = peft_config.read(folder, model)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; save the adapter as safetensors.")
     files = safetensors.Tensors(folder, WEIGHTS)
@@ -193,9 +200,9 @@ def _as_run(
     for module, pair, own in found:
         for param, (a, b) in from_peft(module, pair).items():
             name_a, name_b = names(param, rank)
-            place, small = layers.index(module.layer), len(pair.a)
-            params[name_a][place][..., :small] = a
-            params[name_b][place][:small] = b * (own / scale)
+            at, small = place(model, module, layers), len(pair.a)
+            params[name_a][at][..., :small] = a
+            params[name_b][at][:small] = b * (own / scale)
     return adapt, params
 
 
@@ -206,12 +213,9 @@ def _base_config(base: Path) -> Config:
         return config
     source = HfSource(base)
     model = dataclasses.replace(source.model, vocab_multiple=ModelConfig.vocab_multiple)
-    config = Config(name="adapter", model=model)
-    length = source.length or config.data.sequence_length
-    dtype: DType = "bfloat16" if source.dtype == "bfloat16" else "float32"
-    precision = dataclasses.replace(config.precision, params=dtype)
-    data = dataclasses.replace(config.data, sequence_length=length)
-    return dataclasses.replace(config, data=data, precision=precision)
+    data = DataConfig(sequence_length=source.length or DataConfig.sequence_length)
+    precision = PrecisionConfig(params="bfloat16" if source.dtype == "bfloat16" else "float32")
+    return Config(name="adapter", model=model, data=data, precision=precision)
 
 
 def _hf_reader(model: ModelConfig, base: dict) -> Read:

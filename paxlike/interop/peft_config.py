@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from paxlike.config import Config, UserError
+from paxlike.config import Config, ModelConfig, UserError
+from paxlike.interop.hf_layout import family
+from paxlike.interop.peft_layout import modules
 
 REFUSED = {
     "use_dora": (False,),
@@ -14,7 +16,6 @@ REFUSED = {
     "layer_replication": (None,),
     "alora_invocation_tokens": (None,),
     "trainable_token_indices": (None,),
-    "fan_in_fan_out": (False,),
     "modules_to_save": (None, []),
     "target_parameters": (None, []),
     "exclude_modules": (None, []),
@@ -28,8 +29,17 @@ def written(config: Config, ranks: dict[str, int]) -> dict:
     A module of several weights has their ranks' sum, and an alpha that leaves the scale the same.
     """
     adapt = config.adapt
-    modules = sorted({path.rpartition(".")[2] for path in ranks})
-    other = {path.rpartition(".")[2]: rank for path, rank in ranks.items() if rank != adapt.rank}
+    # GPT-2 has an attn.c_proj and an mlp.c_proj.
+    kinds = {module.path.rpartition(".")[2]: set[str]() for module in modules(config.model)}
+    for module in modules(config.model):
+        kinds[module.path.rpartition(".")[2]].add(module.path.split(".")[-2])
+
+    def name(path: str) -> str:
+        parent, last = path.split(".")[-2:]
+        return last if len(kinds[last]) == 1 else f"{parent}.{last}"
+
+    targets = sorted({name(path) for path in ranks})
+    other = {name(path): rank for path, rank in ranks.items() if rank != adapt.rank}
     alphas = {
         name: adapt.scale * (rank**0.5 if adapt.rank_stabilized else rank)
         for name, rank in other.items()
@@ -42,12 +52,12 @@ def written(config: Config, ranks: dict[str, int]) -> dict:
         "lora_alpha": adapt.alpha,
         "use_rslora": adapt.rank_stabilized,
         "lora_dropout": adapt.dropout,
-        "target_modules": modules,
+        "target_modules": targets,
         "rank_pattern": other,
         "alpha_pattern": alphas,
         "layers_to_transform": sorted(set(adapt.layers)) or None,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": family(config.model).inputs_first,
         "init_lora_weights": True,
         "inference_mode": True,
         "use_dora": False,
@@ -85,7 +95,7 @@ class Settings(NamedTuple):
         return default
 
 
-def read(folder: Path) -> Settings:
+def read(folder: Path, model: ModelConfig) -> Settings:
     """Raises UserError if the settings cannot be read or have no equivalent."""
     path = folder / "adapter_config.json"
     try:
@@ -96,7 +106,9 @@ def read(folder: Path) -> Settings:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if values.get("peft_type") != "LORA":
         raise UserError(f"{path} has peft_type {values.get('peft_type')!r}; LORA is supported.")
-    for name, supported in REFUSED.items():
+    # PEFT itself corrects the setting for GPT-2's weights.
+    layouts = (False, True) if family(model).inputs_first else (False,)
+    for name, supported in {**REFUSED, "fan_in_fan_out": layouts}.items():
         if name in values and values[name] not in supported:
             raise UserError(
                 f"{path} has {name} {values[name]!r}; supported is "

@@ -2,19 +2,20 @@
 
 A layer's weight W [outputs, inputs] of PEFT is updated by s B A with lora_A [R, inputs] and lora_B
 [outputs, R]. A family's conversion of a weight acts on its heads or columns, and not across the
-width D; so it converts a factor too, if that is taken for R of the D rows of a weight. Where
+width D; so it converts a factor too, if that is taken for R of the D rows of a weight. GPT-2's
+weights are [inputs, outputs] and are transposed here; its factors are as in other families. Where
 several of our weights are one tensor there (GPT-NeoX), its rank is the sum of theirs: each has its
 own columns of lora_B. What does not fit is found by comparing the products.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from paxlike.architecture.adapters import lora_factors
 from paxlike.architecture.branch import WeightSpec
-from paxlike.architecture.stack import groups
+from paxlike.architecture.stack import groups, layer_places
 from paxlike.config import ModelConfig, UserError
 from paxlike.interop.hf_layout import Tensor, family, tensors
 
@@ -29,7 +30,15 @@ class Module(NamedTuple):
     """Such as `model.layers.0.self_attn.q_proj`."""
     layer: int
     shape: tuple[int, ...]
+    """[outputs, inputs]."""
     tensors: tuple[Tensor, ...]
+    inputs_first: bool
+    """Whether the weight there is [inputs, outputs]."""
+
+    def update(self, pair: "Pair", scale: float) -> tuple[str, "Array"]:
+        """(name of the weight there, what is added to it)."""
+        product = scale * (pair.b @ pair.a)
+        return f"{self.path}.weight", product.T if self.inputs_first else product
 
 
 class Pair(NamedTuple):
@@ -43,14 +52,35 @@ def modules(model: ModelConfig) -> list[Module]:
     """The linear layers of all blocks. Raises UserError if no family has the architecture."""
     kernels = {f"{g}/{s.name}" for g, block, _ in groups(model) for s in block.weights(model)
                if s.kind == "kernel"}  # fmt: skip
-    found: dict[str, list[Tensor]] = {}
-    for tensor in tensors(model, family(model)):
+    of, found = family(model), dict[str, list[Tensor]]()
+    for tensor in tensors(model, of):
         if tensor.param in kernels:
+            tensor = _transposed(tensor) if of.inputs_first else tensor
             found.setdefault(tensor.name, []).append(tensor)
-    return [
-        Module(name.removesuffix(".weight"), shared[0].layer or 0, shared[0].shape, tuple(shared))
-        for name, shared in found.items()
-    ]
+    layers = {(group.name, index): n for n, (group, index) in enumerate(layer_places(model))}
+
+    def module(name: str, shared: list[Tensor]) -> Module:
+        first, path = shared[0], name.removesuffix(".weight")
+        layer = layers[first.param.rpartition("/")[0], first.layer or 0]
+        return Module(path, layer, first.shape, tuple(shared), of.inputs_first)
+
+    return [module(name, shared) for name, shared in found.items()]
+
+
+def place(model: ModelConfig, module: Module, layers: Sequence[int]) -> int:
+    """The index of a module's layer in the stacks of an adapter of these layers."""
+    group = module.tensors[0].param.rpartition("/")[0]
+    chosen = [n for n, (one, _) in enumerate(layer_places(model)) if one.name == group]
+    return [n for n in chosen if n in layers].index(module.layer)
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor._replace(
+        shape=tensor.shape[::-1],
+        to_hf=lambda x: tensor.to_hf(x).T,
+        from_hf=lambda x: tensor.from_hf(x.T),
+        axis=1 - tensor.axis,
+    )
 
 
 def to_peft(model: ModelConfig, module: Module, factors: dict[str, Pair]) -> Pair:

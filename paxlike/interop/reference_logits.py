@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from paxlike.architecture.stack import groups, outer_weights
+from paxlike.architecture.stack import BLOCKS, layer_places, outer_weights
 from paxlike.config import MeshConfig, ModelConfig
 from paxlike.models.block import Weights, run_block
 from paxlike.models.branch import Context
@@ -28,7 +28,6 @@ def logits(
     Runs the decoder's own parts, with one layer's parameters in memory besides the embedding.
     """
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    stack = list(groups(model))
     positions_BT = np.arange(len(tokens_T), dtype=np.int32)[None]
 
     def alone(function: Callable) -> Callable:
@@ -46,20 +45,26 @@ def logits(
         return alone(run)
 
     with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
-        functions = {name: layer_function(block) for name, block, _ in stack}
+        functions = {kind: layer_function(BLOCKS[kind]) for kind in set(model.block_kinds)}
         outer = {s.name: placed(s.name) for s in outer_weights(model) if s.name != "head_DV"}
-        embed = alone(lambda params, tokens: Decoder(model, NUMERICS, params).embed(tokens))
-        x_BTD = embed(outer, jax.device_put(tokens_T[None], NamedSharding(mesh, P())))
-        for layer in range(model.layers):
-            name, block, _ = stack[layer % len(stack)]
+        embed = alone(lambda params, *at: Decoder(model, NUMERICS, params).embed(*at))
+        tokens_BT, positions = jax.device_put(
+            (tokens_T[None], positions_BT), NamedSharding(mesh, P())
+        )
+        x_BTD = embed(outer, tokens_BT, positions)
+        for number, (group, index) in enumerate(layer_places(model)):
             params = {
-                spec.name: placed(f"{name}/{spec.name}", layer // len(stack))
-                for spec in block.weights(model)
+                spec.name: placed(f"{group.name}/{spec.name}", index)
+                for spec in group.block.weights(model)
             }
-            x_BTD = functions[name](params, x_BTD)
+            kind = model.block_kinds[number % len(model.block_kinds)]
+            x_BTD = functions[kind](params, x_BTD)
         finish = alone(lambda params, x: Decoder(model, NUMERICS, params).finish(x))
         x_TD = np.asarray(finish(outer, x_BTD))[0]
         if model.head == "tied":
-            head_VD = np.asarray(outer["embedding_VD"])[: model.vocab_size]
-            return x_TD @ head_VD.T * model.d_model**-0.5
-    return x_TD @ read("head_DV", None)[:, : model.vocab_size].astype(np.float32)
+            head_DV = np.asarray(outer["embedding_VD"])[: model.vocab_size].T
+        else:
+            head_DV = read("head_DV", None)[:, : model.vocab_size].astype(np.float32)
+    found_TV = x_TD @ head_DV * model.logits_factor
+    cap = model.logit_softcap
+    return cap * np.tanh(found_TV / cap) if cap else found_TV

@@ -117,6 +117,11 @@ class Tensors:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: place.shape for name, place in self._places.items()}
 
+    def add_prefix(self, prefix: str) -> None:
+        """Adds a prefix to all names, unless one of them has it."""
+        if not any(name.startswith(prefix) for name in self._places):
+            self._places = {prefix + name: place for name, place in self._places.items()}
+
     @property
     def dtypes(self) -> set[np.dtype]:
         return {place.dtype for place in self._places.values()}
@@ -132,7 +137,12 @@ class Tensors:
     def view(self, name: str) -> np.ndarray:
         """The tensor as a mapped file, whose pages are read when a part of it is used."""
         place = self._places[name]
-        return np.memmap(place.path, place.dtype, "r", place.start, place.shape)
+        try:
+            return np.memmap(place.path, place.dtype, "r", place.start, place.shape)
+        except OSError as error:
+            raise UserError(
+                f"{place.path} cannot be read any more: {error.strerror}. Restore it."
+            ) from error
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,16 +1,14 @@
-"""`paxlike serve`: OpenAI's completions over HTTP. The only file that uses Starlette and uvicorn.
+"""`paxlike serve`: OpenAI's completions and chat completions over HTTP. The only file that uses
+Starlette and uvicorn.
 
-GET /v1/models, GET /v1/models/NAME, POST /v1/completions, GET /health
+GET /v1/models, GET /v1/models/NAME, POST /v1/completions, POST /v1/chat/completions, GET /health,
+GET /metrics
 """
 
 import asyncio
-import contextlib
-import json
+import hmac
 import socket
-import threading
 import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import uvicorn
@@ -19,22 +17,35 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paxlike.config import UserError
+from paxlike.data.chat.template import ChatTemplate
+from paxlike.interop.chat_completion import parse_chat
 from paxlike.interop.completion import Asked, ProtocolError, parse
-from paxlike.interop.completion_text import Piece, Text
-from paxlike.interop.engine import Engine, Job
+from paxlike.interop.engine import Engine
+from paxlike.interop.growing import Growing, Shape, chat_shape, completion_shape
+from paxlike.interop.serve_metrics import CONTENT_TYPE, ServerMetrics
 
+_ENDPOINTS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics")
+"""Paths that are counted by name."""
 LARGEST_BODY = 2**24
 BODY_SECONDS = 30
 """Maximum time to receive a request."""
 
 
 class Server:
-    """The HTTP application of an engine. name: the model's name."""
+    """The HTTP application of an engine.
 
-    def __init__(self, engine: Engine, name: str):
+    name: the model's name. template: of chats; None if the model has none. api_key: what requests
+    to /v1 must have; "" for none.
+    """
+
+    def __init__(
+        self, engine: Engine, name: str, template: ChatTemplate | None = None, api_key: str = ""
+    ):
         self.engine, self.name, self.started = engine, name, int(time.time())
+        self.template, self.metrics = template, ServerMetrics()
         errors: dict[Any, Any] = {
             ProtocolError: _protocol_error,
             HTTPException: _http_error,
@@ -44,9 +55,12 @@ class Server:
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/health", self.health),
+            Route("/metrics", self.shown_metrics),
         ]
-        self.app = Starlette(routes=routes, exception_handlers=errors)
+        app = Starlette(routes=routes, exception_handlers=errors)
+        self.app = Gate(app, self.metrics, api_key)
 
     async def models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._card()]})
@@ -73,111 +87,84 @@ class Server:
         }
         return JSONResponse(values, 200 if self.engine.alive else 503)
 
+    async def shown_metrics(self, _: Request) -> Response:
+        return Response(self.metrics.text(*self.engine.load), media_type=CONTENT_TYPE)
+
     async def completions(self, request: Request) -> Response:
         body = await _body(request)
         tokenizer = self.engine.trained.tokenizer
         # In a thread, because tokenizing a long prompt takes time.
         asked = await asyncio.to_thread(parse, body, self.name, tokenizer, self.engine.max_length)
-        growing = _Growing(self.engine, asked)
-        head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": self.name,
-        }
+        return await self._answer(request, asked, completion_shape())
+
+    async def chat(self, request: Request) -> Response:
+        body = await _body(request)
+        limit = self.engine.max_length
+        asked = await asyncio.to_thread(parse_chat, body, self.name, self.template, limit)
+        return await self._answer(request, asked, chat_shape(asked.logprobs))
+
+    async def _answer(self, request: Request, asked: Asked, shape: Shape) -> Response:
+        growing = Growing(self.engine, asked, shape, self.metrics, request.url.path)
+        head = {"created": int(time.time()), "model": self.name}
         if asked.stream:
             return StreamingResponse(growing.events(head), media_type="text/event-stream")
-        return await growing.whole(head, request)
-
-
-class _Growing:
-    """The texts of one request during generation."""
-
-    def __init__(self, engine: Engine, asked: Asked):
-        self.asked, self.gone = asked, threading.Event()
-        loop = asyncio.get_running_loop()
-        self.pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
-
-        def put(piece: Piece | None) -> None:
-            # Called by the engine's thread. The queue has at most max_tokens pieces per text.
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server is stopping
-                loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
-
-        prompts = [prompt for prompt in asked.prompts for _ in range(asked.n)]
-        tokenizer = engine.trained.tokenizer
-        self.texts = [
-            Text(index, asked, tokenizer, put, prompt) for index, prompt in enumerate(prompts)
-        ]
-        jobs = [
-            Job(prompt, asked.settings(index % asked.n), text, self.gone, lambda: put(None))
-            for index, (prompt, text) in enumerate(zip(prompts, self.texts, strict=True))
-        ]
-        if not engine.submit(jobs):
-            raise ProtocolError(
-                503, "too many queued requests; retry in a second.", code="overloaded"
-            )
-
-    async def _each(self) -> AsyncGenerator[Piece, None]:
-        left = len(self.texts)
-        try:
-            while left:
-                piece = await self.pieces.get()
-                if piece is None:
-                    raise ProtocolError(500, "generation failed; see the server's log.")
-                left -= piece["finish_reason"] is not None
-                yield piece
-        finally:
-            self.gone.set()
-
-    def _usage(self) -> dict:
-        prompt, new = sum(map(len, self.asked.prompts)), sum(text.new_tokens for text in self.texts)
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
-
-    async def events(self, head: dict) -> AsyncIterator[str]:
-        """Server-sent events. If the client disconnects, Starlette cancels this, which ends the
-        texts.
-        """
-        usage = {"usage": None} if self.asked.include_usage else {}
-        try:
-            async with contextlib.aclosing(self._each()) as pieces:
-                async for piece in pieces:
-                    yield f"data: {json.dumps({**head, 'choices': [piece], **usage})}\n\n"
-            if self.asked.include_usage:
-                yield f"data: {json.dumps({**head, 'choices': [], 'usage': self._usage()})}\n\n"
-        except ProtocolError as error:
-            yield f"data: {json.dumps(error.as_dict())}\n\n"
-        finally:
-            self.gone.set()
-        yield "data: [DONE]\n\n"
-
-    async def whole(self, head: dict, request: Request) -> Response:
         collecting, leaving = (
-            asyncio.ensure_future(self._choices()),
+            asyncio.ensure_future(growing.whole(head)),
             asyncio.ensure_future(_disconnected(request)),
         )
         try:
             await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not collecting.done():
                 return Response(status_code=499)  # the client has disconnected
-            return JSONResponse({**head, "choices": collecting.result(), "usage": self._usage()})
+            return JSONResponse(collecting.result())
         finally:
-            self.gone.set()
+            growing.gone.set()
             for task in (collecting, leaving):
                 task.cancel()
 
-    async def _choices(self) -> list[dict]:
-        choices = [
-            {"index": n, "text": "", "logprobs": None, "finish_reason": None}
-            for n in range(len(self.texts))
-        ]
-        async for piece in self._each():
-            choice = choices[piece["index"]]
-            choice["text"] += piece["text"]
-            choice["finish_reason"] = piece["finish_reason"]
-            for name, values in (piece["logprobs"] or {}).items():
-                choice["logprobs"] = choice["logprobs"] or {name: [] for name in piece["logprobs"]}
-                choice["logprobs"][name] += values
-        return choices
+
+class Gate:
+    """Counts every request, and refuses those to /v1 without the API key."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, api_key: str):
+        self._app, self._metrics, self._key = app, metrics, api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin, status = time.monotonic(), 499  # unless an answer begins
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            allowed = self._allows(scope)
+            await (self._app if allowed else _unauthorized())(scope, receive, noted)
+        finally:
+            path = scope["path"]
+            endpoint = path if path in _ENDPOINTS else "other"
+            self._metrics.requests[endpoint, status] += 1
+            self._metrics.latency.add(endpoint, time.monotonic() - begin)
+
+    def _allows(self, scope: Scope) -> bool:
+        if not self._key or not scope["path"].startswith("/v1"):
+            return True
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, key = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
+
+
+def _unauthorized() -> Response:
+    error = ProtocolError(
+        401,
+        "the API key is missing or wrong; send it as `Authorization: Bearer KEY`.",
+        code="invalid_api_key",
+    )
+    return JSONResponse(error.as_dict(), 401, {"WWW-Authenticate": "Bearer"})
 
 
 async def _body(request: Request) -> bytes:
@@ -236,9 +223,15 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(engine: Engine, name: str, listening: socket.socket) -> None:
+def run(
+    engine: Engine,
+    name: str,
+    listening: socket.socket,
+    template: ChatTemplate | None = None,
+    api_key: str = "",
+) -> None:
     """Serves until SIGINT or SIGTERM. Texts in progress then have five seconds to finish."""
-    app = Server(engine, name).app
+    app = Server(engine, name, template, api_key).app
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
     try:
         uvicorn.Server(config).run([listening])

@@ -53,6 +53,11 @@ _PATHS = {
     "head_DV": "logits_dense/kernel",
 }
 """Weight -> its path in a T5X layer; for the last two, in the decoder."""
+_DEFAULTS = (
+    "norm_placement", "norm_offset", "qk_norm", "query_scale", "attention_softcap", "logit_scale",
+    "logit_softcap", "embedding_scale", "learned_positions",
+)  # fmt: skip
+"""Fields of ModelConfig that T5X's decoder has no equivalent of."""
 
 
 def leaves(model: ModelConfig) -> list[Leaf]:
@@ -74,12 +79,18 @@ def leaves(model: ModelConfig) -> list[Leaf]:
             raise UserError(
                 f"T5X's decoder has no {field} {getattr(model, field)}; it has {', '.join(values)}."
             )
+    for field in _DEFAULTS:
+        default = ModelConfig.__dataclass_fields__[field].default
+        if getattr(model, field) != default:
+            raise UserError(
+                f"T5X's decoder has no {field} {getattr(model, field)}; it must be {default}."
+            )
     ((group, block, layers),) = groups(model)
     specs = {spec.name: spec for spec in block.weights(model)}
     if unknown := sorted(set(specs) - set(_PATHS)):
         raise UserError(
             f"the weights {', '.join(unknown)} have no parameter in T5X's decoder; convert a model "
-            "without biases (model.attention_bias none) and without model.qk_norm."
+            "without biases."
         )
     embedding, *head, norm = outer_weights(model)
     table = [_leaf(model, embedding, _PATHS[embedding.name], "", None)]

@@ -1,46 +1,65 @@
-"""The forward pass of softmax attention with RoPE; `architecture/attention.py` declares it."""
+"""The forward pass of softmax attention; `architecture/attention.py` declares it."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
+from paxlike.config import ModelConfig
 from paxlike.models.branch import Cache, Context, Forward
 from paxlike.nn import remat
-from paxlike.nn.attention import attend, attention, own_kv_head
+from paxlike.nn.attention import Scores, attend, attention, own_kv_head
 from paxlike.nn.einsum import einsum
 from paxlike.nn.norm import head_norm
-from paxlike.nn.rotary import rotate
+from paxlike.nn.rotary import NO_SCALING, rotate
 from paxlike.nn.stream import Stream, add_once
+from paxlike.parallel.mesh import axis_sizes
 
 Array = jax.Array
 
 
-def _sequence(w, y_BTD: Stream, context: Context) -> tuple[Array, Cache]:
-    q_BTNH, k_BTKH, v_BTKH = _projections(w, y_BTD, context)
-    k_own, v_own = own_kv_head(context.config.heads, context.config.kv_heads, k_BTKH, v_BTKH)
-    kernel = context.numerics.attention
-    o_BTNH = attention(q_BTNH, k_own, v_own, context.segments_BT, kernel)
+def _sequence(w, y_BTD: Stream, context: Context, *, local: bool) -> tuple[Array, Cache]:
+    c = context.config
+    q_BTNH, k_BTKH, v_BTKH = _projections(w, y_BTD, context, local)
+    k_own, v_own = own_kv_head(c.heads, c.kv_heads, k_BTKH, v_BTKH)
+    kernel, scores = context.numerics.attention, _scores(c, local)
+    o_BTNH = attention(q_BTNH, k_own, v_own, context.segments_BT, kernel, scores)
     return _output(w, o_BTNH, context), {"k": k_BTKH, "v": v_BTKH}
 
 
-def _token(w, y_BTD: Stream, context: Context, cache: Cache) -> tuple[Array, Cache]:
-    """Over the cache and the token itself, whose position is the number of tokens before it."""
+def _token(w, y_BTD: Stream, context: Context, cache: Cache, *, local: bool) -> tuple[Array, Cache]:
+    """Over the cache and the token itself, whose position is the number of tokens before it.
+
+    A cache of S places has the newest S tokens: position p at place p modulo S.
+    """
     c, lengths_B = context.config, context.positions_BT[:, 0]
-    q_BTNH, k_BTKH, v_BTKH = _projections(w, y_BTD, context)
-    places_BS = jnp.arange(cache["k"].shape[1], dtype=jnp.int32)[None] - lengths_B[:, None]
+    q_BTNH, k_BTKH, v_BTKH = _projections(w, y_BTD, context, local)
+    S = cache["k"].shape[1]
+    # Negative for earlier positions than the token's, and 0 for its own.
+    places_BS = jnp.arange(S, dtype=jnp.int32)[None] - lengths_B[:, None]
+    seen_BS = places_BS <= 0
+    if local:
+        places_BS = -(-places_BS % S)
+        seen_BS = places_BS + lengths_B[:, None] >= 0
     here = (places_BS == 0)[:, :, None, None]
     heads = own_kv_head(c.heads, c.kv_heads, k_BTKH, v_BTKH, cache["k"], cache["v"])
     k_new, v_new, k_old, v_old = heads
     # A select, although the cache itself is updated by a scatter: it is part of reading, not a
     # copy.
     k_BSKH, v_BSKH = jnp.where(here, k_new, k_old), jnp.where(here, v_new, v_old)
-    o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, (places_BS <= 0)[:, None])
+    o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, seen_BS[:, None], _scores(c, local))
     return _output(w, o_BTNH, context), {"k": k_BTKH, "v": v_BTKH}
 
 
-FORWARD = Forward(_sequence, _token)
+FORWARD = Forward(functools.partial(_sequence, local=False), functools.partial(_token, local=False))
+LOCAL = Forward(functools.partial(_sequence, local=True), functools.partial(_token, local=True))
 
 
-def _projections(w, y_BTD: Stream, context: Context) -> tuple[Array, Array, Array]:
+def _scores(c: ModelConfig, local: bool) -> Scores:
+    return Scores(c.query_scale, c.attention_softcap, c.sliding_window if local else 0)
+
+
+def _projections(w, y_BTD: Stream, context: Context, local: bool) -> tuple[Array, Array, Array]:
     """(q_BTNH, k_BTKH, v_BTKH), rotated by position."""
     c = context.config
     q_BTNH = einsum("BTD,DNH->BTNH", y_BTD, w.wq_DNH)
@@ -51,11 +70,27 @@ def _projections(w, y_BTD: Stream, context: Context) -> tuple[Array, Array, Arra
         k_BTKH += w.bk_KH.astype(k_BTKH.dtype)[None, None]
         v_BTKH += w.bv_KH.astype(v_BTKH.dtype)[None, None]
     q_BTNH, k_BTKH, v_BTKH = remat.keep(remat.PROJECTION, q_BTNH, k_BTKH, v_BTKH)
-    if c.qk_norm:
-        q_BTNH = head_norm(q_BTNH, w.q_scale_H, c.norm_epsilon)
-        k_BTKH = head_norm(k_BTKH, w.k_scale_H, c.norm_epsilon)
-    how = context.positions_BT, c.rope_theta, c.rope_scaling, c.rope_fraction
+    if c.qk_norm != "none":
+        q_BTNH, k_BTKH = _normed_heads(w, q_BTNH, k_BTKH, c)
+    if c.learned_positions:
+        return q_BTNH, k_BTKH, v_BTKH
+    theta, scaling = c.rope_theta, c.rope_scaling
+    if local and c.local_rope_theta:
+        theta, scaling = c.local_rope_theta, NO_SCALING
+    how = context.positions_BT, theta, scaling, c.rope_fraction
     return rotate(q_BTNH, *how), rotate(k_BTKH, *how), v_BTKH
+
+
+def _normed_heads(w, q_BTNH: Array, k_BTKH: Array, c: ModelConfig) -> tuple[Array, Array]:
+    letters = ("H", "H") if c.qk_norm == "head" else ("NH", "KH")
+    # Key heads are replicated where there are fewer than model shards.
+    sharded = ("model",) if c.kv_heads >= axis_sizes()["model"] else ()
+
+    def normed(x_BTNH: Array, name: str, axes: tuple[str, ...]) -> Array:
+        return head_norm(x_BTNH, w[name], c.norm_epsilon, c.qk_norm, axes, c.norm_offset)
+
+    q_BTNH = normed(q_BTNH, f"q_scale_{letters[0]}", ("model",))
+    return q_BTNH, normed(k_BTKH, f"k_scale_{letters[1]}", sharded)
 
 
 def _output(w, o_BTNH: Array, context: Context) -> Array:

@@ -50,20 +50,19 @@ def run_block(
 
     `run` is the forward pass of a branch: of a sequence or of a token.
     """
-    scales = block.norm_names(config)
+    scales, output_scales = block.norm_names(config), block.output_norm_names(config)
 
-    def normed(x_BTD: Array, number: int) -> Stream:
-        # Quantized projections have a norm inside of them, and the block has none.
+    def normed(x_BTD: Array, scales: tuple[str, ...], number: int) -> Array:
         if not scales:
-            return Stream(x_BTD)
+            return x_BTD
         scale = scales[number]
         bias_D = w[norm_bias(scale)] if config.norm_bias else None
-        kind, epsilon = config.norm, config.norm_epsilon
-        return Stream(norm(x_BTD, w[scale], kind, epsilon, bias_D=bias_D))
+        how = config.norm, config.norm_epsilon
+        return norm(x_BTD, w[scale], *how, bias_D=bias_D, offset=config.norm_offset)
 
     caches = {}
     if block.kind != "serial":
-        norms = [normed(x_BTD, number) for number in range(max(1, len(scales)))]
+        norms = [Stream(normed(x_BTD, scales, n)) for n in range(max(1, len(scales)))]
         partials = []
         for number, branch in enumerate(block.branches):
             y_BTD = norms[number % len(norms)]
@@ -72,8 +71,12 @@ def run_block(
         summed_BTD = cast(Array | Partial, sum(partials))
         return x_BTD + scatter_stream(summed_BTD.astype(x_BTD.dtype)), caches
     for number, branch in enumerate(block.branches):
-        if number:
+        if number and not output_scales:
             (x_BTD,) = remat.keep(remat.STREAM, x_BTD)
-        partial_BTD, caches[branch.name] = run(branch, w, normed(x_BTD, number))
-        x_BTD += scatter_stream(partial_BTD.astype(x_BTD.dtype))
+        y_BTD = Stream(normed(x_BTD, scales, number))
+        partial_BTD, caches[branch.name] = run(branch, w, y_BTD)
+        update_BTD = scatter_stream(partial_BTD.astype(x_BTD.dtype))
+        if output_scales:
+            (update_BTD,) = remat.keep(remat.STREAM, update_BTD)
+        x_BTD += normed(update_BTD, output_scales, number)
     return x_BTD, caches

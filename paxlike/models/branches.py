@@ -5,5 +5,6 @@ from paxlike.models.branch import Forward
 
 FORWARD: dict[str, Forward] = {
     "attention": attention.FORWARD,
+    "local_attention": attention.LOCAL,
     "feed_forward": feed_forward.FORWARD,
 }

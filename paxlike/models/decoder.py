@@ -17,7 +17,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from paxlike.architecture.stack import Block, groups, norm_bias, outer_weights
+from paxlike.architecture.stack import (
+    Block,
+    Group,
+    groups,
+    norm_bias,
+    outer_weights,
+    repeated,
+    rest,
+)
 from paxlike.config import ModelConfig
 from paxlike.models.block import RunBranch, Weights, run_block
 from paxlike.models.branch import Cache, Context
@@ -25,9 +33,10 @@ from paxlike.models.branches import FORWARD
 from paxlike.nn import remat
 from paxlike.nn.adapted import Adapted, whole_factors
 from paxlike.nn.collectives import on_devices, specs_of
-from paxlike.nn.embedding import lookup
+from paxlike.nn.embedding import own_rows
 from paxlike.nn.norm import norm
 from paxlike.nn.numerics import Numerics
+from paxlike.nn.stream import scatter_stream
 from paxlike.nn.weight import check_quantized, initial, places_of, with_summed_gradient
 from paxlike.parallel import rules
 from paxlike.parallel.mesh import spec
@@ -38,13 +47,12 @@ Caches = dict[str, dict[str, Cache]]
 
 
 class HeadWeight(NamedTuple):
-    """The weight of the logits: the embedding and 1/sqrt(D) if tied (PaLM, section 5)."""
+    """The weight of the logits: the embedding if tied."""
 
     letters: str
     """`VD` or `DV`."""
     places: tuple[rules.Axis, ...]
     shard: Array
-    scale: float
 
 
 class Decoder:
@@ -75,13 +83,22 @@ class Decoder:
         """
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
         context = Context(self.config, self.numerics, positions_BT, segments_BT)
-        x_BTD, _ = self.run(self.embed(tokens_BT), sequence(context, keep_cache=False))
-        return self.finish(x_BTD)
+        x_BTD = self.embed(tokens_BT, positions_BT)
+        return self.finish(self.run(x_BTD, sequence(context, keep_cache=False))[0])
 
-    def embed(self, tokens_BT: Array) -> Array:
-        n = self.numerics
-        table_VD, places = self.params["embedding_VD"], self._places("embedding_VD")
-        return lookup(table_VD, tokens_BT, places, compute=n.compute, gradients=n.gradients)
+    def embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
+        """positions_BT: int32; the batch may be 1."""
+
+        def rows(name: str, indices_BT: Array) -> Array:
+            n, places = self.numerics, self._places(name)
+            return own_rows(self.params[name], indices_BT, places, n.compute, n.gradients)
+
+        x_BTD = rows("embedding_VD", tokens_BT)
+        if self.config.embedding_scale != 1:
+            x_BTD *= jnp.asarray(self.config.embedding_scale, x_BTD.dtype)
+        if self.config.learned_positions:
+            x_BTD += rows("positions_PD", positions_BT)
+        return scatter_stream(x_BTD)
 
     def run(
         self, x_BTD: Array, run: Callable[[Cache], RunBranch], caches: Caches | None = None
@@ -90,9 +107,9 @@ class Decoder:
 
         `run(cache of a layer)` gives the forward pass of its branches.
         """
-        c, n, stack = self.config, self.numerics, list(groups(self.config))
+        c, n = self.config, self.numerics
 
-        def period(x_BTD: Array, layer: tuple) -> tuple[Array, dict]:
+        def period(stack: tuple[Group, ...], x_BTD: Array, layer: tuple) -> tuple[Array, dict]:
             params, layer_caches = layer
             found = {}
             if n.ring:
@@ -105,13 +122,16 @@ class Decoder:
                 x_BTD, found[name] = run_block(block, c, w, x_BTD, run(cache))
             return x_BTD, found
 
-        found: dict = {}
-        for stacked in self._segments(stack):
-            body = remat.of_block(c.remat, period, n.ring)
-            x_BTD, found = jax.lax.scan(body, x_BTD, (stacked, caches))
+        found: Caches = {}
+        for stack in filter(None, (repeated(c), rest(c))):
+            body = remat.of_block(c.remat, functools.partial(period, stack), n.ring)
+            old = caches and {group.name: caches[group.name] for group in stack}
+            for stacked in self._segments(stack):
+                x_BTD, new = jax.lax.scan(body, x_BTD, (stacked, old))
+            found |= new
         return x_BTD, found
 
-    def _segments(self, stack: list[tuple[str, Block, int]]) -> list[dict]:
+    def _segments(self, stack: tuple[Group, ...]) -> list[dict]:
         """The stacked parameters by group: one dict, or several for consecutive runs of layers, of
         which some are frozen (`adapt/parts.py`)."""
         groups = {name: self.params[name] for name, _, _ in stack}
@@ -136,13 +156,12 @@ class Decoder:
     def finish(self, x_BTD: Array) -> Array:
         c, p = self.config, self.params
         bias_D = p[norm_bias("scale_D")] if c.norm_bias else None
-        return norm(x_BTD, p["scale_D"], c.norm, c.norm_epsilon, bias_D=bias_D)
+        how = c.norm, c.norm_epsilon
+        return norm(x_BTD, p["scale_D"], *how, bias_D=bias_D, offset=c.norm_offset)
 
     def head(self) -> HeadWeight:
-        tied = self.config.head == "tied"
-        name = "embedding_VD" if tied else "head_DV"
-        scale = self.config.d_model**-0.5 if tied else 1.0
-        return HeadWeight(name[-2:], self._places(name), self.params[name], scale)
+        name = "embedding_VD" if self.config.head == "tied" else "head_DV"
+        return HeadWeight(name[-2:], self._places(name), self.params[name])
 
     def _places(self, name: str) -> tuple[rules.Axis, ...]:
         spec = next(spec for spec in outer_weights(self.config) if spec.name == name)

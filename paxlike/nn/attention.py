@@ -1,4 +1,4 @@
-"""Causal attention with document masks: one signature, a reference and several fast kernels.
+"""Causal attention with document masks and windows: one signature, several kernels.
 
 | implementation | what runs | where |
 |---|---|---|
@@ -14,32 +14,59 @@ Each device computes its own query heads, without communication.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from paxlike.accounting import kernel_window
 from paxlike.config import ConfigError
 from paxlike.nn import remat
-from paxlike.nn.blocked import blocked
+from paxlike.nn.blocked import How, blocked
 from paxlike.nn.collectives import index
 from paxlike.parallel.mesh import axis_sizes
 
 Array = jax.Array
 
 
+class Scores(NamedTuple):
+    """How scores are computed from queries and keys."""
+
+    scale: float = 0.0
+    """Their factor. 0: 1/sqrt(H)."""
+    softcap: float = 0.0
+    """They become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118). 0: unchanged."""
+    window: int = 0
+    """Tokens that a position attends to: itself and those before it. 0: all."""
+
+    def factor(self, head_dim: int) -> float:
+        return self.scale or head_dim**-0.5
+
+
 def attention(
-    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, segments_BT: Array | None, implementation: str
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    segments_BT: Array | None,
+    implementation: str,
+    scores: Scores = Scores(),  # noqa: B008 - immutable
 ) -> Array:
-    """Returns softmax(q k^T / sqrt(H)) v of this device's heads, causal and within segments.
+    """Returns softmax(scores) v of this device's heads, causal and within segments.
 
     S = T. N // K query heads share each key/value head. segments_BT: int32 document numbers (a
     position attends only to its own document), or None for one document. Returns o_BTNH in q's
-    dtype. Raises ConfigError if the implementation does not support the shape.
+    dtype. Raises ConfigError if the implementation does not support the shape or the scores.
     """
-    arrays = (
-        (q_BTNH, k_BSKH, v_BSKH) if segments_BT is None else (q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    )
-    return _IMPLEMENTATIONS[implementation](*arrays)
+    if implementation in ("xla", "cudnn") and scores.softcap:
+        raise ConfigError(
+            f"model.attention {implementation} has no softcap, and model.attention_softcap is "
+            f"{scores.softcap}; set model.attention to blocked."
+        )
+    run = _IMPLEMENTATIONS[implementation]
+    if not scores.window:
+        return run(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores)
+    with jax.named_scope(kernel_window.scope(scores.window)):
+        return run(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores)
 
 
 def own_kv_head(heads: int, kv_heads: int, *arrays_BSKH: Array) -> tuple[Array, ...]:
@@ -55,41 +82,59 @@ def own_kv_head(heads: int, kv_heads: int, *arrays_BSKH: Array) -> tuple[Array, 
     return tuple(jax.lax.dynamic_slice_in_dim(x, mine, 1, axis=2) for x in arrays_BSKH)
 
 
-def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> Array:
-    """Attention under any bool mask (True: attend; its batch may be 1). Softmax in float32."""
+def attend(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    mask_BTS: Array,
+    scores: Scores = Scores(),  # noqa: B008 - immutable
+) -> Array:
+    """Attention under any bool mask (True: attend; its batch may be 1). Softmax in float32.
+
+    The mask has the window of `scores`, if there is one.
+    """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum(
         "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
     )
+    scores_BKGTS = capped(scores_BKGTS * scores.factor(H), scores.softcap)
     scores_BKGTS = jnp.where(
-        mask_BTS[:, None, None, :, :], scores_BKGTS * H**-0.5, jnp.finfo(jnp.float32).min
+        mask_BTS[:, None, None, :, :], scores_BKGTS, jnp.finfo(jnp.float32).min
     )
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
     o_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
     return o_BTKGH.reshape(B, T, N, H)
 
 
-def causal_mask(T: int, segments_BT: Array | None) -> Array:
-    """Returns bool [B, T, S]: a position attends to itself and earlier ones of its segment.
+def capped(x: Array, softcap: float) -> Array:
+    """softcap * tanh(x / softcap), or x if softcap is 0."""
+    return softcap * jnp.tanh(x / softcap) if softcap else x
+
+
+def causal_mask(T: int, segments_BT: Array | None, window: int = 0) -> Array:
+    """Returns bool [B, T, S]: a position attends to itself and earlier ones of its segment, at most
+    `window` of them.
 
     Without segments B is 1.
     """
     mask_BTS = jnp.tril(jnp.ones((T, T), bool))[None]
+    if window:
+        mask_BTS = mask_BTS & ~jnp.tril(jnp.ones((T, T), bool), -window)[None]
     if segments_BT is not None:
         mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
     return mask_BTS
 
 
-def _reference(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
-    (o_BTNH,) = remat.keep(
-        remat.ATTENTION, attend(q_BTNH, k_BSKH, v_BSKH, causal_mask(q_BTNH.shape[1], segments_BT))
-    )
+def _reference(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores):
+    mask_BTS = causal_mask(q_BTNH.shape[1], segments_BT, scores.window)
+    o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scores)
+    (o_BTNH,) = remat.keep(remat.ATTENTION, o_BTNH)
     return o_BTNH
 
 
-def _dot_product(q_BTNH, k_BSKH, v_BSKH, segments_BT=None, *, implementation):
+def _dot_product(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores, *, implementation):
     mask = (
         None
         if segments_BT is None
@@ -97,7 +142,14 @@ def _dot_product(q_BTNH, k_BSKH, v_BSKH, segments_BT=None, *, implementation):
     )
     try:
         o_BTNH = jax.nn.dot_product_attention(
-            q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True, implementation=implementation
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            mask=mask,
+            scale=scores.factor(q_BTNH.shape[-1]),
+            is_causal=True,
+            local_window_size=(scores.window - 1, 0) if scores.window else None,
+            implementation=implementation,
         )
     except (NotImplementedError, RuntimeError) as error:
         # For example a head dim above 128 before Hopper, float32, or no cuDNN.
@@ -112,7 +164,7 @@ SPLASH_BLOCK = 512
 """Queries and keys per tile. Keeps the matrix unit busy and fits on-chip memory at head dim 256."""
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
+def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores):
     # Imported here because importing Pallas takes as long as the rest of the model.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
@@ -129,16 +181,22 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
-    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * N)
+    one_head: splash_attention_mask.Mask = splash_attention_mask.CausalMask((T, T))
+    if scores.window:
+        before = scores.window - 1
+        one_head = splash_attention_mask.LocalMask((T, T), window_size=(before, 0), offset=0)
+    mask = splash_attention_mask.MultiHeadMask([one_head] * N)
     kernel = splash.make_splash_mha_single_device(
         mask,
         block_sizes=sizes,
         interpret=jax.sharding.get_abstract_mesh().abstract_device.platform != "tpu",
         residual_checkpoint_name=remat.ATTENTION,
+        attn_logits_soft_cap=scores.softcap or None,
     )
 
     def one(q_TNH, k_SKH, v_SKH, segments_T=None):
-        q_NTH, k_KSH, v_KSH = (jnp.swapaxes(x, 0, 1) for x in (q_TNH * H**-0.5, k_SKH, v_SKH))
+        q_TNH *= scores.factor(H)
+        q_NTH, k_KSH, v_KSH = (jnp.swapaxes(x, 0, 1) for x in (q_TNH, k_SKH, v_SKH))
         segments = None if segments_T is None else splash.SegmentIds(segments_T, segments_T)
         return jnp.swapaxes(kernel(q_NTH, k_KSH, v_KSH, segment_ids=segments), 0, 1)
 
@@ -152,7 +210,7 @@ STAND_IN = "attention_kernel_stand_in"
 """Scope of its instructions, in `op_name`."""
 
 
-def _stand_in(q_BTNH, k_BSKH, v_BSKH, segments_BT=None):
+def _stand_in(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores):
     """Reads, writes and saves the same arrays as a flash kernel.
 
     Replaces cuDNN's kernel where cuDNN is not installed, for compile-time analysis.
@@ -183,10 +241,16 @@ def _flash_arrays_backward(residuals, do_BTNH):
 
 _flash_arrays.defvjp(_flash_arrays_forward, _flash_arrays_backward)
 
+
+def _blocked(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores):
+    how = How(scores.factor(q_BTNH.shape[-1]), scores.softcap, scores.window)
+    return blocked(q_BTNH, k_BSKH, v_BSKH, segments_BT, how)
+
+
 _IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "stand_in": _stand_in,
     "reference": _reference,
-    "blocked": blocked,
+    "blocked": _blocked,
     "xla": functools.partial(_dot_product, implementation="xla"),
     "cudnn": functools.partial(_dot_product, implementation="cudnn"),
     "splash": _splash,

@@ -15,25 +15,20 @@ from paxlike.nn.collectives import (
     index,
     scatter_gradient,
 )
-from paxlike.nn.stream import scatter_stream
 from paxlike.parallel import rules
 
 Array = jax.Array
 
 
-def lookup(
-    table_VD: Array,
-    tokens_BT: Array,
-    places: tuple[rules.Axis, ...],
-    *,
-    compute: str,
-    gradients: str,
+def own_rows(
+    table_VD: Array, tokens_BT: Array, places: tuple[rules.Axis, ...], compute: str, gradients: str
 ) -> Array:
-    """This device's part of x_BTD, in dtype `compute`: the rows of its tokens.
+    """The rows of tokens, [B, T, D] in dtype `compute`; zeros for rows that another device has.
 
-    table_VD: the stored shard; places: of the stored table. Its gradient is summed in `gradients`.
+    Their sum over `model` is the stream. table_VD: the stored shard; places: of the stored table.
+    Its gradient is summed in `gradients`.
     """
-    return scatter_stream(_own_rows((places, compute, gradients), table_VD, tokens_BT))
+    return _own_rows((places, compute, gradients), table_VD, tokens_BT)
 
 
 def _local(table: Array, tokens: Array) -> tuple[Array, Array]:

@@ -32,7 +32,9 @@ class Numerics:
             compute = "bfloat16" if platform != "cpu" or _cpu_multiplies_bfloat16() else "float32"
         attention: str = model.attention
         if attention == "auto":
-            attention = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "blocked")
+            # cuDNN has no softcap.
+            on_gpu = "blocked" if model.attention_softcap else "cudnn"
+            attention = {"tpu": "splash", "gpu": on_gpu}.get(platform, "blocked")
         integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
         ring = platform == "tpu"
         return cls(compute, precision.params, precision.gradients, attention, ring, integer)

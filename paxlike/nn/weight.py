@@ -32,13 +32,14 @@ def fan_in(letters: str, size: dict[str, int]) -> int:
 def initial(spec: WeightSpec, config: ModelConfig, keys: Iterator[Array], dtype: str) -> Array:
     """A weight's initial value, created sharded.
 
-    Kernels are drawn from N(0, 1/sqrt(fan-in)), embeddings from N(0, 1); scales are ones, biases
-    zeros (PaLM, arXiv 2204.02311, section 5).
+    Kernels are drawn from N(0, 1/sqrt(fan-in)), embeddings from N(0, 1); scales are ones (zeros
+    with `model.norm_offset`), biases zeros (PaLM, arXiv 2204.02311, section 5).
     """
     shape = spec.shape(config)
     sharding = weight_spec(spec.letters, shape)
     if spec.kind in ("scale", "bias"):
-        return jnp.full(shape, spec.kind == "scale", dtype, out_sharding=sharding)
+        ones = spec.kind == "scale" and not config.norm_offset
+        return jnp.full(shape, ones, dtype, out_sharding=sharding)
     deviation = fan_in(spec.letters, sizes(config)) ** -0.5 if spec.kind == "kernel" else 1.0
     draw = jax.random.normal(next(keys), shape, jnp.float32, out_sharding=sharding)
     return (draw * deviation).astype(dtype)

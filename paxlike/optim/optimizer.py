@@ -250,7 +250,7 @@ def _decay(optim: OptimConfig, steps: int) -> Callable:
     def decay(path: tuple, k: jax.Array) -> jax.Array | float:
         return (
             0.0
-            if re.search(r"(^|_)scale_[A-Z]+$|^b[a-z]*_[A-Z]+$", path[-1].key)
+            if re.search(r"(^|_)(scale|bias)_[A-Z]+$|^b[a-z]*_[A-Z]+$", path[-1].key)
             else optim.weight_decay * factor(k)
         )
 

@@ -17,6 +17,7 @@ ALPHABET = {
     "H": "head dimension",
     "V": "vocabulary (stored rows)",
     "L": "layers",
+    "P": "rows of the table of learned positions",
     "R": "adapter rank",
 }
 
@@ -58,6 +59,7 @@ def sizes(model: ModelConfig) -> dict[str, int]:
         "H": model.head_dim,
         "V": model.vocab_rows,
         "L": model.layers,
+        "P": model.learned_positions,
     }
 
 

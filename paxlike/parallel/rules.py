@@ -42,6 +42,7 @@ WEIGHTS: dict[str, Axis] = {
     "K": "model",
     "F": "model",
     "V": "model",
+    "P": "model",
     "H": None,
     "R": "data",
 }
@@ -146,6 +147,7 @@ def _remedy(letter: str) -> str:
     return {
         "B": "train.batch_size, train.accumulate, mesh.data",
         "V": "model.vocab_multiple, mesh.model",
+        "P": "model.learned_positions, mesh.model",
         "N": "model.heads, mesh.model",
         "K": "model.kv_heads, mesh.model",
         "F": "model.d_ff, mesh.model",

@@ -99,11 +99,11 @@ def _whole(index: Index, axis: int) -> list[slice]:
 
 
 class HeadOfEmbedding:
-    """An untied head with the logits of a tied one: the transposed embedding / sqrt(D)."""
+    """An untied head with the logits of a tied one: the transposed embedding times a factor."""
 
-    def __init__(self, embedding: Parts):
-        self.embedding, self.shape = embedding, embedding.shape[::-1]
+    def __init__(self, embedding: Parts, factor: float):
+        self.embedding, self.shape, self.factor = embedding, embedding.shape[::-1], factor
 
     def __getitem__(self, index: Index) -> Array:
         part = np.asarray(self.embedding[index[::-1]])
-        return part.T.astype(np.float32) * np.float32(self.shape[0] ** -0.5)
+        return part.T.astype(np.float32) * np.float32(self.factor)

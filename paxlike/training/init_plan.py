@@ -80,8 +80,15 @@ def make_plan(model: ModelConfig, names: list[str], init: InitConfig, source: So
 
 def changed_fields(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[object, object]]:
     """Field with its sections (`rope_scaling.kind`) -> both values, where they differ."""
+    # 0 is another word for the default.
+    old, new = (dataclasses.replace(one, logit_scale=one.logits_factor) for one in (old, new))
     both = zip(_flat(old).items(), _flat(new).values(), strict=True)
-    return {name: (a, b) for (name, a), b in both if a != b}
+    changed = {name: (a, b) for (name, a), b in both if a != b}
+    if old.block_kinds == new.block_kinds:  # a pattern replaces the block
+        changed = {name: both for name, both in changed.items() if name not in ("block", "pattern")}
+    if "head" in changed:  # its conversion accounts for the scale
+        changed.pop("logit_scale", None)
+    return changed
 
 
 def _flat(section: object, prefix: str = "") -> dict[str, object]:
@@ -138,9 +145,10 @@ def _origin(
     ):
         values = _VALUES[declared[name].kind] if name in declared else "as in a new run"
         return Origin(f"new, {values}", None)
+    factor = old.logits_factor / model.logits_factor
     letters, hows = letters_of(name), []
     if from_embedding:
-        hows.append("the source's embedding, transposed / sqrt(d_model): the tied head's logits")
+        hows.append("the source's embedding, transposed and scaled: the tied head's logits")
     if fewer:
         group = old.kv_heads // model.kv_heads
         word = "the mean" if init.kv_heads == "mean" else "the first"
@@ -151,7 +159,7 @@ def _origin(
 
     def read(layer: int | None) -> Parts:
         parts = (
-            HeadOfEmbedding(source.param("embedding_VD", None))
+            HeadOfEmbedding(source.param("embedding_VD", None), factor)
             if from_embedding
             else source.param(name, layer)
         )
@@ -177,5 +185,5 @@ def _notes(
         yield f"the model differs from the source's: {', '.join(shown)}"
     if unused := [name for name in theirs if name not in names]:
         yield f"of the source, {', '.join(unused)} is not used"
-    if "kv_heads" in changed and model.qk_norm:
+    if "kv_heads" in changed and model.qk_norm != "none":
         yield "query/key norm is applied to the new heads, so equal heads are the only exact case"

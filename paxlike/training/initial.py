@@ -87,10 +87,11 @@ def _notes(config: Config, data: AnySource, source: Source) -> Iterator[str]:
             f"data.sequence_length is {length}; the source was trained on at most {source.length} "
             "tokens"
         )
-    yield _tokenizers(config, data, source)
+    yield tokenizer_note(config, data, source)
 
 
-def _tokenizers(config: Config, data: AnySource, source: Source) -> str:
+def tokenizer_note(config: Config, data: AnySource, source: Source) -> str:
+    """How the tokenizer of the data and the source's compare."""
     ours = data.tokenizer
     origin = "" if config.data.store or config.data.mixture or config.data.seqio_mixture else (
         " No data.store is set, so the default corpus is used, with data.tokenizer "

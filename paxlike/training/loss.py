@@ -65,6 +65,8 @@ class Head(NamedTuple):
     gradients: str
     """Dtype in which the head's gradient is summed."""
     chunk_elements: int = CHUNK_ELEMENTS
+    softcap: float = 0.0
+    """Scaled logits become softcap * tanh(logits / softcap). 0: unchanged."""
 
 
 def sum_losses(x_BTD: Array, head_weight: Array, targets_BT: Array, head: Head) -> Losses:
@@ -149,16 +151,20 @@ def _chunk(head, weight, gradients, carry, chunk):
     logits = jax.lax.dot_general(
         x, weight, (((1,), (D,)), ((), ())), preferred_element_type=jnp.float32
     )
+    scale = head.scale
+    if head.softcap:
+        shares = jnp.tanh(logits * (head.scale / head.softcap))
+        logits, scale = head.softcap * shares, 1.0
     if rows * axis_sizes()["model"] > head.vocab_size:
         logits = jnp.where((vocabulary < head.vocab_size)[None], logits, -jnp.inf)
     best = greatest(logits.max(-1), "model")
-    exps = jnp.exp((logits - best[:, None]) * head.scale)
+    exps = jnp.exp((logits - best[:, None]) * scale)
     sum_exps = total(exps.sum(-1), "model")
-    best *= head.scale
+    best *= scale
     log_z = jnp.log(sum_exps) + best
     hit = vocabulary[None] == targets[:, None]
     place = targets - shard * rows
-    mine = jnp.take_along_axis(logits, jnp.clip(place, 0, rows - 1)[:, None], 1)[:, 0] * head.scale
+    mine = jnp.take_along_axis(logits, jnp.clip(place, 0, rows - 1)[:, None], 1)[:, 0] * scale
     target_logit = total(jnp.where((place >= 0) & (place < rows), mine, 0), "model")
 
     weights = (targets >= 0).astype(jnp.float32)
@@ -171,7 +177,10 @@ def _chunk(head, weight, gradients, carry, chunk):
         return (losses, dweight), None
 
     probabilities = exps * (weights * (1 + 2 * head.z_loss * log_z) / sum_exps)[:, None]
-    dlogits = ((probabilities - jnp.where(hit, weights[:, None], 0)) * head.scale).astype(x.dtype)
+    dlogits = (probabilities - jnp.where(hit, weights[:, None], 0)) * head.scale
+    if head.softcap:
+        dlogits *= 1 - jnp.square(shares)
+    dlogits = dlogits.astype(x.dtype)
     dx = jax.lax.dot_general(dlogits, weight, (((1,), (V,)), ((), ())))
     if "weight" not in gradients:
         return (losses, dweight), dx

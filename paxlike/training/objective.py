@@ -38,10 +38,11 @@ def next_token(config: Config, decoder: Decoder, x_BTD: Array, part: DeviceBatch
     head = Head(
         weight.letters,
         weight.places,
-        weight.scale,
+        config.model.logits_factor,
         config.model.vocab_size,
         config.train.z_loss,
         gradients,
+        softcap=config.model.logit_softcap,
     )
     return sum_losses(x_BTD, weight.shard, part.targets_ABT, head)
 

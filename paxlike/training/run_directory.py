@@ -3,7 +3,8 @@
 config.json      the resolved config
 init.json        where the first parameters came from, of a run with `init.source`
 data.json        the token store's path (or seqio:NAME) and fingerprint
-tokenizer/       a copy of the store's tokenizer, so that a run can generate without its data
+tokenizer/       a copy of the store's tokenizer and chat template, so that a run can generate
+                 without its data
 metrics.jsonl    one line per step and one per event (start, compile, evaluation, checkpoint, stop)
 tensorboard/     event files
 checkpoints/     see `checkpoint.py`
@@ -23,6 +24,7 @@ from pathlib import Path
 from paxlike.config import Config, UserError, differences, from_json, to_json
 from paxlike.data.location import in_bucket
 from paxlike.data.source import Source, check_unchanged
+from paxlike.data.store import TEMPLATE_FILE
 from paxlike.files import write_file
 from paxlike.optim.schedules import make_schedule
 
@@ -93,6 +95,8 @@ class RunDirectory:
         if known is None:
             (folder / "tokenizer").mkdir(exist_ok=True)
             store.tokenizer.save(folder / "tokenizer")
+            if store.chat_template:
+                write_text(folder / "tokenizer" / TEMPLATE_FILE, store.chat_template)
             self._record()  # other processes look for it
             self._accepted = True
             return

@@ -72,7 +72,7 @@ def test_gathered_and_scattered_are_those_of_the_whole_stream(devices):
         ((1, 2, 4), {"kv_heads": 1, "remat": "full"}),
         (
             (1, 1, 8),
-            {"kv_heads": 8, "attention_bias": "qkvo", "qk_norm": True, "remat": "none"},
+            {"kv_heads": 8, "attention_bias": "qkvo", "qk_norm": "head", "remat": "none"},
         ),
         ((2, 2, 2), {"kv_heads": 2, "block": "serial", "remat": "dots", "head": "untied"}),
     ],

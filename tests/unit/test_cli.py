@@ -12,6 +12,7 @@ import pytest
 from sample_runs import start, step, write
 
 from paxlike import __version__, cli
+from paxlike.commands.flags import given_fields
 from paxlike.config import UserError, load
 from paxlike.data.prepare import PrepareConfig, prepare
 from paxlike.planning.simulated_step import Step
@@ -242,6 +243,18 @@ def test_a_mistake_of_the_program_keeps_its_traceback(run, monkeypatch):
 
 
 # Info
+
+
+def test_info_does_not_read_a_source(run):
+    code, _, err = run("info", TINY, "--init.from", "base", "--init.config")
+    assert code == 2 and "uses the model of CONFIG and does not read init.source base" in err
+    assert run("info", TINY, "--init.from", "base")[0] == 0
+
+
+def test_given_fields():
+    words = ["--model.kv-heads", "2", "--model.rope-scaling.kind=yarn", "--init.config"]
+    words += ["--model.no-qk-norm", "--data.store", "x"]
+    assert given_fields(words, "model") == {"kv_heads", "rope_scaling", "qk_norm"}
 
 
 def test_info_prints_counts(run):

@@ -296,18 +296,26 @@ def changed() -> Config:
             vocab_size=300,
             vocab_multiple=64,
             block="serial",
-            pattern=("serial", "parallel", "serial"),
+            pattern=("serial", "parallel_local", "serial"),
+            sliding_window=8,
             norm="rms",
+            norm_offset=True,
             feed_forward="relu2",
             attention_bias="qkvo",
-            qk_norm=True,
+            qk_norm="head",
             head="untied",
             feed_forward_bias=True,
             rope_theta=5e5,
+            local_rope_theta=1e3,
             rope_fraction=0.5,
             rope_scaling=RopeScalingConfig("yarn", 2.0, 16, 2.0, 8.0, 16.0, 0.5, 1.5, False),
             norm_epsilon=1e-5,
             attention="xla",
+            logit_scale=0.5,
+            logit_softcap=30.0,
+            attention_softcap=50.0,
+            query_scale=0.1,
+            embedding_scale=2.0,
             remat="dots",
             quant=QuantConfig("bitnet", "code", 2, 3, "tensor"),
         ),
@@ -346,10 +354,11 @@ def test_every_field_differs_by_its_dotted_name():
             )
         ]
 
-    # variant code excludes nonnegative, RMS norms a bias, and a mixture of seqio other sources.
+    # variant code excludes nonnegative, quantization norms of outputs, RMS norms a bias, RoPE
+    # learned positions, and a mixture of seqio other sources.
     cannot = (
-        "model.quant.nonnegative", "model.norm_bias", "data.store", "data.mixture",
-        "data.mixture_changes",
+        "model.quant.nonnegative", "model.norm_placement", "model.norm_bias",
+        "model.learned_positions", "data.store", "data.mixture", "data.mixture_changes",
     )  # fmt: skip
     assert found == [name for name in names(dataclasses.asdict(Config())) if name not in cannot]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())

@@ -1,13 +1,13 @@
 """What a family of Hugging Face models is: how its config.json and tensors map to ours."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from paxlike.architecture.branch import WeightSpec
-from paxlike.config import ModelConfig
+from paxlike.config import ModelConfig, UserError
 
 LLAMA_NAMES = {
     "scale_D": "input_layernorm.weight",
@@ -31,13 +31,14 @@ SERIAL_RMS: dict[str, tuple] = {
     "block": ("serial",),
     "norm": ("rms",),
     "feed_forward": ("swiglu",),
-    "attention_bias": ("none",),
-    "qk_norm": (False,),
-    "rope_fraction": (1.0,),
-    "norm_bias": (False,),
-    "feed_forward_bias": (False,),
 }
 """The architecture of Llama."""
+_OPTIONS = (
+    "norm_placement", "norm_bias", "norm_offset", "feed_forward_bias", "attention_bias", "qk_norm",
+    "query_scale", "attention_softcap", "logit_softcap", "embedding_scale", "learned_positions",
+    "rope_fraction", "local_rope_theta",
+)  # fmt: skip
+"""Fields that have their default in a family whose `shape` does not list them."""
 LLAMA_OUTER = {
     "embedding_VD": "model.embed_tokens.weight",
     "scale_D": "model.norm.weight",
@@ -68,8 +69,8 @@ class Family:
     architecture: str
     """The class in transformers."""
     shape: dict[str, tuple]
-    """Field of ModelConfig -> its possible values. A folder is read with the first, unless
-    `options` says otherwise."""
+    """Field of ModelConfig -> its possible values; of `block`, those of all blocks. A folder is
+    read with the first, unless `options` says otherwise. An empty tuple: any value."""
     supported: dict[str, tuple]
     """Key of config.json -> the values that are supported; it may also be absent or null."""
     epsilon: str = "rms_norm_eps"
@@ -87,6 +88,18 @@ class Family:
     """Whether config.json has a `logit_scale`. Otherwise logits are not scaled."""
     tied: bool = False
     """Whether the head is tied if config.json does not say it."""
+    rope: bool = True
+    """Whether config.json describes RoPE."""
+    patterned: bool = False
+    """Whether the layers can be of several kinds."""
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The usual key of config.json -> this family's."""
+    fits: Callable[[ModelConfig], bool] = lambda model: True
+    """What `shape` cannot say about the models of the family."""
+    inputs_first: bool = False
+    """Whether matrices are [inputs, outputs]."""
+    optional_prefix: str = ""
+    """A prefix of all tensors that some files omit."""
     options: Callable[[dict], dict[str, Any]] = lambda hf_config: {}
     """Fields of ModelConfig that depend on config.json."""
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
@@ -96,9 +109,54 @@ class Family:
 
     def has(self, model: ModelConfig) -> bool:
         """Whether a model is one of the family."""
-        return not model.pattern and all(
-            getattr(model, field) in values for field, values in self.shape.items()
+        defaults = {name: ModelConfig.__dataclass_fields__[name].default for name in _OPTIONS}
+        fits = all(
+            getattr(model, field) == default
+            for field, default in defaults.items()
+            if field not in self.shape
         )
+        fits = fits and all(
+            not values or getattr(model, field) in values
+            for field, values in self.shape.items()
+            if field != "block"
+        )
+        blocks = set(model.block_kinds)
+        fits = fits and self.fits(model)
+        return fits and blocks <= set(self.shape["block"]) and (self.patterned or len(blocks) == 1)
+
+
+# ---- sliding windows -----------------------------------------------------------------------------
+
+
+def layers_of(local: Iterable[bool], window: int, kind: str = "serial") -> dict[str, Any]:
+    """Fields of ModelConfig for layers of which some are local: the shortest pattern.
+
+    local: for every layer. window: of the local ones.
+    """
+    kinds = [f"{kind}_local" if one else kind for one in local]
+    periods = (n for n in range(1, len(kinds) + 1) if all(map(str.__eq__, kinds, kinds[n:])))
+    pattern = tuple(kinds[: next(periods)])
+    where = {"block": pattern[0]} if len(pattern) == 1 else {"block": kind, "pattern": pattern}
+    return {**where, "sliding_window": window if any("local" in one for one in kinds) else 0}
+
+
+def layer_types(model: ModelConfig) -> list[str]:
+    """`layer_types` of config.json."""
+    kinds = (model.block_kinds[layer % len(model.block_kinds)] for layer in range(model.layers))
+    return ["sliding_attention" if k.endswith("_local") else "full_attention" for k in kinds]
+
+
+def is_local(hf_config: dict, default: Callable[[int], bool]) -> list[bool]:
+    """Of every layer, by `layer_types` or `default(layer)`."""
+    types = hf_config.get("layer_types")
+    if types is None:
+        return [default(layer) for layer in range(hf_config.get("num_hidden_layers") or 0)]
+    known = {"sliding_attention": True, "full_attention": False}
+    if unknown := sorted({kind for kind in types if kind not in known}):
+        raise UserError(
+            f"config.json has the layer_types {unknown}; {' and '.join(known)} are supported."
+        )
+    return [known[kind] for kind in types]
 
 
 def no_sliding_window(hf_config: dict) -> bool:

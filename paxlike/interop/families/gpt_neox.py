@@ -67,7 +67,7 @@ GPT_NEOX = Family(
         "feed_forward": ("gelu_exact", "gelu", "relu"),
         "feed_forward_bias": (True,),
         "attention_bias": ("qkvo",),
-        "qk_norm": (False,),
+        "rope_fraction": (),
     },
     supported={
         "attention_bias": (True,),

@@ -1,11 +1,27 @@
-"""Mistral, without a sliding window: Llama's architecture under another name."""
+"""Mistral: Llama's architecture, with a sliding window in all layers or none."""
 
-from paxlike.interop.families.family import SERIAL_RMS, Family
+from typing import Any
+
+from paxlike.config import ModelConfig
+from paxlike.interop.families.family import SERIAL_RMS, Family, layers_of, no_sliding_window
+
+
+def _options(hf_config: dict) -> dict[str, Any]:
+    # A window of the whole context masks nothing.
+    if no_sliding_window(hf_config):
+        return {}
+    return layers_of([True], hf_config["sliding_window"])
+
+
+def _keys(model: ModelConfig) -> dict[str, Any]:
+    return {"sliding_window": model.sliding_window or None}
+
 
 MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
-    shape=SERIAL_RMS,
+    shape={**SERIAL_RMS, "block": ("serial", "serial_local")},
     supported={"hidden_act": ("silu",)},
-    keys=lambda model: {"sliding_window": None},
+    options=_options,
+    keys=_keys,
 )

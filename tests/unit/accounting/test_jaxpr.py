@@ -9,6 +9,7 @@ import pytest
 from helpers import mesh_of, put, sharded_attention
 
 from paxlike.accounting.jaxpr import count_products
+from paxlike.nn.attention import Scores
 
 
 def counted(function, *shapes, dtype=jnp.float32):
@@ -101,22 +102,28 @@ def test_the_body_of_a_shard_map_runs_on_every_device(mesh):
         assert count_products(jax.make_jaxpr(product)(*arguments)).total == 2 * 16 * 24 * 8
 
 
-@pytest.mark.parametrize(("gradients", "products"), [(False, 2), (True, 2 + 3 + 4)])
-def test_splash_attention_by_its_formula(gradients, products):
-    """The T x S products of the forward kernel and of the two backward kernels."""
+@pytest.mark.parametrize(
+    ("gradients", "products", "window"), [(False, 2, 0), (True, 2 + 3 + 4, 0), (True, 9, 32)]
+)
+def test_splash_attention_by_its_formula(gradients, products, window):
+    """The T x S products of the forward kernel and of the two backward kernels; T x W in a
+    window.
+    """
     B, T, N, H = 3, 256, 4, 128
     with jax.set_mesh(mesh_of()):
         q, k = (jnp.ones(shape, jnp.bfloat16) for shape in ((B, T, N, H), (B, T, 1, H)))
         qkv = put("BTNH", q), put("BSKH", k), put("BSKH", k)
 
         def function(*qkv):
-            return sharded_attention(*qkv, None, "splash").astype(jnp.float32).sum()
+            scores = Scores(window=window)
+            return sharded_attention(*qkv, None, "splash", scores).astype(jnp.float32).sum()
 
         found = count_products(
             jax.make_jaxpr(jax.grad(function, (0, 1, 2)) if gradients else function)(*qkv)
         )
     # The backward pass also multiplies the output and its gradient, outside of the kernels.
-    assert found.total == products * 2 * B * N * T * T * H + gradients * 2 * B * N * T * H
+    keys = window or T
+    assert found.total == products * 2 * B * N * T * keys * H + gradients * 2 * B * N * T * H
     assert found.uncounted == ()
 
 
@@ -146,7 +153,10 @@ def test_the_result_names_what_it_cannot_count():
     assert "while loop in the program" in products.uncounted[0]
 
     unknown = SimpleNamespace(
-        primitive=SimpleNamespace(name="pallas_call"), params={"name": "mine"}, invars=[]
+        primitive=SimpleNamespace(name="pallas_call"),
+        params={"name": "mine"},
+        invars=[],
+        source_info=SimpleNamespace(name_stack=""),
     )
     program = SimpleNamespace(jaxpr=SimpleNamespace(eqns=[unknown]))
     assert count_products(program).uncounted == ("kernel mine",)

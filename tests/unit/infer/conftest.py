@@ -46,8 +46,9 @@ class Model:
         x_BTD = jax.device_get(self._forward(self.params, put("BT", tokens_BT)))
         tied = self.config.head == "tied"
         head_DV = jax.device_get(self.params["embedding_VD"].T if tied else self.params["head_DV"])
-        scale = self.config.d_model**-0.5 if tied else 1.0
-        return (x_BTD.astype(np.float64) @ head_DV.astype(np.float64) * scale)[..., : self.vocab]
+        found = x_BTD.astype(np.float64) @ head_DV.astype(np.float64) * self.config.logits_factor
+        cap = self.config.logit_softcap
+        return (cap * np.tanh(found / cap) if cap else found)[..., : self.vocab]
 
 
 def put(dims: str, array: np.ndarray) -> jax.Array:

@@ -13,7 +13,7 @@ WORDS = {
     "multi-query": {},
     "grouped": {"kv_heads": 2},
     "multi-head": {"kv_heads": 8},
-    "biases-and-qk-norm": {"kv_heads": 2, "attention_bias": "qkvo", "qk_norm": True},
+    "biases-and-qk-norm": {"kv_heads": 2, "attention_bias": "qkvo", "qk_norm": "head"},
     "pattern": {"kv_heads": 4, "pattern": ("parallel", "serial"), "layers": 4},
     "neox": {
         "block": "parallel_two_norms",
@@ -23,6 +23,28 @@ WORDS = {
         "attention_bias": "qkvo",
         "rope_fraction": 0.5,
         "head": "untied",
+        "kv_heads": 8,
+    },
+    "gemma": {
+        "pattern": ("serial_local", "serial"),
+        "layers": 3,
+        "sliding_window": 5,
+        "norm": "rms",
+        "norm_placement": "both",
+        "norm_offset": True,
+        "qk_norm": "head",
+        "query_scale": 0.3,
+        "attention_softcap": 2.0,
+        "logit_softcap": 3.0,
+        "embedding_scale": 1.5,
+        "local_rope_theta": 100.0,
+        "kv_heads": 2,
+    },
+    "learned-positions": {
+        "block": "parallel_local",
+        "sliding_window": 32,
+        "learned_positions": 32,
+        "qk_norm": "heads",
         "kv_heads": 8,
     },
     "serial": {
@@ -48,6 +70,8 @@ CASES = [
     ("biases-and-qk-norm", (1, 2, 4), None),
     ("pattern", (1, 2, 4), "model"),
     ("neox", (1, 2, 4), "model"),
+    ("gemma", (2, 2, 2), "model"),
+    ("learned-positions", (1, 2, 4), "model"),
     ("serial", (1, 2, 4), None),
 ]
 
@@ -60,8 +84,10 @@ def test_logits_equal_the_uncached_forward_at_every_position(
     with on_mesh(*sizes):
         model = make(**WORDS[words])
         cache = check_every_position(model, put)
-    for array in jax.tree.leaves(cache):
-        assert array.shape == (2, 4, LENGTH, model.config.kv_heads, 16)
+    for path, array in jax.tree.leaves_with_path(cache):
+        local = "local_attention" in jax.tree_util.keystr(path)
+        places = min(LENGTH, model.config.sliding_window) if local else LENGTH
+        assert array.shape[1:] == (4, places, model.config.kv_heads, 16)
         assert array.sharding.spec == P(None, ("pod", "data"), None, kv_axis, None)
 
 

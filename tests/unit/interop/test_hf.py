@@ -1,6 +1,7 @@
 """Runs to Hugging Face folders and back: equal logits, also in the real libraries; clean errors."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import pytest
 from helpers import host_params
 from interop_cases import KINDS, PROMPT, case, expected_logits, in_dtype, make_run
 
+from paxlike.accounting.parameters import parameter_count
 from paxlike.config import ModelConfig, QuantConfig, UserError
+from paxlike.infer.generate import Generator
 from paxlike.interop import hf, hf_layout
+from paxlike.interop.families.family import layers_of
 from paxlike.interop.hf import from_hf, to_hf
 from paxlike.interop.hf_forward import logits as hf_logits
 from paxlike.interop.safetensors import Entry, Tensors, write
 from paxlike.training.checkpoint import write_checkpoint
 from paxlike.training.checkpoint_reader import CheckpointReader
+from paxlike.training.loaded_run import load_run
 from paxlike.training.run_directory import read_config
 
 real = pytest.mark.optional("torch", "transformers")
@@ -89,6 +94,18 @@ def test_the_real_library_computes_the_same_logits(exported):
     with torch.no_grad():
         found = model(torch.tensor(PROMPT[None].astype(np.int64))).logits[0].numpy()
     np.testing.assert_allclose(found, expected_logits(config), atol=2e-5)
+    with torch.no_grad():
+        theirs = model.generate(
+            torch.tensor(PROMPT[None].astype(np.int64)),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+        )
+    run = load_run(folder.parent / "run")
+    with jax.set_mesh(run.mesh):
+        generator = Generator(config.model, run.numerics, run.params, eod=-1, max_length=40)
+        (ours,) = generator.generate([PROMPT], 12)
+    np.testing.assert_array_equal(ours, theirs[0, len(PROMPT) :].numpy())
 
 
 def test_the_golden_logits_of_the_real_library(kind, exported):
@@ -110,12 +127,14 @@ def test_a_round_trip_gives_the_same_run(exported, tmp_path):
         CheckpointReader(tmp_path / "back" / "checkpoints"),
     )
     assert back.data.sequence_length == 64 and stored.step == 0
-    changed = {"vocab_multiple", "attention"}
+    changed = {"vocab_multiple", "attention", "logit_scale", "block"}
+    assert back.model.block_kinds == config.model.block_kinds
     if config.model.rope_scaling.kind == "linear":
         assert back.model.rope_scaling.factor == config.model.rope_scaling.factor
     same = lambda model: {k: v for k, v in vars(model).items() if k not in changed}  # noqa: E731
     assert same(back.model) == same(config.model)
-    scaled = ("scale_D", "norm_bias_D")  # by the ratio of the logit scales
+    scaled = ("scale_D", "norm_bias_D")
+    ratio = config.model.logits_factor / back.model.logits_factor
     for path, expected in jax.tree_util.tree_leaves_with_path(host_params(config)):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         found, vocab = stored.param(name), config.model.vocab_size
@@ -125,6 +144,9 @@ def test_a_round_trip_gives_the_same_run(exported, tmp_path):
         if name == "head_DV":
             assert not found[:, vocab:].any()
             found, expected = found[:, :vocab], expected[:, :vocab]
+        if name in scaled:
+            offset = config.model.norm_offset
+            expected = (offset + expected) * ratio - offset
         np.testing.assert_allclose(found, expected, rtol=1e-6 if name in scaled else 0)
 
 
@@ -145,11 +167,8 @@ def test_a_different_logit_scale(small, tmp_path):
     edit(folder / "config.json", logit_scale=0.5)
     from_hf(folder, tmp_path / "back")
     stored = CheckpointReader(tmp_path / "back" / "checkpoints")
-    np.testing.assert_allclose(
-        stored.param("scale_D"),
-        host_params(config)["scale_D"] * 0.5 * config.model.d_model**0.5,
-        rtol=1e-6,
-    )
+    assert read_config(tmp_path / "back").model.logit_scale == 0.5
+    np.testing.assert_array_equal(stored.param("scale_D"), host_params(config)["scale_D"])
 
 
 def test_buffers_of_older_llamas_are_ignored(small, tmp_path):
@@ -292,7 +311,7 @@ def test_tensors_that_do_not_fit(change, message, small, tmp_path):
         ({"sliding_window": 32}, "sliding_window 32, less than max_position_embeddings 64"),
         ({"rope_theta": ..., "rope_parameters": ...}, "has no rope_theta"),
         ({"attention_bias": True}, "has attention_bias True"),
-        ({"use_qk_norm": True}, "has use_qk_norm True"),
+        ({"use_qk_norm": True}, r"self_attn\.q_norm\.weight is missing"),
         ({"hidden_act": "gelu"}, "has hidden_act 'gelu'"),
         ({"hidden_size": ...}, "has no hidden_size"),
         (
@@ -332,6 +351,87 @@ def test_a_mistral_is_read_as_it_is(kind, tmp_path):
     edit(tmp_path / "out/config.json", model_type=kind, sliding_window=64)
     from_hf(tmp_path / "out", tmp_path / "back")
     assert read_config(tmp_path / "back").model.block == "serial"
+
+
+RMS = {"rms_norm_eps": 1e-6, "rope_theta": 1e4}
+GEMMA_2 = {
+    "model_type": "gemma2", "head_dim": 256, "vocab_size": 256_000, "sliding_window": 4096,
+    "max_position_embeddings": 8192, "query_pre_attn_scalar": 256, **RMS,
+}  # fmt: skip
+PUBLISHED = {
+    124_439_808: {
+        "model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
+        "vocab_size": 50_257, "layer_norm_epsilon": 1e-5,
+    },
+    2_614_341_888: {
+        **GEMMA_2, "hidden_size": 2304, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "intermediate_size": 9216, "num_hidden_layers": 26,
+    },
+    9_241_705_984: {
+        **GEMMA_2, "hidden_size": 3584, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "intermediate_size": 14_336, "num_hidden_layers": 42,
+    },
+    999_885_952: {
+        **GEMMA_2, "model_type": "gemma3_text", "hidden_size": 1152, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "intermediate_size": 6912, "num_hidden_layers": 26,
+        "vocab_size": 262_144, "sliding_window": 512, "max_position_embeddings": 32_768,
+    },
+    7_298_617_344: {
+        "model_type": "olmo2", "hidden_size": 4096, "num_attention_heads": 32,
+        "intermediate_size": 11_008, "num_hidden_layers": 32, "vocab_size": 100_352, **RMS,
+    },
+    7_241_732_096: {
+        "model_type": "mistral", "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "vocab_size": 32_000, "sliding_window": 4096, "max_position_embeddings": 32_768, **RMS,
+    },
+    103_810_674_688: {
+        "model_type": "cohere", "hidden_size": 12_288, "num_attention_heads": 96,
+        "num_key_value_heads": 8, "intermediate_size": 33_792, "num_hidden_layers": 64,
+        "vocab_size": 256_000, "layer_norm_eps": 1e-5, "rope_theta": 75e6, "use_qk_norm": True,
+    },
+}  # fmt: skip
+"""Parameters of GPT-2, Gemma 2 2B and 9B, Gemma 3 1B, OLMo 2 7B, Mistral 7B and Command R+, as the
+model hub shows them -> their config.json."""
+
+
+@pytest.mark.parametrize(("count", "hf_config"), PUBLISHED.items())
+def test_published_models_have_the_published_number_of_parameters(count, hf_config):
+    model = hf_layout.from_config(hf_config)
+    assert parameter_count(model) == count
+    sizes = {t.name: t.shape for t in hf_layout.tensors(model, hf_layout.family_of(hf_config))}
+    assert sum(math.prod(shape) for shape in sizes.values()) == count
+
+
+@pytest.mark.parametrize(
+    ("layers", "pattern"),
+    [
+        ("gggg", ("serial", ())),
+        ("lll", ("serial_local", ())),
+        ("lgl", ("serial", ("serial_local", "serial"))),
+        ("llgllgl", ("serial", ("serial_local", "serial_local", "serial"))),
+        ("ggl", ("serial", ("serial", "serial", "serial_local"))),
+    ],
+)
+def test_the_shortest_pattern_of_layers(layers, pattern):
+    found = layers_of([kind == "l" for kind in layers], 16)
+    assert (found["block"], found.get("pattern", ())) == pattern
+    assert found["sliding_window"] == (16 if "l" in layers else 0)
+
+
+def test_a_gpt2_file_without_the_prefix(tmp_path):
+    config = case(**KINDS["gpt-2"])
+    to_hf(make_run(tmp_path / "run", config), tmp_path / "out")
+
+    def without(arrays):
+        for name in list(arrays):
+            arrays[name.removeprefix("transformer.")] = arrays.pop(name)
+        arrays["h.0.attn.bias"] = np.ones((1, 1, 64, 64), np.float32)
+
+    rewrite(tmp_path / "out", without)
+    from_hf(tmp_path / "out", tmp_path / "back")
+    stored = CheckpointReader(tmp_path / "back" / "checkpoints")
+    np.testing.assert_array_equal(stored.param("positions_PD"), host_params(config)["positions_PD"])
 
 
 def test_older_and_newer_names_of_rope(tmp_path):

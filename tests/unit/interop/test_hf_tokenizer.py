@@ -6,8 +6,10 @@ import random
 
 import pytest
 from interop_cases import case, make_run
+from made_tokenizers import byte_level
 
 from paxlike.config import UserError
+from paxlike.data.huggingface_tokenizer import load_huggingface
 from paxlike.data.tokenizer import BytesTokenizer, SentencePieceTokenizer, train_sentencepiece
 from paxlike.interop import hf_tokenizer
 from paxlike.interop.hf import from_hf, to_hf
@@ -136,3 +138,16 @@ def test_sentencepiece_models_without_an_exact_equivalent(tmp_path):
     )  # fmt: skip
     with pytest.raises(UserError, match="has no exact tokenizer.json"):
         hf_tokenizer.write(tmp_path, SentencePieceTokenizer(model.getvalue()), 64)
+
+
+def test_the_chat_template_goes_with_the_tokenizer(tmp_path):
+    tokenizer = load_huggingface(byte_level(tmp_path / "tokenizer"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    assert hf_tokenizer.copy_template(tmp_path / "a", tmp_path / "b", tokenizer) == []
+    assert not list((tmp_path / "b").iterdir())
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ messages }}é")
+    (note,) = hf_tokenizer.copy_template(tmp_path / "a", tmp_path / "b", BytesTokenizer())
+    assert "not exported" in note and not list((tmp_path / "b").iterdir())
+    assert hf_tokenizer.copy_template(tmp_path / "a", tmp_path / "b", tokenizer) == []
+    assert (tmp_path / "b" / "chat_template.jinja").read_text() == "{{ messages }}é"

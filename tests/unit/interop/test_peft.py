@@ -11,7 +11,15 @@ import pytest
 from helpers import SHAPE, error, flat, host_params, mesh_of
 
 from paxlike.accounting.adapted_parameters import trained_shapes
-from paxlike.config import AdaptConfig, Config, InitConfig, ModelConfig, UserError, to_json
+from paxlike.config import (
+    AdaptConfig,
+    Config,
+    DataConfig,
+    InitConfig,
+    ModelConfig,
+    UserError,
+    to_json,
+)
 from paxlike.data.tokenizer import BytesTokenizer
 from paxlike.interop import safetensors
 from paxlike.interop.adapted_runs import merge
@@ -33,6 +41,15 @@ FAMILIES = {
         "feed_forward_bias": True, "attention_bias": "qkvo", "kv_heads": 8, "head": "untied",
         "rope_fraction": 0.5,
     },
+    "gpt2": {
+        "block": "serial", "norm_bias": True, "feed_forward": "gelu", "feed_forward_bias": True,
+        "attention_bias": "qkvo", "learned_positions": 64, "kv_heads": 8, "logit_scale": 1.0,
+    },
+    "gemma2": {
+        "norm": "rms", "norm_placement": "both", "norm_offset": True, "feed_forward": "geglu",
+        "embedding_scale": 32**0.5, "query_scale": 0.25, "sliding_window": 5, "kv_heads": 2,
+        "layers": 3, "pattern": ("serial_local", "serial"), "logit_scale": 1.0,
+    },
 }  # fmt: skip
 
 
@@ -44,10 +61,15 @@ def write_run(config: Config, folder: Path, params: dict) -> Path:
     return folder
 
 
+def config_of(shape: dict) -> Config:
+    model = ModelConfig(**{**SHAPE, "vocab_size": 270, **shape})
+    return Config(model=model, data=DataConfig(sequence_length=64))
+
+
 def adapter_run(folder: Path, shape: dict, adapt: AdaptConfig) -> Path:
     """The run `folder`/run with random factors, beside its base `folder`/base."""
-    model = ModelConfig(**{**SHAPE, "vocab_size": 270, **shape})
-    config = Config(model=model)
+    config = config_of(shape)
+    model = config.model
     base = host_params(config)
     source = write_run(config, folder / "base", base)
     config = dataclasses.replace(config, adapt=adapt, init=InitConfig(str(source)))
@@ -73,6 +95,8 @@ def params_of(run: Path, like: dict) -> dict:
         (FAMILIES["cohere"], AdaptConfig("lora", 3, 5.0, layers=(1,))),
         (FAMILIES["llama"], AdaptConfig("lora", 2, 3.0, True, targets=("wq", "wo", "wdown"))),
         (FAMILIES["gpt_neox"], AdaptConfig("lora", 2, 3.0, True, targets=("wq", "wv", "wup"))),
+        (FAMILIES["gpt2"], AdaptConfig("lora", 2, 3.0, targets=("wq", "wk", "wo", "wup"))),
+        (FAMILIES["gemma2"], AdaptConfig("lora", 2, 3.0)),
     ],
     ids=FAMILIES,
 )
@@ -83,7 +107,7 @@ def test_export_import_and_merge_are_one_model(tmp_path, shape, adapt):
     merge(run, tmp_path / "merged")
     merge(tmp_path / "again", tmp_path / "merged again")
     to_hf(tmp_path / "merged", tmp_path / "hf")  # which checks the logits of what was written
-    names = flat(host_params(Config(model=ModelConfig(**{**SHAPE, "vocab_size": 270, **shape}))))
+    names = flat(host_params(config_of(shape)))
     base, first, second = (
         params_of(tmp_path / name, names) for name in ("base", "merged", "merged again")
     )
@@ -95,7 +119,7 @@ def test_export_import_and_merge_are_one_model(tmp_path, shape, adapt):
     })  # fmt: skip
     settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert settings["use_rslora"] == adapt.rank_stabilized and settings["r"] == adapt.rank
-    if "norm_bias" in shape:
+    if shape is FAMILIES["gpt_neox"]:
         # q and v are one tensor there, of the sum of their ranks and the same scale.
         assert settings["rank_pattern"] == {"query_key_value": 4}
         assert settings["alpha_pattern"]["query_key_value"] == pytest.approx(3 * 2**0.5)

@@ -36,7 +36,7 @@ ARCHITECTURES = {
         "rope_theta": 500.0,
     },
     "serial": {"block": "serial", "feed_forward": "relu2", "segments": True},
-    "biases-qk-norm": {"attention_bias": "qkvo", "qk_norm": True, "kv_heads": 2},
+    "biases-qk-norm": {"attention_bias": "qkvo", "qk_norm": "head", "kv_heads": 2},
     "pattern": {"pattern": ("parallel", "serial"), "layers": 4, "attention_bias": "qkv"},
     "neox": {
         "block": "parallel_two_norms", "norm_bias": True, "feed_forward": "gelu_exact",
@@ -46,6 +46,21 @@ ARCHITECTURES = {
     "geglu": {
         "feed_forward": "geglu", "feed_forward_bias": True, "block": "serial", "norm_bias": True,
         "rope_scaling": RopeScalingConfig("yarn", 4.0, 8), "kv_heads": 2,
+    },
+    "gemma": {
+        "pattern": ("serial_local", "serial"), "layers": 3, "sliding_window": 5, "norm": "rms",
+        "norm_placement": "both", "norm_offset": True, "qk_norm": "head", "query_scale": 0.3,
+        "attention_softcap": 2.0, "logit_softcap": 3.0, "embedding_scale": 1.5, "kv_heads": 2,
+        "local_rope_theta": 100.0, "rope_scaling": RopeScalingConfig("linear", 4.0),
+        "feed_forward": "geglu", "segments": True,
+    },
+    "olmo": {
+        "block": "serial", "norm": "rms", "norm_placement": "after", "qk_norm": "heads",
+        "kv_heads": 2, "head": "untied",
+    },
+    "learned-positions": {
+        "block": "parallel_local", "sliding_window": 3, "learned_positions": 16, "kv_heads": 8,
+        "qk_norm": "layer", "logit_scale": 0.5, "norm_bias": True, "remat": "full",
     },
 }  # fmt: skip
 
@@ -162,7 +177,7 @@ def initial():
         block="serial",
         layers=3,
         attention_bias="qkvo",
-        qk_norm=True,
+        qk_norm="head",
     )
     with jax.set_mesh(mesh_of(data=2, model=4)):
         return config, jax.jit(

@@ -12,9 +12,8 @@ from paxlike.config import Config, ModelConfig, load
 from paxlike.parallel.axes import sizes, stored_letters
 from paxlike.training.state import abstract_params
 
-CONFIGS = {
-    file.stem: load(file) for file in sorted((Path(__file__).parents[3] / "configs").glob("*.py"))
-}
+CONFIG_FILES = Path(__file__).parents[3] / "configs"
+CONFIGS = {file.stem: load(file) for file in sorted(CONFIG_FILES.glob("*.py"))}
 PALM = {"palm_8b": 8_632_012_800, "palm_62b": 62_495_662_080, "palm_540b": 540_356_474_880}
 
 LLAMA = {"block": "serial", "norm": "rms", "head": "untied", "head_dim": 128}
@@ -25,17 +24,13 @@ LLAMA_3_8B = ModelConfig(
     layers=32, d_model=4096, heads=32, kv_heads=8, d_ff=14_336, vocab_size=128_256,
     rope_theta=500_000, **LLAMA,
 )  # fmt: skip
-GPT_3 = ModelConfig(
-    layers=96, d_model=12_288, heads=96, kv_heads=96, head_dim=128, d_ff=49_152, vocab_size=50_257,
-    block="serial", feed_forward="gelu",
-)  # fmt: skip
 PYTHIA = ModelConfig(
     layers=32, d_model=4096, heads=32, kv_heads=32, head_dim=128, d_ff=16_384, vocab_size=50_432,
     block="parallel_two_norms", norm_bias=True, feed_forward="gelu_exact", feed_forward_bias=True,
     attention_bias="qkvo", rope_fraction=0.25, head="untied",
 )  # fmt: skip
 MODELS = {name: config.model for name, config in CONFIGS.items()} | {
-    "llama_2_7b": LLAMA_2_7B, "llama_3_8b": LLAMA_3_8B, "gpt_3": GPT_3, "pythia_6.9b": PYTHIA,
+    "llama_2_7b": LLAMA_2_7B, "llama_3_8b": LLAMA_3_8B, "pythia_6.9b": PYTHIA,
 }  # fmt: skip
 
 
@@ -78,13 +73,19 @@ def test_llama_counts():
     assert parameter_count(LLAMA_3_8B) == 8_030_261_248
 
 
-def test_gpt_3_count():
-    """174.6 B (Brown et al., arXiv 2005.14165, table D.1), exact, without biases, norm biases and
-    learned positions."""
-    D, F, L = GPT_3.d_model, GPT_3.d_ff, GPT_3.layers
-    absent = L * (3 * D + D + F + D + 2 * D) + D + 2048 * D
-    assert parameter_count(GPT_3) + absent == 174_604_259_328
-    assert parameter_count(GPT_3) == pytest.approx(174.6e9, rel=0.01)
+GPT_3 = [name for name in CONFIGS if name.startswith("gpt3_")]
+
+
+@pytest.mark.parametrize("name", GPT_3)
+def test_gpt_3_counts(name):
+    """Brown et al., arXiv 2005.14165, table 2.1: matrices, biases, norms, and both tables."""
+    model, nominal = CONFIGS[name].model, name.removeprefix("gpt3_").replace("_", ".")
+    D, L = model.d_model, model.layers
+    count = (50_257 + 2048) * D + L * (12 * D**2 + 13 * D) + 2 * D
+    assert parameter_count(model) == count
+    billions = float(nominal[:-1]) / (1000 if nominal.endswith("m") else 1)
+    assert count / 1e9 == pytest.approx(billions, rel=0.025)
+    assert f"{count:,}" in " ".join((CONFIG_FILES / f"{name}.py").read_text().split())
 
 
 def test_a_padded_vocabulary_is_stored_and_not_counted():

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from helpers import mesh_of, put, sharded_attention
 
+from paxlike.nn.attention import Scores
+
 KV_HEADS = pytest.mark.parametrize(
     "kv_heads", [1, 2, 4], ids=["multi-query", "grouped", "multi-head"]
 )
 SEGMENTS = pytest.mark.parametrize("segmented", [False, True], ids=["one document", "documents"])
 
 
-def exact(q, k, v, segments, weights):
+def exact(q, k, v, segments, weights, how=Scores()):  # noqa: B008 - immutable
     """(o, dq, dk, dv) of sum(weights * o) in float64, from the formula and its derivative."""
     q, k, v, weights = (np.asarray(x, np.float64) for x in (q, k, v, weights))
     (_, T, N, H), K = q.shape, k.shape[2]
@@ -21,11 +23,18 @@ def exact(q, k, v, segments, weights):
     allowed = np.arange(T)[:, None] >= np.arange(T)[None, :]
     if segments is not None:
         allowed = allowed & (segments[:, :, None] == segments[:, None, :])[:, None]
-    scores = np.where(allowed, np.einsum("btnh,bsnh->bnts", q, many_k) / np.sqrt(H), -np.inf)
+    if how.window:
+        allowed = allowed & (np.arange(T)[:, None] - np.arange(T)[None, :] < how.window)
+    scale = how.scale or 1 / np.sqrt(H)
+    scores, slope = np.einsum("btnh,bsnh->bnts", q, many_k) * scale, 1.0
+    if how.softcap:
+        shares = np.tanh(scores / how.softcap)
+        scores, slope = how.softcap * shares, 1 - shares**2
+    scores = np.where(allowed, scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     dp = np.einsum("btnh,bsnh->bnts", weights, many_v)
-    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) / np.sqrt(H)
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * slope * scale
 
     def of_group(dx):
         return dx.reshape(*k.shape[:3], N // K, H).sum(3)
@@ -50,7 +59,7 @@ def arrays(kv_heads, segmented, *, batch=2, length=24, heads=4, head_dim=8, dtyp
     return q, k, v, starts if segmented else None, weights
 
 
-def computed(implementation, q, k, v, segments, weights, sizes=(1, 1, 1)):
+def computed(implementation, q, k, v, segments, weights, sizes=(1, 1, 1), how=Scores()):  # noqa: B008
     """(o, dq, dk, dv) by `attention` on a mesh of these sizes."""
     with jax.set_mesh(mesh_of(*sizes)):
         ids = None if segments is None else put("BT", segments)
@@ -58,7 +67,7 @@ def computed(implementation, q, k, v, segments, weights, sizes=(1, 1, 1)):
         @jax.jit
         def both(q, k, v, ids, weights):
             def attend(q, k, v):
-                return sharded_attention(q, k, v, ids, implementation)
+                return sharded_attention(q, k, v, ids, implementation, how)
 
             o, back = jax.vjp(attend, q, k, v)
             assert o.dtype == q.dtype and jax.typeof(o).sharding.spec == jax.typeof(q).sharding.spec
@@ -97,6 +106,23 @@ def test_several_blocks_of_queries(length, kv_heads, segmented):
     """Two blocks of 128, and two with one of 44 after them."""
     given = arrays(kv_heads, segmented, length=length)
     assert_close(computed("blocked", *given), exact(*given), 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "length", "how"),
+    [
+        ("reference", 24, Scores(0.2, 1.5, 7)),
+        ("blocked", 24, Scores(0.2, 1.5, 7)),
+        ("blocked", 300, Scores(window=150, softcap=2.0)),
+        ("xla", 24, Scores(0.2, 0.0, 7)),
+        ("splash", 256, Scores(0.1, 1.5, 40)),
+    ],
+)
+def test_windows_softcaps_and_scales(implementation, length, how):
+    head_dim = 64 if implementation == "splash" else 8
+    given = arrays(2, True, batch=1, length=length, head_dim=head_dim)
+    tolerance = 2e-5 if implementation == "splash" else 4e-6
+    assert_close(computed(implementation, *given, how=how), exact(*given, how), tolerance)
 
 
 # Splash attention, interpreted. It scales q, and takes its matmuls' inputs, in the compute dtype.

@@ -162,7 +162,7 @@ def test_shifted_inputs_are_of_the_projection_before_the_non_linearity(feed_forw
     for nonnegative in (False, True):
         quant = QuantConfig(weights="bitnet", statistics="token", nonnegative=nonnegative)
         config = model_config(quant=quant, feed_forward=feed_forward)
-        (_, block, _) = next(groups(config.model))
+        ((_, block, _),) = groups(config.model)
         with jax.set_mesh(mesh_of()):
             numerics = numerics_of(config)
             params = {

@@ -40,6 +40,12 @@ def test_auto_depends_on_the_platform(platform, compute, attention):
     )
 
 
+def test_softcaps_run_without_cudnn():
+    for platform, kernel in (("gpu", "blocked"), ("tpu", "splash")):
+        found = Numerics.of(ModelConfig(attention_softcap=50.0), PrecisionConfig(), platform)
+        assert found.attention == kernel
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_explicit_settings_are_kept(platform):
     precision = PrecisionConfig("float32", "bfloat16", "bfloat16")
@@ -104,12 +110,12 @@ def test_a_weight_that_cannot_be_quantized_raises(name, message):
 def test_only_kernels_of_blocks_are_quantized():
     """Biases and scales are used as they are."""
     config = model_config(
-        quant=QuantConfig(weights="bitnet"), attention_bias="qkvo", qk_norm=True, head="untied"
+        quant=QuantConfig(weights="bitnet"), attention_bias="qkvo", qk_norm="head", head="untied"
     )
     model, n = config.model, numerics_of(config)
     found = {}
     with jax.set_mesh(mesh_of()):
-        (_, block, _) = next(groups(model))
+        ((_, block, _),) = groups(model)
         for spec in block.weights(model):
             array = jnp.zeros(spec.shape(model))
             weight = in_use(spec, array, model, n)
@@ -124,9 +130,9 @@ def test_only_kernels_of_blocks_are_quantized():
 def test_gradients_are_summed_over_copies(sizes, gradients):
     """Each device's own gradient is 1 + its number / 1024, so that a sum shows which devices it is
     over: those that hold a copy of the shard. The sums of kernels alone are in `gradients`."""
-    config = model_config(kv_heads=2, attention_bias="qkvo", qk_norm=True)
+    config = model_config(kv_heads=2, attention_bias="qkvo", qk_norm="head")
     model, n = config.model, Numerics("float32", "float32", gradients, "reference")
-    (_, block, _) = next(groups(model))
+    ((_, block, _),) = groups(model)
     weights = {weight.name: weight for weight in block.weights(model)}
     with jax.set_mesh(mesh_of(*sizes)):
         mesh = jax.sharding.get_mesh()

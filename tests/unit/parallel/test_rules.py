@@ -23,6 +23,8 @@ SIZES = {
     "H": 7,
     "V": 256,
     "L": 3,
+    "P": 32,
+    "R": 4,
 }
 
 
@@ -33,9 +35,12 @@ def shape(dims):
 # Batch over pod and data, wide dimensions over model, and a weight's width over data.
 ACTIVATION = {
     "A": None, "B": ("pod", "data"), "T": None, "S": None, "D": "model", "F": "model",
-    "N": "model", "K": "model", "H": None, "V": "model",
+    "N": "model", "K": "model", "H": None, "V": "model", "R": None,
 }  # fmt: skip
-WEIGHT = {"L": None, "D": "data", "F": "model", "N": "model", "K": "model", "H": None, "V": "model"}
+WEIGHT = {
+    "L": None, "D": "data", "F": "model", "N": "model", "K": "model", "H": None, "V": "model",
+    "P": "model", "R": "data",
+}  # fmt: skip
 
 
 def test_the_tables_have_exactly_these_rows():
@@ -49,7 +54,16 @@ def test_every_row_of_activations(letter):
 
 @pytest.mark.parametrize(
     ("letter", "dims"),
-    [("L", "LDF"), ("D", "DF"), ("F", "FD"), ("N", "NHD"), ("K", "DKH"), ("H", "DNH"), ("V", "VD")],
+    [
+        ("L", "LDF"),
+        ("D", "DF"),
+        ("F", "FD"),
+        ("N", "NHD"),
+        ("K", "DKH"),
+        ("H", "DNH"),
+        ("V", "VD"),
+        ("P", "PD"),
+    ],
 )
 def test_every_row_of_weights(letter, dims):
     assert weight_spec(dims, shape(dims), MESH)[dims.index(letter)] == WEIGHT[letter]

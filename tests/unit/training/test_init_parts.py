@@ -64,4 +64,4 @@ def test_new_ids_have_the_mean_of_the_old(random, monkeypatch, axis, new, stored
 
 def test_a_head_made_of_the_embedding_has_its_logits(random):
     table = random.standard_normal((12, 16)).astype(np.float32)
-    check(HeadOfEmbedding(table), table.T / 4)
+    check(HeadOfEmbedding(table, 0.25), table.T / 4)

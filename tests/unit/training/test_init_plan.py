@@ -35,7 +35,8 @@ def test_an_equal_model_is_copied():
         ({"rope_theta": 5e5}, r"model\.rope_theta 500000\.0 \(source: 10000\.0\)"),
         ({"vocab_size": 80}, r"vocab_size 80 \(source: 90.*--init\.new embedding_VD head_DV\)"),
         ({"attention_bias": "none"}, r"attention_bias none \(source: qkv, whose biases would be"),
-        ({"qk_norm": True}, r"model\.qk_norm True \(source: False\)"),
+        ({"qk_norm": "head"}, r"model\.qk_norm head \(source: none\)"),
+        ({"logit_scale": 0.5}, r"model\.logit_scale 0\.5 \(source: 1\.0\)"),
     ],
 )
 def test_mismatches_name_the_fields_both_values_and_the_remedy(changes, message):

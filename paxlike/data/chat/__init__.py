@@ -1,0 +1,1 @@
+"""Conversations: their formats, chat templates, and which tokens are predicted."""
