@@ -2,10 +2,13 @@
 
     python -m tools.bench.adapting            prints the table of docs/adapting.md
     python -m tools.bench.adapting --steps 8 --seeds 1    a trial
+    python -m tools.bench.adapting --seeds 0              only the times of steps
 
 The base is `configs/tiny.py`, trained on the default corpus (Python source). It is adapted to the
 English text of docs/, prepared with the base's tokenizer. Every way has its own learning rate and
-the same steps, batches and seeds. Times are medians over the steps of a run, without the first two.
+the same steps, batches and seeds. Steps are timed apart from that: all ways take turns in one
+process, and the shortest of their times counts, so that other work on the machine slows none more
+than another.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import json
 import platform
 import statistics
 import tempfile
+import time
 from datetime import date
 from pathlib import Path
 
@@ -82,13 +86,11 @@ def run(config: Config, folder: Path) -> dict:
     result = train(config, folder, source)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     memory = next(line["memory"] for line in lines if line.get("event") == "compile")
-    seconds = [line["step_seconds"] for line in lines if "step_seconds" in line][2:]
     checkpoint = folder / "checkpoints" / str(result.step)
     assert result.evaluation is not None
     return {
         "loss": result.evaluation["loss"],
         "trained": sum(leaf.size for leaf in _leaves(result.state.params)),
-        "seconds": statistics.median(seconds),
         "bytes": sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()),
         "peak": memory["arguments"] + memory["outputs"] + memory["temporaries"] - memory["aliased"],
     }
@@ -100,7 +102,39 @@ def _leaves(tree: dict) -> list:
     return jax.tree.leaves(tree)
 
 
-def table(rows: dict[str, list[dict]]) -> str:
+def step_seconds(rounds: int) -> dict[str, float]:
+    """The shortest time of a train step of every way, on random data and parameters."""
+    import jax
+    import numpy as np
+
+    from paxlike.data.batch import Batch
+    from paxlike.nn.numerics import Numerics
+    from paxlike.parallel.host_batches import local_rows
+    from paxlike.parallel.mesh import make_mesh
+    from paxlike.training.state import make_state
+    from paxlike.training.step import Program, on_mesh
+
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    with jax.set_mesh(make_mesh(base_config().mesh)):
+        running = {}
+        for way in WAYS:
+            config = adapting_config(Path(), Path(), way, 0, 10)
+            numerics = Numerics.of(config.model, config.precision, jax.default_backend())
+            program = Program.of(config, numerics)
+            shape = (config.train.batch_size, config.data.sequence_length)
+            tokens = np.random.default_rng(0).integers(0, 2000, shape, dtype=np.int32)
+            batch = on_mesh(Batch(tokens, tokens, None), local_rows(shape[0], 1), shape[0], 1)
+            running[way] = program, make_state(config, numerics, program.optimizer), batch
+        for _ in range(rounds):
+            for way, (program, state, batch) in running.items():
+                begin = time.perf_counter()
+                state, metrics = jax.block_until_ready(program.train_step(state, batch))
+                found[way].append(time.perf_counter() - begin)
+                running[way] = program, state, batch
+    return {way: min(seconds[1:]) for way, seconds in found.items()}
+
+
+def table(rows: dict[str, list[dict]], seconds: dict[str, float]) -> str:
     """Markdown. Ratios are to full fine-tuning."""
     full = rows["full fine-tuning"]
 
@@ -113,10 +147,10 @@ def table(rows: dict[str, list[dict]]) -> str:
     ]
     for way, found in rows.items():
         losses = ", ".join(f"{row['loss']:.3f}" for row in found)
-        seconds, peak = median(way, "seconds"), median(way, "peak")
+        peak = median(way, "peak")
         lines.append(
-            f"| {way} | {losses} | {found[0]['trained']:,} | {seconds:.3f} "
-            f"| {seconds / statistics.median(r['seconds'] for r in full):.2f} "
+            f"| {way} | {losses} | {found[0]['trained']:,} | {seconds[way]:.3f} "
+            f"| {seconds[way] / seconds['full fine-tuning']:.2f} "
             f"| {peak / 2**20:.1f} | {peak / full[0]['peak']:.2f} "
             f"| {found[0]['bytes'] / 1e6:.2f} |"
         )
@@ -125,7 +159,7 @@ def table(rows: dict[str, list[dict]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--base", type=Path, help="a run of configs/tiny.py; default: train one")
     arguments = parser.parse_args()
@@ -133,6 +167,9 @@ def main() -> None:
     from paxlike.training.loop import train
 
     runtime.start()
+    if not arguments.seeds:
+        print(step_seconds(rounds=25))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = arguments.base
@@ -147,7 +184,7 @@ def main() -> None:
                 config = adapting_config(base, store, way, seed, arguments.steps)
                 rows[way].append(run(config, folder / f"{number}-{seed}"))
         print(f"\n{platform.machine()}, {date.today()}, {arguments.steps} steps")
-        print(table(rows))
+        print(table(rows, step_seconds(rounds=25)))
 
 
 if __name__ == "__main__":
