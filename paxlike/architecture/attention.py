@@ -56,7 +56,7 @@ class Attention:
 
     def _product(self, model: ModelConfig, T: int, what: str, kept_as: str | None) -> Product:
         """Of queries and keys, or of probabilities and values."""
-        window = self.window(model)
+        window = model.sliding_window if self.local else 0
         name = f"{'local ' * self.local}attention {what}"
         formula = "2LHQW" if self.local else "2LHQT"
         product = Product(name, SCORES, formula, 0, kept_as, is_attention=True, window=window)
@@ -78,7 +78,5 @@ class Attention:
         return tuple(found)
 
     def cache(self, model: ModelConfig) -> dict[str, str]:
-        return {"k": "BSKH", "v": "BSKH"}
-
-    def window(self, model: ModelConfig) -> int:
-        return model.sliding_window if self.local else 0
+        letters = "BWKH" if self.local else "BSKH"
+        return {"k": letters, "v": letters}

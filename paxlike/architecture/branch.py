@@ -101,9 +101,8 @@ class Branch(Protocol):
     def activations(self, model: ModelConfig, sizes: ActivationSizes) -> tuple[Activation, ...]: ...
 
     def cache(self, model: ModelConfig) -> dict[str, str]:
-        """Name -> letters of each array of one layer's generation cache; S is its length."""
-        ...
+        """Name -> letters of each array of one layer's generation cache.
 
-    def window(self, model: ModelConfig) -> int:
-        """The newest tokens whose cache is kept. 0: all."""
+        S is its length, W the newest tokens only (`model.sliding_window`).
+        """
         ...

@@ -42,6 +42,3 @@ class FeedForward:
 
     def cache(self, model: ModelConfig) -> dict[str, str]:
         return {}
-
-    def window(self, model: ModelConfig) -> int:
-        return 0

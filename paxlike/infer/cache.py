@@ -7,7 +7,7 @@ whose cache is N times smaller than multi-head's). Caches are sharded like activ
 and `data`, and K over `model` if there are enough heads. `prefill` reads whole prompts and creates
 the cache; `decode` reads one token per row.
 
-A branch with a window caches the newest tokens only: position p is at place p modulo S.
+A branch with a window caches the newest W tokens only: position p is at place p modulo W.
 
 Rows are independent. Row b has `lengths_B[b]` tokens; its next token is written at that position
 and attends only to earlier ones. A prompt is padded on the right. What padding writes into the
@@ -36,7 +36,7 @@ Array = jax.Array
 
 def cache_specs(config: ModelConfig, batch: int) -> dict:
     """Returns the PartitionSpec of each array of the caches on the active mesh."""
-    size = {**sizes(config), "B": batch, "S": 1}
+    size = {**sizes(config), "B": batch, "S": 1, "W": 1}
 
     def places(letters: str) -> P:
         return P(None, *spec(letters, [size[letter] for letter in letters]))
@@ -72,8 +72,9 @@ def prefill(
         x_BTD = model.embed(tokens_BT, positions_BT)
         x_BTD, new = model.run(x_BTD, sequence(context, keep_cache=True))
 
-        def stored(dims: str, window: int, x: Array) -> Array:
-            return _stored(dims, x, lengths_B, places_of(window, cache_length))
+        def stored(dims: str, x: Array) -> Array:
+            window = min(config.sliding_window, cache_length)
+            return _stored(dims, x, lengths_B, window if "W" in dims else cache_length)
 
         caches = _each_array(config, stored, new)
         return caches, _logits(model, x_BTD, lengths_B - 1)
@@ -104,7 +105,7 @@ def decode(
         x_BTD = model.embed(tokens_B[:, None], lengths_B[:, None])
         x_BTD, new = model.run(x_BTD, token(context), caches)
 
-        def replace(dims: str, window: int, old: Array, new: Array) -> Array:
+        def replace(dims: str, old: Array, new: Array) -> Array:
             return _updated(dims, old, new, lengths_B)
 
         updated = _each_array(config, replace, caches, new)
@@ -130,13 +131,11 @@ def inference_decoder(config: ModelConfig, numerics: Numerics, params: dict) -> 
 
 
 def _each_array(config: ModelConfig, function, *caches: Caches) -> Caches:
-    """Applies function(letters, window, one array of each of the caches) to every array."""
+    """Applies function(letters, one array of each of the caches) to every array."""
     return {
         group: {
             branch.name: {
-                name: function(
-                    dims, branch.window(config), *(c[group][branch.name][name] for c in caches)
-                )
+                name: function(dims, *(c[group][branch.name][name] for c in caches))
                 for name, dims in branch.cache(config).items()
             }
             for branch in block.branches
@@ -145,17 +144,17 @@ def _each_array(config: ModelConfig, function, *caches: Caches) -> Caches:
     }
 
 
-def places_of(window: int, cache_length: int) -> int:
-    """Places along S of a branch's cache. window: the newest tokens that it needs; 0: all."""
-    return min(window or cache_length, cache_length)
+def has_tokens(dims: str) -> bool:
+    """Whether an array of a cache has places of tokens: all (S), or of a window (W)."""
+    return "S" in dims or "W" in dims
 
 
 def _stored(dims: str, x: Array, lengths_B: Array, length: int) -> Array:
-    """Lays out what a prompt adds to the cache, stacked by layer, over `length` places along S.
+    """Lays out what a prompt adds to the cache, stacked by layer, over `length` places of tokens.
 
     Position p is at place p modulo `length`, and later positions replace earlier ones.
     """
-    if "S" not in dims or x.shape[2] <= length:
+    if not has_tokens(dims) or x.shape[2] <= length:
         return _padded(dims, x, length)
     newest_B1 = lengths_B[:, None] - 1
     positions_BS = newest_B1 - (newest_B1 - jnp.arange(length, dtype=jnp.int32)[None]) % length
@@ -165,16 +164,16 @@ def _stored(dims: str, x: Array, lengths_B: Array, length: int) -> Array:
 
 
 def _padded(dims: str, x: Array, length: int) -> Array:
-    """Pads an array, stacked by layer, to `length` places along S."""
+    """Pads an array, stacked by layer, to `length` places of tokens."""
     padding = [(0, 0)] + [
-        (0, length - n if d == "S" else 0) for d, n in zip(dims, x.shape[1:], strict=True)
+        (0, length - n if has_tokens(d) else 0) for d, n in zip(dims, x.shape[1:], strict=True)
     ]
     return jnp.pad(x, padding)
 
 
 def _updated(dims: str, old: Array, new: Array, lengths_B: Array) -> Array:
-    """Writes a token at each row's place; an array without S is replaced."""
-    if "S" not in dims:
+    """Writes a token at each row's place; an array without tokens is replaced."""
+    if not has_tokens(dims):
         return new
     rows = jnp.arange(lengths_B.shape[0])
     return old.at[:, rows, lengths_B % old.shape[2]].set(new[:, :, 0])

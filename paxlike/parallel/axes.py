@@ -17,6 +17,7 @@ ALPHABET = {
     "H": "head dimension",
     "V": "vocabulary (stored rows)",
     "L": "layers",
+    "W": "tokens of a sliding window",
     "P": "rows of the table of learned positions",
     "R": "adapter rank",
 }
@@ -60,6 +61,7 @@ def sizes(model: ModelConfig) -> dict[str, int]:
         "V": model.vocab_rows,
         "L": model.layers,
         "P": model.learned_positions,
+        "W": model.sliding_window,
     }
 
 

@@ -47,7 +47,7 @@ WEIGHTS: dict[str, Axis] = {
     "R": "data",
 }
 ACTIVATIONS: dict[str, Axis] = {
-    "A": None, "B": ("pod", "data"), "T": None, "S": None,
+    "A": None, "B": ("pod", "data"), "T": None, "S": None, "W": None,
     "D": "model", "N": "model", "K": "model", "F": "model", "V": "model", "H": None,
     "R": None,
 }  # fmt: skip

@@ -27,7 +27,18 @@ def test_a_name_without_letters(name):
 
 def test_sizes_are_of_the_alphabet():
     model = ModelConfig(3, 40, 6, 2, 10, 70, 100, 64, learned_positions=32)
-    expected = {"L": 3, "D": 40, "N": 6, "K": 2, "G": 3, "H": 10, "F": 70, "V": 128, "P": 32}
+    expected = {
+        "L": 3,
+        "D": 40,
+        "N": 6,
+        "K": 2,
+        "G": 3,
+        "H": 10,
+        "F": 70,
+        "V": 128,
+        "P": 32,
+        "W": 0,
+    }
     assert sizes(model) == expected
     assert set(sizes(model)) | set("ABTSR") == set(ALPHABET)
 

@@ -25,6 +25,7 @@ SIZES = {
     "L": 3,
     "P": 32,
     "R": 4,
+    "W": 6,
 }
 
 
@@ -34,7 +35,7 @@ def shape(dims):
 
 # Batch over pod and data, wide dimensions over model, and a weight's width over data.
 ACTIVATION = {
-    "A": None, "B": ("pod", "data"), "T": None, "S": None, "D": "model", "F": "model",
+    "A": None, "B": ("pod", "data"), "T": None, "S": None, "W": None, "D": "model", "F": "model",
     "N": "model", "K": "model", "H": None, "V": "model", "R": None,
 }  # fmt: skip
 WEIGHT = {
