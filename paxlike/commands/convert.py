@@ -21,8 +21,8 @@ class ToHfFlags:
 
 @dataclasses.dataclass(frozen=True)
 class FromHfFlags:
-    """Import a Hugging Face directory DIR (Cohere, Llama, Mistral, Qwen 2 and 3; safetensors) as a
-    run directory OUT.
+    """Import a Hugging Face directory DIR as a run directory OUT: Llama, Mistral, Qwen, Gemma,
+    OLMo, Cohere, GPT-NeoX or GPT-2, as safetensors.
     """
 
 
