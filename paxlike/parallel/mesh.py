@@ -62,11 +62,11 @@ def weight_spec(dims: str | Sequence[str], shape: Sequence[int]) -> PartitionSpe
     return PartitionSpec(*rules.weight_spec(as_letters(dims), tuple(shape), axis_sizes()))
 
 
-LARGE_BYTES = 2**24
+LARGE_BYTES = 2**25
 """Arrays of at least this size must be sharded (see `check_sharded`).
 
-PaLM 540B's stacked norm scales, which are replicated if `model` is 1, have half this size; its
-smallest matrix has a hundred times this size.
+GPT-3 175B's stacked biases, which are replicated if `model` is 1, have half this size; its smallest
+matrix has a thousand times this size.
 """
 
 

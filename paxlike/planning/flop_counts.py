@@ -54,8 +54,9 @@ def _runs_here(model: ModelConfig, platform: str) -> tuple[ModelConfig, str]:
 
 def _forward(config: Config, numerics: Numerics, T: int) -> FlopComparison:
     batch = _batch((1, T), "BT")
+    optimizer = make_optimizer(config.optim, config.train.steps)
     jaxpr = jax.make_jaxpr(lambda params, part: losses_of(config, numerics, params, part))(
-        abstract_state(config, numerics, make_optimizer(config.optim, 1)).parts, batch
+        abstract_state(config, numerics, optimizer).parts, batch
     )
     products = count_products(jaxpr)
     return FlopComparison(

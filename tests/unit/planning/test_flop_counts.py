@@ -98,11 +98,9 @@ def test_a_term_left_out_of_the_formula_is_a_gap(monkeypatch, forgotten):
             count, terms=tuple(t for t in count.terms if t.name != forgotten)
         )
 
-    for name in ("executed_flops", "needed_flops"):
-        monkeypatch.setattr(
-            f"paxlike.planning.flop_counts.{name}",
-            functools.partial(careless, getattr(flops, name)),
-        )
+    for place in ("accounting.adapted_flops.executed_flops", "planning.flop_counts.needed_flops"):
+        honest = getattr(flops, place.rpartition(".")[2])
+        monkeypatch.setattr(f"paxlike.{place}", functools.partial(careless, honest))
     shape = SHAPE | {"vocab_size": 450, "vocab_multiple": 256, "kv_heads": 1}
     config = Config(model=ModelConfig(**shape), data=DataConfig(sequence_length=64))
     for counting in count_three_ways(config)[1]:

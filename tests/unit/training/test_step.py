@@ -112,11 +112,11 @@ def test_the_state_is_sharded_as_declared_and_converts_to_plain_dicts(config, me
 def test_the_error_names_a_large_replicated_parameter(mesh):
     def placed(*spec):
         return jax.ShapeDtypeStruct(
-            (4096, 1024), np.float32, sharding=NamedSharding(mesh, P(*spec))
+            (4096, 2048), np.float32, sharding=NamedSharding(mesh, P(*spec))
         )
 
     check_sharded({"blocks": {"wup_DF": placed("data", "model")}})
-    with pytest.raises(ValueError, match=r"blocks/wup_DF \(4096, 1024\) \(16,777,216 bytes\)"):
+    with pytest.raises(ValueError, match=r"blocks/wup_DF \(4096, 2048\) \(33,554,432 bytes\)"):
         check_sharded({"blocks": {"wup_DF": placed(None, None)}, "scale_D": placed("data", None)})
 
 
