@@ -9,6 +9,7 @@ parameters, compiled by libtpu for 8 and 16 chips, the estimate was 9% too low t
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from paxlike.accounting.adapted_parameters import ADAPTERS, trained_weights
@@ -61,15 +62,15 @@ def memory_estimate(
     tokens = math.ceil(sequences * config.data.sequence_length / (pod * data))
     step = _Step(config, data, model, tokens, BYTES[compute], kernel)
     param = BYTES[config.precision.params]
-    stored = sum(
-        _stored(weight, weight.stored_count, data, model) for weight in weights(config.model)
-    )
+
+    def stored_here(chosen: Iterable[Weight]) -> int:
+        return sum(_stored(weight, weight.stored_count, data, model) for weight in chosen)
+
+    stored = stored_here(weights(config.model))
+    in_blocks = stored_here(w for w in weights(config.model) if is_stacked(w.name))
     trained = trained_weights(config.model, config.adapt)
-    factors = sum(_stored(w, w.stored_count, data, model) for w in trained if w.part == ADAPTERS)
-    whole = sum(_stored(w, w.stored_count, data, model) for w in trained if w.part != ADAPTERS)
-    in_blocks = sum(
-        _stored(w, w.stored_count, data, model) for w in weights(config.model) if is_stacked(w.name)
-    )
+    factors = stored_here(w for w in trained if w.part == ADAPTERS)
+    whole = stored_here(w for w in trained if w.part != ADAPTERS)
     gradients = whole * param + 4 * factors
     # The loss runs before the gradients of the blocks exist, so their memory is free then.
     in_layer, in_loss = step.layer_peak(), step.loss_peak() - gradients

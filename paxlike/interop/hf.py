@@ -53,13 +53,9 @@ def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 
 
         def read(name: str) -> np.ndarray:
             shared = tensors[name]
-            parts = [t.to_hf(stored.param(t.param, t.layer)) for t in shared]
-            joined = parts[0] if len(parts) == 1 else np.concatenate(parts, shared[0].axis)
-            return joined.reshape(shared[0].shape)
+            return hf_layout.joined(shared, [stored.param(t.param, t.layer) for t in shared])
 
-        tensors: dict[str, list[hf_layout.Tensor]] = {}
-        for tensor in table:
-            tensors.setdefault(tensor.name, []).append(tensor)
+        tensors = hf_layout.by_name(table)
         entries = [
             safetensors.Entry(name, shared[0].shape, functools.partial(read, name))
             for name, shared in tensors.items()

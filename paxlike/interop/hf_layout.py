@@ -7,7 +7,7 @@ does not scale its logits and the model does, the last norm is written with the 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -94,6 +94,21 @@ def tensors(model: ModelConfig, of: Family) -> list[Tensor]:
         out, back = (lambda x: x[:, :V].T), (lambda x: _padded(x, model.vocab_rows).T)
         table.append(Tensor(of.outer["head_DV"], (V, D), "head_DV", None, out, back))
     return table
+
+
+def by_name(table: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    """Name -> the parameters that share the tensor, in order."""
+    found: dict[str, list[Tensor]] = {}
+    for tensor in table:
+        found.setdefault(tensor.name, []).append(tensor)
+    return found
+
+
+def joined(shared: Sequence[Tensor], params: Sequence[Array]) -> Array:
+    """The tensor of the parameters that share it."""
+    parts = [tensor.to_hf(param) for tensor, param in zip(shared, params, strict=True)]
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, shared[0].axis)
+    return whole.reshape(shared[0].shape)
 
 
 def _conversion(spec: WeightSpec, model: ModelConfig, rotated: bool) -> Conversion:

@@ -220,14 +220,12 @@ def _base_config(base: Path) -> Config:
 
 def _hf_reader(model: ModelConfig, base: dict) -> Read:
     """Reads the tensors that the base would have as a Hugging Face model."""
-    shared: dict[str, list[hf_layout.Tensor]] = {}
-    for tensor in hf_layout.tensors(model, hf_layout.family(model)):
-        shared.setdefault(tensor.name, []).append(tensor)
+    tensors = hf_layout.by_name(hf_layout.tensors(model, hf_layout.family(model)))
 
     def read(name: str) -> Array:
-        parts = [t.to_hf(np.asarray(_param(base, t.param, t.layer))) for t in shared[name]]
-        joined = parts[0] if len(parts) == 1 else np.concatenate(parts, shared[name][0].axis)
-        return joined.reshape(shared[name][0].shape)
+        shared = tensors[name]
+        params = [np.asarray(_param(base, tensor.param, tensor.layer)) for tensor in shared]
+        return hf_layout.joined(shared, params)
 
     return read
 

@@ -17,7 +17,7 @@ from paxlike.architecture.adapters import lora_factors
 from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.stack import groups, layer_places
 from paxlike.config import ModelConfig, UserError
-from paxlike.interop.hf_layout import Tensor, family, tensors
+from paxlike.interop.hf_layout import Tensor, by_name, family, joined, tensors
 
 Array = np.ndarray
 PREFIX = "base_model.model."
@@ -52,11 +52,9 @@ def modules(model: ModelConfig) -> list[Module]:
     """The linear layers of all blocks. Raises UserError if no family has the architecture."""
     kernels = {f"{g}/{s.name}" for g, block, _ in groups(model) for s in block.weights(model)
                if s.kind == "kernel"}  # fmt: skip
-    of, found = family(model), dict[str, list[Tensor]]()
-    for tensor in tensors(model, of):
-        if tensor.param in kernels:
-            tensor = _transposed(tensor) if of.inputs_first else tensor
-            found.setdefault(tensor.name, []).append(tensor)
+    of = family(model)
+    table = (tensor for tensor in tensors(model, of) if tensor.param in kernels)
+    found = by_name(map(_transposed, table) if of.inputs_first else table)
     layers = {(group.name, index): n for n, (group, index) in enumerate(layer_places(model))}
 
     def module(name: str, shared: list[Tensor]) -> Module:
@@ -147,9 +145,8 @@ def _converted(model: ModelConfig, module: Module, tensor: Tensor, value: Array)
     shape[place] = model.d_model
     wide = np.zeros(shape, np.float32)
     wide[(slice(None),) * place + (slice(0, value.shape[place]),)] = value
-    parts = [t.to_hf(wide if t is tensor else _zeros(t, model)) for t in module.tensors]
-    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, module.tensors[0].axis)
-    return joined.reshape(module.shape)
+    others = [wide if t is tensor else _zeros(t, model) for t in module.tensors]
+    return joined(module.tensors, others)
 
 
 def _zeros(tensor: Tensor, model: ModelConfig) -> Array:

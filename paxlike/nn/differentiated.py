@@ -1,8 +1,8 @@
 """For custom gradients: which inputs are differentiated, so that no other gradient is computed.
 
-A frozen weight is one that the loss is not differentiated by. Its products then have no gradient of
-the weight, and the input that only this gradient reads is not kept. A function that is registered
-with `defvjp(..., symbolic_zeros=True)` receives its inputs in a form that tells:
+A frozen weight has no gradient: its product is not computed, and an input that only this product
+reads is not kept. With `defvjp(..., symbolic_zeros=True)`, JAX tells the forward function of a
+custom gradient which of its inputs are differentiated:
 
     def forward(static, x, w):
         x, w = differentiated(x), differentiated(w)
