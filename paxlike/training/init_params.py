@@ -15,7 +15,7 @@ from paxlike.config import Config
 from paxlike.models.decoder import init_params
 from paxlike.nn.numerics import Numerics
 from paxlike.parallel.axes import is_stacked
-from paxlike.training.init_parts import Parts, full
+from paxlike.training.init_parts import Sliceable, full
 from paxlike.training.init_plan import Origin
 
 AT_ONCE = 2**25
@@ -78,7 +78,7 @@ def _put(stack: jax.Array, value: jax.Array, layer: int) -> jax.Array:
 
 
 def _onto_devices(
-    parts: list[Parts],
+    parts: list[Sliceable],
     shape: tuple[int, ...],
     dtype: np.dtype,
     sharding: NamedSharding,
@@ -104,7 +104,7 @@ def _onto_devices(
     return jax.make_array_from_callback(shape, sharding, part)
 
 
-def numbers(parts: Parts, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+def numbers(parts: Sliceable, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
     """A part as an array of its own, so that the file behind it can be closed."""
     part = np.asarray(parts[index])
     own = part.flags.owndata

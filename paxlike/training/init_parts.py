@@ -14,7 +14,7 @@ ROWS = 4096
 """Rows of an embedding that are read at a time for their mean."""
 
 
-class Parts(Protocol):
+class Sliceable(Protocol):
     """One parameter, or one layer of a stacked parameter. A NumPy array is one, too."""
 
     @property
@@ -33,7 +33,7 @@ class FewerHeads:
     (arXiv 2305.13245): the mean of a group, or its first head.
     """
 
-    def __init__(self, source: Parts, axis: int, heads: int, how: str):
+    def __init__(self, source: Sliceable, axis: int, heads: int, how: str):
         """axis: of the heads. how: `mean` or `first`."""
         self.source, self.axis, self.how = source, axis, how
         self.group = source.shape[axis] // heads
@@ -56,7 +56,7 @@ class Vocabulary:
     ones, rows that pad the vocabulary are zeros.
     """
 
-    def __init__(self, source: Parts, axis: int, old: int, new: int, stored: int):
+    def __init__(self, source: Sliceable, axis: int, old: int, new: int, stored: int):
         """old, new: number of ids in the source and here. stored: with padding rows."""
         self.source, self.axis, self.old, self.new = source, axis, old, new
         self.shape = (*source.shape[:axis], stored, *source.shape[axis + 1 :])
@@ -101,7 +101,7 @@ def _whole(index: Index, axis: int) -> list[slice]:
 class HeadOfEmbedding:
     """An untied head with the logits of a tied one: the transposed embedding times a factor."""
 
-    def __init__(self, embedding: Parts, factor: float):
+    def __init__(self, embedding: Sliceable, factor: float):
         self.embedding, self.shape, self.factor = embedding, embedding.shape[::-1], factor
 
     def __getitem__(self, index: Index) -> Array:

@@ -13,7 +13,7 @@ from paxlike.accounting.parameters import Weight, stored_shapes, weights
 from paxlike.config import ConfigError, InitConfig, ModelConfig, UserError
 from paxlike.config.validation import near
 from paxlike.parallel.axes import letters_of
-from paxlike.training.init_parts import FewerHeads, HeadOfEmbedding, Parts, Vocabulary
+from paxlike.training.init_parts import FewerHeads, HeadOfEmbedding, Sliceable, Vocabulary
 from paxlike.training.init_source import Source
 
 STORAGE = ("vocab_multiple", "remat", "attention")
@@ -33,7 +33,7 @@ class Origin(NamedTuple):
 
     how: str
     """For the user: `copied`, or what is different."""
-    read: Callable[[int | None], Parts] | None
+    read: Callable[[int | None], Sliceable] | None
     """read(layer): the parameter or one layer of it, in the shape of the new run. None: new."""
 
 
@@ -157,7 +157,7 @@ def _origin(
         added = f"{model.vocab_size - old.vocab_size:,} new of {model.vocab_size:,} ids"
         hows.append(f"{added} have the mean of the source's {old.vocab_size:,}")
 
-    def read(layer: int | None) -> Parts:
+    def read(layer: int | None) -> Sliceable:
         parts = (
             HeadOfEmbedding(source.param("embedding_VD", None), factor)
             if from_embedding

@@ -6,7 +6,7 @@ from typing import Protocol
 from paxlike.config import ModelConfig
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
 from paxlike.training.checkpoint_reader import CheckpointReader, StoredParam
-from paxlike.training.init_parts import Parts
+from paxlike.training.init_parts import Sliceable
 from paxlike.training.run_directory import read_config
 
 
@@ -32,7 +32,7 @@ class Source(Protocol):
     def length(self) -> int | None:
         """Tokens per sequence in its training, if known."""
 
-    def param(self, name: str, layer: int | None) -> Parts:
+    def param(self, name: str, layer: int | None) -> Sliceable:
         """A parameter by its checkpoint name, or one layer of a stacked parameter."""
 
 

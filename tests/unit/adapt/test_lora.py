@@ -58,10 +58,12 @@ def dense(config: Config, base: dict, factors: dict) -> dict:
     return {**base, "blocks": {name: value.astype(np.float32) for name, value in blocks.items()}}
 
 
-def parts_on_mesh(config: Config, numerics: Numerics, base: dict, factors: dict) -> Parts:
+def parts_on_mesh(
+    config: Config, numerics: Numerics, base: dict, factors: dict, group: str = "blocks"
+) -> Parts:
     like = abstract_state(config, numerics, Program.of(config, numerics).optimizer)
     parts = split(config.model, config.adapt, base)
-    trained = {**parts.trained, "blocks": {**parts.trained["blocks"], **factors}}
+    trained = {**parts.trained, group: {**parts.trained[group], **factors}}
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (like.params, like.frozen))
     return Parts(*jax.device_put((trained, parts.frozen), shardings))
 
@@ -165,6 +167,36 @@ def test_merging_adds_the_update_on_the_mesh(expected):
     reference = flat(dense(config, base, factors))
     assert max(error(value, reference[name]) for name, value in found.items()) < 1e-6
     assert error(found["blocks/wk_DKH"], base["blocks"]["wk_DKH"]) > 0.01
+
+
+def test_a_pattern_with_an_incomplete_period_equals_its_merged_model():
+    shape = {"pattern": ("serial_local", "serial"), "layers": 3, "sliding_window": 5}
+    adapt = dataclasses.replace(LORA, train=())
+    config, plain = (config_of(one, norm="rms", **shape) for one in (adapt, AdaptConfig()))
+    base, numerics, random = host_params(config), numerics_of(config), np.random.default_rng(5)
+    with jax.set_mesh(mesh_of(1, 2, 4)):
+        like = abstract_state(config, numerics, Program.of(config, numerics).optimizer)
+        factors = jax.tree.map(
+            lambda leaf: random.standard_normal(leaf.shape).astype(np.float32) / 8, like.params
+        )
+        parts = Parts(factors, split(config.model, adapt, base).frozen)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, (like.params, like.frozen))
+        parts = Parts(*jax.device_put(tuple(parts), shardings))
+        batch = device_batch(host_batch(config))
+        batch = DeviceBatch(*(None if x is None else x[None] for x in batch))
+        tokens = (batch.targets_ABT >= 0).sum().astype(jnp.float32)
+        run = jax.jit(lambda parts, batch: loss_gradients(config, numerics, parts, batch, tokens))
+        gradients, losses = run(parts, batch)
+        whole = parts_on_mesh(plain, numerics, base, {}, "blocks_0").trained
+        whole = jax.device_get(merged(config.model, adapt, whole, parts.trained))
+        found = float(losses.loss / tokens)
+    assert {name.split("/")[0] for name in flat(gradients)} == {
+        "blocks_0", "blocks_1", "blocks_rest_0"
+    }  # fmt: skip
+    assert all(np.linalg.norm(gradient) > 1e-4 for gradient in flat(gradients).values())
+    expected, _ = loss_and_gradients(plain, mesh_of(), whole, host_batch(config), inside=True)
+    without, _ = loss_and_gradients(plain, mesh_of(), base, host_batch(config), inside=True)
+    assert found == pytest.approx(expected, rel=2e-6) and abs(found - without) > 1e-3
 
 
 def test_layers_send_nothing_in_addition_and_frozen_weights_have_no_gradient():
