@@ -21,7 +21,8 @@ from paxlike.accounting.flops import (
     recomputed,
     skipped_flops,
 )
-from paxlike.architecture.adapters import adapted, trained_whole
+from paxlike.architecture.adapters import trained_whole
+from paxlike.architecture.lora import lora_updates
 from paxlike.architecture.remat_policies import KEPT, PROJECTION, STREAM
 from paxlike.architecture.stack import groups, outer_weights
 from paxlike.config import AdaptConfig, ModelConfig
@@ -135,13 +136,13 @@ def _scaled(term: Term, share: float) -> Term:
 
 def _output_has_gradient(model: ModelConfig, adapt: AdaptConfig) -> bool:
     """Whether attention's output is read by a gradient of the weight after it."""
-    names = {name for group in adapted(model, adapt).values() for name in group}
+    names = {name for group in lora_updates(model, adapt).values() for name in group}
     whole = {name.rpartition("/")[2] for name in trained_whole(model, adapt)}
     return "wo_NHD" in names | whole
 
 
 def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
-    whole, updates = trained_whole(model, adapt), adapted(model, adapt)
+    whole, updates = trained_whole(model, adapt), lora_updates(model, adapt)
     chosen = chosen_layers(model, adapt)
     share_chosen = chosen / model.layers
     kernels = trained = factors_in = factors_out = branches = stream = 0

@@ -5,7 +5,7 @@ import math
 
 from paxlike.accounting.adapted_flops import chosen_layers
 from paxlike.accounting.parameters import Weight, weights
-from paxlike.architecture.adapters import adapted, trained_whole
+from paxlike.architecture.adapters import added_weights, trained_whole
 from paxlike.architecture.stack import groups
 from paxlike.config import AdaptConfig, ModelConfig
 from paxlike.parallel.axes import is_stacked
@@ -24,12 +24,13 @@ def trained_weights(model: ModelConfig, adapt: AdaptConfig) -> tuple[Weight, ...
         for w in weights(model)
         if w.name in whole
     ]
-    updates = adapted(model, adapt)
+    added = added_weights(model, adapt)
+    for spec in added.outer:
+        found.append(Weight(spec.name, ADAPTERS, spec.shape(model), 1, spec.shape(model)))
     for group, _, layers in groups(model):
-        for pair in updates.get(group, {}).values():
-            for spec in pair:
-                shape, copies = spec.shape(model), round(layers * share)
-                found.append(Weight(f"{group}/{spec.name}", ADAPTERS, shape, copies, shape))
+        for spec in added.layers.get(group, ()):
+            shape, copies = spec.shape(model), round(layers * share)
+            found.append(Weight(f"{group}/{spec.name}", ADAPTERS, shape, copies, shape))
     return tuple(found)
 
 

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from paxlike.adapt.parts import runs
-from paxlike.architecture.adapters import adapted, trained_whole
+from paxlike.adapt.runs import runs
+from paxlike.architecture.adapters import trained_whole
+from paxlike.architecture.lora import lora_updates
 from paxlike.architecture.stack import groups
 from paxlike.config import AdaptConfig, ModelConfig, UserError
 from paxlike.nn.adapted import Adapted, update
@@ -35,7 +36,7 @@ def assembled(model: ModelConfig, adapt: AdaptConfig, base: dict, trained: dict)
 
 
 def _assembled(model, adapt, base, trained, beside: bool) -> dict:
-    updates, whole = adapted(model, adapt), trained_whole(model, adapt)
+    updates, whole = lora_updates(model, adapt), trained_whole(model, adapt)
     params = {**base, **{name: value for name, value in trained.items() if name in whole}}
     for group, block, _ in groups(model):
         specs = {spec.name: spec for spec in block.weights(model)}

@@ -4,20 +4,16 @@ Without `config.adapt` everything is trained. Otherwise the state holds the trai
 there are gradients, moments and checkpoints, apart from the frozen part.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from paxlike.architecture.adapters import Factors, adapted, trained_whole
-from paxlike.architecture.branch import WeightSpec
+from paxlike.adapt.forms import FORMS, Draw
+from paxlike.adapt.runs import runs
+from paxlike.architecture.adapters import added_weights, trained_whole
 from paxlike.architecture.stack import groups
-from paxlike.config import AdaptConfig, ConfigError, ModelConfig
-from paxlike.nn.adapted import Adapted
-from paxlike.nn.collectives import Leaf
-from paxlike.nn.dropout import Noise, noise_key
-from paxlike.parallel.mesh import weight_spec
+from paxlike.config import AdaptConfig, ModelConfig
 
 Array = jax.Array
 
@@ -30,60 +26,8 @@ class Parts(NamedTuple):
     """A group of blocks is a list of dicts: the stacks of each run of layers (`runs`)."""
 
 
-class Draw(NamedTuple):
-    """What dropout of one accumulation step is drawn from; or the PartitionSpecs."""
-
-    step: Leaf
-    """int32: completed updates."""
-    first_row: Leaf
-    """The first row of the accumulation step in the batch."""
-
-
-class Run(NamedTuple):
-    """Consecutive periods of the stack, all of them chosen or none."""
-
-    begin: int
-    end: int
-    chosen: bool
-
-
-def runs(model: ModelConfig, adapt: AdaptConfig) -> tuple[Run, ...]:
-    """The runs of periods, in order. Raises ConfigError for `adapt.layers` that do not exist, or
-    are not whole periods of the pattern."""
-    period = len(model.block_kinds)
-    count = model.layers // period
-    if not adapt.layers:
-        return (Run(0, count, True),)
-    chosen = set(adapt.layers)
-    if model.layers % period:
-        raise ConfigError(
-            f"adapt.layers is {' '.join(map(str, adapt.layers))}, but model.layers {model.layers} "
-            f"is not a multiple of the {period} blocks of model.pattern; adapt all layers."
-        )
-    if unknown := sorted(layer for layer in chosen if not 0 <= layer < model.layers):
-        raise ConfigError(
-            f"adapt.layers has {unknown[0]}; the model has layers 0 to {model.layers - 1}."
-        )
-    marks = []
-    for start in range(0, model.layers, period):
-        inside = [layer in chosen for layer in range(start, start + period)]
-        if any(inside) and not all(inside):
-            raise ConfigError(
-                f"adapt.layers has {start + inside.index(True)}, but not all of layers {start} to "
-                f"{start + period - 1}, which are one period of model.pattern; give whole periods."
-            )
-        marks.append(inside[0])
-    found: list[Run] = []
-    for place, mark in enumerate(marks):
-        if found and found[-1].chosen == mark:
-            found[-1] = found[-1]._replace(end=place + 1)
-        else:
-            found.append(Run(place, place + 1, mark))
-    return tuple(found)
-
-
 def split(model: ModelConfig, adapt: AdaptConfig, params: dict) -> Parts:
-    """Divides a base's parameters. Adapters are not among them; see `initial_factors`."""
+    """Divides a base's parameters. Adapters are not among them; see `with_adapter`."""
     if not adapt.active:
         return Parts(params, {})
     whole, segments = trained_whole(model, adapt), runs(model, adapt)
@@ -113,15 +57,17 @@ def split(model: ModelConfig, adapt: AdaptConfig, params: dict) -> Parts:
 def join(
     model: ModelConfig, adapt: AdaptConfig, parts: Parts, seed: int = 0, draw: Draw | None = None
 ) -> dict:
-    """The parameters that the decoder runs: an adapted weight is an `Adapted`, and a group of
-    blocks with several runs of layers a list of dicts.
+    """The parameters that the decoder runs, in which the adapter has its form (`adapt/forms.py`). A
+    group of blocks with several runs of layers is a list of dicts.
 
     seed, draw: of dropout; without `draw` there is none.
     """
     if not adapt.active:
         return parts.trained
-    updates, segments = adapted(model, adapt), runs(model, adapt)
-    params = {**parts.frozen, **parts.trained}
+    form, segments = FORMS[adapt.kind], runs(model, adapt)
+    outer = {spec.name for spec in added_weights(model, adapt).outer}
+    params = {k: v for k, v in {**parts.frozen, **parts.trained}.items() if k not in outer}
+    own = {k: v for k, v in parts.trained.items() if k in outer}
     for group, _, _ in groups(model):
         trained, at, found = parts.trained[group], 0, []
         for run, frozen in zip(segments, parts.frozen[group], strict=True):
@@ -130,68 +76,19 @@ def join(
                 continue
             here = slice(at, at := at + run.end - run.begin)
             mine = trained if len(segments) == 1 else {k: v[here] for k, v in trained.items()}
-            wrap = functools.partial(_adapted, adapt, seed=seed, draw=draw)
-            found.append(_wrapped(updates.get(group, {}), {**frozen, **mine}, wrap))
+            found.append(form.wrap(model, adapt, group, {**frozen, **mine}, own, seed, draw))
         params[group] = found[0] if len(found) == 1 else found
     return params
 
 
-def _wrapped(updates: dict[str, Factors], stacks: dict, wrap) -> dict:
-    """A run's stacks, in which a weight and its factors are one `Adapted`."""
-    factors = {spec.name for pair in updates.values() for spec in pair}
-    found = {name: stack for name, stack in stacks.items() if name not in factors}
-    for number, (name, pair) in enumerate(updates.items()):
-        found[name] = wrap(stacks[name], stacks[pair.a.name], stacks[pair.b.name], number)
-    return found
+def with_adapter(model: ModelConfig, adapt: AdaptConfig, trained: dict, seed: int) -> dict:
+    """The trained part of a base with the initial weights of its adapter, in float32.
 
-
-def _adapted(
-    adapt: AdaptConfig, base: Array, a: Array, b: Array, number: int, seed: int, draw: Draw | None
-) -> Adapted:
-    noise = None
-    if draw is not None and adapt.dropout:
-        layers = a.shape[0]
-        rows = jnp.broadcast_to(draw.first_row.astype(jnp.uint32), (layers,))
-        noise = Noise(noise_key(seed, draw.step, number, layers), rows)
-    return Adapted(base, a, b, noise, adapt.rank, adapt.scale, adapt.dropout)
-
-
-def initial_factors(model: ModelConfig, adapt: AdaptConfig, seed: int) -> dict:
-    """Group -> name -> initial stacked factor in float32, created sharded.
-
-    A is uniform in +-1/sqrt(inputs), as in the authors' code (loralib) and PEFT; B is 0, so that
-    the update is 0. Call it inside `jax.jit` with an active mesh. Equal on every mesh.
+    Call it inside `jax.jit` with an active mesh: weights are created sharded. Equal on every mesh.
     """
-    chosen = sum(run.end - run.begin for run in runs(model, adapt) if run.chosen)
-    key = jax.random.key(seed)
-    found: dict = {}
-    for place, (group, updates) in enumerate(adapted(model, adapt).items()):
-        found[group] = {}
-        for number, (a, b) in enumerate(updates.values()):
-            draws = jax.random.fold_in(key, place * 1000 + number)
-            found[group][a.name] = _uniform(draws, a, model, chosen)
-            shape = (chosen, *b.shape(model))
-            place_b = weight_spec(f"L{b.letters}", shape)
-            found[group][b.name] = jnp.zeros(shape, jnp.float32, out_sharding=place_b)
-    return found
-
-
-def with_factors(model: ModelConfig, adapt: AdaptConfig, trained: dict, seed: int) -> dict:
-    """The trained part of a base with the initial factors of its adapter."""
-    if adapt.kind == "none":
-        return trained
-    factors = initial_factors(model, adapt, seed)
-    return {**trained, **{group: {**trained[group], **found} for group, found in factors.items()}}
-
-
-def _uniform(key: Array, spec: WeightSpec, model: ModelConfig, layers: int) -> Array:
-    shape = (layers, *spec.shape(model))
-    inputs = 1
-    for size in shape[1:-1]:
-        inputs *= size
-    place = weight_spec(f"L{spec.letters}", shape)
-    draw = jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0, out_sharding=place)
-    return draw * inputs**-0.5
+    found = FORMS[adapt.kind].initial(model, adapt, seed)
+    stacks = {group: {**trained[group], **found.pop(group, {})} for group, _, _ in groups(model)}
+    return {**trained, **found, **stacks}
 
 
 def _joined(parts: list[Array]) -> Array:

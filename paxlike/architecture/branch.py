@@ -24,8 +24,8 @@ class WeightSpec:
     """kernel: drawn from N(0, 1/sqrt(fan-in)). embedding: N(0, 1). scale: ones. bias: zeros."""
     feeds_activation: bool = False
     """Whether the result goes through the feed-forward's non-linearity (BitNet's shifted input)."""
-    rank: int = 0
-    """The size of R, in a weight of an adapter."""
+    more: tuple[tuple[str, int], ...] = ()
+    """(letter, size) of dimensions that no model has, in a weight of an adapter."""
 
     @property
     def letters(self) -> str:
@@ -33,7 +33,7 @@ class WeightSpec:
 
     def shape(self, model: ModelConfig) -> tuple[int, ...]:
         """As stored, without layers: V counts the rows that pad the vocabulary."""
-        size = {**sizes(model), "R": self.rank}
+        size = {**sizes(model), **dict(self.more)}
         return tuple(size[letter] for letter in self.letters)
 
 

@@ -5,6 +5,12 @@ from typing import Literal
 
 from paxlike.config.validation import positive, require, typed
 
+FIELDS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "lora": ("rank", "alpha", "rank_stabilized", "dropout", "targets"),
+}
+"""Kind -> the fields that it reads, besides `train` and `layers`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AdaptConfig:
@@ -35,18 +41,7 @@ class AdaptConfig:
         typed(self, "adapt")
         positive(self, "adapt", "rank", "alpha")
         require(0 <= self.dropout < 1, f"adapt.dropout is {self.dropout}; it must be in [0, 1).")
-        only = [f.name for f in dataclasses.fields(self) if f.name not in ("kind", "train")]
-        changed = [
-            name
-            for name in only
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default
-        ]
-        if self.train and "layers" in changed:
-            changed.remove("layers")
-        require(
-            self.kind != "none" or not changed,
-            f"adapt.{', adapt.'.join(changed)} is set, but adapt.kind is none; choose lora.",
-        )
+        self._check_fields()
         for field, kind in (("targets", str), ("train", str), ("layers", int)):
             value = getattr(self, field)
             require(
@@ -54,6 +49,23 @@ class AdaptConfig:
                 f"adapt.{field} is {value!r}; it must be a tuple of {kind.__name__}.",
             )
         require(bool(self.targets), "adapt.targets is empty; name the weights to adapt, or all.")
+
+    def _check_fields(self) -> None:
+        """Fields that the kind does not read must have their defaults."""
+        read = ("kind", "train", "layers", *FIELDS[self.kind])
+        for field in dataclasses.fields(self):
+            if field.name not in read and getattr(self, field.name) != field.default:
+                kinds = [kind for kind, names in FIELDS.items() if field.name in names]
+                require(
+                    False,
+                    f"adapt.{field.name} is set, but adapt.kind is {self.kind}, which does not "
+                    f"read it; choose {' or '.join(kinds)}.",
+                )
+        require(
+            self.kind != "none" or not self.layers or bool(self.train),
+            f"adapt.layers is {self.layers}, but adapt.kind is none and adapt.train is empty; set "
+            "one of them.",
+        )
 
     @property
     def active(self) -> bool:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from paxlike.architecture.adapters import lora_factors
 from paxlike.architecture.branch import WeightSpec
+from paxlike.architecture.lora import lora_factors
 from paxlike.architecture.stack import groups, layer_places
 from paxlike.config import ModelConfig, UserError
 from paxlike.interop.hf_layout import Tensor, by_name, family, joined, tensors

@@ -31,13 +31,13 @@ from paxlike.models.block import RunBranch, Weights, run_block
 from paxlike.models.branch import Cache, Context
 from paxlike.models.branches import FORWARD
 from paxlike.nn import remat
-from paxlike.nn.adapted import Adapted, whole_factors
 from paxlike.nn.collectives import on_devices, specs_of
 from paxlike.nn.embedding import own_rows
 from paxlike.nn.norm import norm
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.stream import scatter_stream
 from paxlike.nn.weight import check_quantized, initial, places_of, with_summed_gradient
+from paxlike.nn.wrapped import Wrapped
 from paxlike.parallel import rules
 from paxlike.parallel.mesh import spec
 
@@ -139,19 +139,14 @@ class Decoder:
         parts = [groups]
         if isinstance(first, list):
             parts = [{name: p[i] for name, p in groups.items()} for i in range(len(first))]
-        return [
-            {name: self._with_whole_factors(block, part[name]) for name, block, _ in stack}
-            for part in parts
-        ]
+        return [{group.name: self._whole(part[group.name]) for group in stack} for part in parts]
 
-    def _with_whole_factors(self, block: Block, params: dict) -> dict:
-        c, n = self.config, self.numerics
-        whole = {
-            spec.name: whole_factors(spec, value, c, n, self.sum_gradients)
-            for spec in block.weights(c)
-            if isinstance(value := params[spec.name], Adapted)
+    def _whole(self, params: dict) -> dict:
+        how = self.config, self.numerics, self.sum_gradients
+        return {
+            name: value.whole(name, *how) if isinstance(value, Wrapped) else value
+            for name, value in params.items()
         }
-        return {**params, **whole}
 
     def finish(self, x_BTD: Array) -> Array:
         c, p = self.config, self.params

@@ -1,7 +1,7 @@
 """An adapted weight as a block multiplies it: x W + s (x A) B (LoRA, arXiv 2106.09685, section 4).
 
 A and B are stored sharded. They are gathered once per step, before the loop over the layers
-(`whole_factors`), and their gradients are reduced once, after it: a layer sends nothing in addition
+(`Adapted.whole`), and their gradients are reduced once, after it: a layer sends nothing in addition
 to its base. In use A has all of D, or this device's heads or columns; B this device's heads or
 columns, or all of D. So x A is whole where x is the stream, and otherwise a term of the same sum
 over `model` that the base's product is.
@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from paxlike.architecture.adapters import lora_factors
 from paxlike.architecture.branch import WeightSpec
+from paxlike.architecture.lora import input_letters, lora_factors
 from paxlike.config import ModelConfig
 from paxlike.nn import remat
 from paxlike.nn.collectives import Leaf, gather, sum_gradient_over_copies
@@ -26,6 +26,7 @@ from paxlike.nn.einsum import Kernel, Multiplier
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.ring import Partial, first_entry, offsets
 from paxlike.nn.stream import Stream
+from paxlike.nn.wrapped import Wrapped
 from paxlike.parallel import rules
 from paxlike.parallel.mesh import axis_sizes, weight_spec
 
@@ -38,7 +39,7 @@ Array = jax.Array
     meta_fields=("rank", "scale", "dropout"),
 )
 @dataclasses.dataclass(frozen=True)
-class Adapted:
+class Adapted(Wrapped):
     """A parameter with its update, in place of the parameter; or its PartitionSpecs or shapes."""
 
     base: Leaf
@@ -53,6 +54,15 @@ class Adapted:
 
     def __getitem__(self, _: object) -> "Adapted":
         return self
+
+    def whole(self, name: str, config: ModelConfig, numerics: Numerics, summed: bool) -> "Adapted":
+        """With factors gathered over `data`, and D also over `model`."""
+        specs = lora_factors(WeightSpec(name, ""), self.rank)
+        a, b = (
+            whole_stack(spec, factor, config, numerics, summed)
+            for spec, factor in zip(specs, (self.a, self.b), strict=True)
+        )
+        return dataclasses.replace(self, a=a, b=b)
 
 
 class AdaptedKernel:
@@ -111,34 +121,25 @@ class _DroppedStream(Stream):
         )
 
 
-def whole_factors(
-    spec: WeightSpec, adapted: Adapted, config: ModelConfig, numerics: Numerics, summed: bool
-) -> Adapted:
-    """The stacked factors as layers use them: gathered over `data`, and D also over `model`.
-
-    summed: whether gradients are summed over the devices that hold copies (see `Decoder`).
-    """
-
-    def whole(factor_spec: WeightSpec, factor: Array) -> Array:
-        shape = (factor.shape[0], *factor_spec.shape(config))
-        letters = f"L{factor_spec.letters}"
-        places = rules.weight_spec(letters, shape, axis_sizes())
-        if summed:
-            factor = sum_gradient_over_copies(factor, places, numerics.gradients)
-        for dim, (letter, place) in enumerate(zip(letters, places, strict=True)):
-            for axis in reversed(rules.axes_of(place)):
-                if axis == "data" or letter == "D":
-                    factor = gather(factor, axis, dim)
-        return factor
-
-    factors = lora_factors(spec, adapted.rank)
-    a, b = whole(factors.a, adapted.a), whole(factors.b, adapted.b)
-    return dataclasses.replace(adapted, a=a, b=b)
+def whole_stack(
+    spec: WeightSpec, stack: Leaf, config: ModelConfig, numerics: Numerics, summed: bool
+) -> Array:
+    """A stack of an adapter's weight, gathered over `data`, and D also over `model`."""
+    letters = f"L{spec.letters}"
+    shape = (stack.shape[0], *spec.shape(config))
+    places = rules.weight_spec(letters, shape, axis_sizes())
+    if summed:
+        stack = sum_gradient_over_copies(stack, places, numerics.gradients)
+    for dim, (letter, place) in enumerate(zip(letters, places, strict=True)):
+        for axis in reversed(rules.axes_of(place)):
+            if axis == "data" or letter == "D":
+                stack = gather(stack, axis, dim)
+    return stack
 
 
 def update(spec: WeightSpec, a: Array, b: Array, scale: float) -> Array:
     """s A B of stacked factors in float32: what is added to the base's weight. Global arrays."""
-    inner = 1 if spec.letters[0] == "D" else len(spec.letters) - 1
+    inner = input_letters(spec)
     shape = (*a.shape[:-1], *b.shape[2:])
     places = weight_spec(f"L{spec.letters}", shape)
     a = jax.sharding.reshard(a, P(*places[: inner + 1], None))

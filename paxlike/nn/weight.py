@@ -82,7 +82,7 @@ def with_summed_gradient(
 ) -> Array | Adapted:
     """A weight's shard, whose gradient is summed over the devices that hold copies of it."""
     if isinstance(value, Adapted):
-        return value  # its base is frozen, and `whole_factors` sums
+        return value  # its base is frozen, and `whole` sums
     dtype = numerics.gradients if spec.kind in ("kernel", "embedding") else "float32"
     return sum_gradient_over_copies(value, places_of(spec, config), dtype)
 

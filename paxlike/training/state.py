@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from paxlike.accounting.units import gib
-from paxlike.adapt.parts import Parts, split, with_factors
+from paxlike.adapt.parts import Parts, split, with_adapter
 from paxlike.config import Config, UserError
 from paxlike.models.decoder import init_params
 from paxlike.nn.numerics import Numerics
@@ -42,7 +42,7 @@ def _initial(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
 
 def _of_base(config: Config, optimizer: Optimizer, base: dict) -> State:
     parts = split(config.model, config.adapt, base)
-    params = with_factors(config.model, config.adapt, parts.trained, config.train.seed)
+    params = with_adapter(config.model, config.adapt, parts.trained, config.train.seed)
     return State(params, optimizer.init(params), jnp.zeros((), jnp.int32), parts.frozen)
 
 
@@ -110,7 +110,7 @@ def abstract_trained(config: Config, numerics: Numerics) -> dict:
     def trained() -> dict:
         base = init_params(config.model, numerics, config.train.seed)
         parts = split(config.model, config.adapt, base)
-        return with_factors(config.model, config.adapt, parts.trained, config.train.seed)
+        return with_adapter(config.model, config.adapt, parts.trained, config.train.seed)
 
     return _placed(jax.eval_shape(trained))
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from paxlike.adapt.parts import Draw, Parts, join
+from paxlike.adapt.form import Draw
+from paxlike.adapt.parts import Parts, join
 from paxlike.config import Config
 from paxlike.data.batch import Batch
 from paxlike.models.decoder import Decoder

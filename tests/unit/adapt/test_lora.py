@@ -21,7 +21,7 @@ from helpers import (
 from paxlike.accounting.hlo_collectives import added, list_collectives
 from paxlike.adapt.merge import merged
 from paxlike.adapt.parts import Parts, split
-from paxlike.architecture.adapters import adapted
+from paxlike.architecture.lora import lora_updates
 from paxlike.config import AdaptConfig, Config, ConfigError, QuantConfig, UserError
 from paxlike.nn.numerics import Numerics
 from paxlike.training.state import abstract_state, make_state
@@ -42,7 +42,7 @@ def host_factors(config: Config) -> dict:
     random, model = np.random.default_rng(5), config.model
     return {
         spec.name: random.standard_normal((model.layers, *spec.shape(model))).astype(np.float32) / 8
-        for pair in adapted(model, config.adapt)["blocks"].values()
+        for pair in lora_updates(model, config.adapt)["blocks"].values()
         for spec in pair
     }
 
@@ -50,7 +50,7 @@ def host_factors(config: Config) -> dict:
 def dense(config: Config, base: dict, factors: dict) -> dict:
     """The parameters with the update in them, computed in float64 by NumPy."""
     blocks = {name: value.astype(np.float64) for name, value in base["blocks"].items()}
-    for name, (a, b) in adapted(config.model, config.adapt)["blocks"].items():
+    for name, (a, b) in lora_updates(config.model, config.adapt)["blocks"].items():
         wide_a, wide_b = (factors[spec.name].astype(np.float64) for spec in (a, b))
         L, R = wide_a.shape[0], wide_b.shape[1]
         product = wide_a.reshape(L, -1, R) @ wide_b.reshape(L, R, -1)
@@ -101,7 +101,7 @@ def expected():
     for name, gradient in dense_gradients["blocks"].items():
         if "scale" in name:
             found[f"blocks/{name}"] = gradient
-    for name, (a, b) in adapted(config.model, LORA)["blocks"].items():
+    for name, (a, b) in lora_updates(config.model, LORA)["blocks"].items():
         A, B = (factors[spec.name].astype(np.float64) for spec in (a, b))
         L, R = len(A), LORA.rank
         dW = dense_gradients["blocks"][name].astype(np.float64).reshape(L, A[0].size // R, -1)
