@@ -3,7 +3,7 @@
 `architecture/adapters.py` has the declaration of each.
 """
 
-from paxlike.adapt import lora
+from paxlike.adapt import lora, prefix
 from paxlike.adapt.form import Draw, Form
 
 FORMS: dict[str, Form] = {
@@ -12,6 +12,7 @@ FORMS: dict[str, Form] = {
         wrap=lambda model, adapt, group, stacks, outer, seed, draw: stacks,
     ),
     "lora": Form(lora.initial, lora.wrap),
+    "prefix": Form(prefix.initial, prefix.wrap),
 }
 
 __all__ = ["FORMS", "Draw", "Form"]

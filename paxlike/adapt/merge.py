@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 
+from paxlike.adapt.prefix import flattened
 from paxlike.adapt.runs import runs
 from paxlike.architecture.adapters import trained_whole
 from paxlike.architecture.lora import lora_updates
 from paxlike.architecture.stack import groups
-from paxlike.config import AdaptConfig, ModelConfig, UserError
+from paxlike.config import AdaptConfig, Config, ModelConfig, UserError
 from paxlike.nn.adapted import Adapted, update
+from paxlike.nn.numerics import Numerics
+from paxlike.nn.prefix import NAME
 
 Array = jax.Array
 
@@ -20,6 +23,11 @@ def merged(model: ModelConfig, adapt: AdaptConfig, base: dict, trained: dict) ->
     base: all parameters. trained: as in a checkpoint. Raises UserError for a quantized model, whose
     weights the update would change by less than they are rounded by.
     """
+    if adapt.kind == "prefix":
+        raise UserError(
+            "a prefix cannot be merged: it is keys and values, and no update of weights. Use the "
+            "run as it is; generate, serve and evaluate read it."
+        )
     if model.quant.active and adapt.kind != "none":
         raise UserError(
             f"the adapter cannot be merged: with model.quant.weights {model.quant.weights} the "
@@ -30,9 +38,15 @@ def merged(model: ModelConfig, adapt: AdaptConfig, base: dict, trained: dict) ->
     return _assembled(model, adapt, base, trained, beside=False)
 
 
-def assembled(model: ModelConfig, adapt: AdaptConfig, base: dict, trained: dict) -> dict:
-    """What a decoder runs for inference: merged, or of a quantized model with `Adapted` weights."""
-    return _assembled(model, adapt, base, trained, beside=model.quant.active)
+def assembled(config: Config, numerics: Numerics, base: dict, trained: dict) -> dict:
+    """What a decoder runs for inference: the adapter merged, or beside what it cannot be merged
+    into: `Adapted` weights of a quantized model, a prefix."""
+    model, adapt = config.model, config.adapt
+    params = _assembled(model, adapt, base, trained, beside=model.quant.active)
+    if adapt.kind == "prefix":
+        for group, prefix in flattened(model, adapt, numerics, trained).items():
+            params[group] = {**params[group], NAME: prefix}
+    return params
 
 
 def _assembled(model, adapt, base, trained, beside: bool) -> dict:

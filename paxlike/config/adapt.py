@@ -8,6 +8,7 @@ from paxlike.config.validation import positive, require, typed
 FIELDS: dict[str, tuple[str, ...]] = {
     "none": (),
     "lora": ("rank", "alpha", "rank_stabilized", "dropout", "targets"),
+    "prefix": ("prefix_length", "prefix_hidden", "prefix_prompt"),
 }
 """Kind -> the fields that it reads, besides `train` and `layers`."""
 
@@ -16,8 +17,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 class AdaptConfig:
     """Adapts a frozen base (see docs/adapting.md). By default all parameters are trained."""
 
-    kind: Literal["none", "lora"] = "none"
-    """lora: a low-rank update of the target weights (arXiv 2106.09685)."""
+    kind: Literal["none", "lora", "prefix"] = "none"
+    """lora: a low-rank update of the target weights (arXiv 2106.09685). prefix: trained keys and
+    values in front of every document (prefix-tuning, arXiv 2101.00190)."""
     rank: int = 8
     """lora: rank of the update."""
     alpha: float = 16.0
@@ -26,6 +28,13 @@ class AdaptConfig:
     """lora: multiply by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)."""
     dropout: float = 0.0
     """lora: probability that an entry of the adapter's input is dropped in training."""
+    prefix_length: int = 16
+    """prefix: its number of positions."""
+    prefix_hidden: int = 512
+    """prefix: hidden units of the network that computes it while it is trained. 0: keys and values
+    are parameters."""
+    prefix_prompt: str = ""
+    """prefix: a text of `prefix_length` tokens, whose keys and values it starts from."""
     targets: tuple[str, ...] = ("all",)
     """The adapted weights: names such as `wq`, branches (`attention`, `feed-forward`), or
     `all`."""
@@ -39,9 +48,18 @@ class AdaptConfig:
 
     def __post_init__(self):
         typed(self, "adapt")
-        positive(self, "adapt", "rank", "alpha")
+        positive(self, "adapt", "rank", "alpha", "prefix_length")
         require(0 <= self.dropout < 1, f"adapt.dropout is {self.dropout}; it must be in [0, 1).")
         self._check_fields()
+        require(
+            self.prefix_hidden >= 0,
+            f"adapt.prefix_hidden is {self.prefix_hidden}; it must be 0 or more.",
+        )
+        require(
+            not self.prefix_prompt or not self.prefix_hidden,
+            f"adapt.prefix_prompt is set, but adapt.prefix_hidden is {self.prefix_hidden}; a "
+            "prefix starts from a text only without the network: set adapt.prefix_hidden to 0.",
+        )
         for field, kind in (("targets", str), ("train", str), ("layers", int)):
             value = getattr(self, field)
             require(

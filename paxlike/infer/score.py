@@ -18,6 +18,7 @@ from paxlike.infer.cache import inference_decoder, logits_of
 from paxlike.infer.generate import LENGTH_MULTIPLE, check_length, for_inference, rounded_up
 from paxlike.nn.collectives import gather, on_devices, specs_of
 from paxlike.nn.numerics import Numerics
+from paxlike.nn.prefix import longest_prefix
 from paxlike.parallel.mesh import axis_sizes, spec
 
 Array = jax.Array
@@ -52,7 +53,7 @@ class Scorer:
     ):
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be 1 or more.")
-        check_length(config, max_length)
+        check_length(config, max_length + longest_prefix(params))
         self.config, self.numerics, self.max_length, self.batch_size = (
             config,
             numerics,

@@ -35,6 +35,7 @@ from paxlike.nn.collectives import on_devices, specs_of
 from paxlike.nn.embedding import own_rows
 from paxlike.nn.norm import norm
 from paxlike.nn.numerics import Numerics
+from paxlike.nn.prefix import document_positions, prefix_lengths
 from paxlike.nn.stream import scatter_stream
 from paxlike.nn.weight import check_quantized, initial, places_of, with_summed_gradient
 from paxlike.nn.wrapped import Wrapped
@@ -82,6 +83,9 @@ class Decoder:
         An objective (`training/objective.py`) turns them into a loss, `logits` into logits.
         """
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+        if (before := prefix_lengths(self.params)) is not None:
+            # Each document follows the prefix, at the positions that it has alone in a row.
+            positions_BT = before + document_positions(tokens_BT.shape[1], segments_BT)
         context = Context(self.config, self.numerics, positions_BT, segments_BT)
         x_BTD = self.embed(tokens_BT, positions_BT)
         return self.finish(self.run(x_BTD, sequence(context, keep_cache=False))[0])

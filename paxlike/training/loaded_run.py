@@ -49,7 +49,7 @@ def load_run(
     read.
     """
     config = read_config(folder)
-    numerics = Numerics.of(config.model, config.precision, jax.default_backend())
+    numerics = numerics_of(config)
     device_mesh = make_mesh(mesh or widest_mesh(config.model, len(jax.devices())))
     with jax.set_mesh(device_mesh):
         trained, step = restore_params(
@@ -57,17 +57,16 @@ def load_run(
         )
         params = trained
         if config.adapt.active:
-            params = assembled(
-                config.model, config.adapt, base_of(folder, config, open_base), trained
-            )
+            base = base_of(folder, config, open_base)
+            params = assembled(config, numerics, base, trained)
     return LoadedRun(
         config, numerics, params, step, load_tokenizer(folder / "tokenizer"), device_mesh
     )
 
 
 def numerics_of(config: Config) -> Numerics:
-    """Of a config on this platform."""
-    return Numerics.of(config.model, config.precision, jax.default_backend())
+    """Of a run on this platform."""
+    return Numerics.of_run(config, jax.default_backend())
 
 
 def on_one_device():

@@ -40,24 +40,31 @@ def _initial(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
     return _of_base(config, optimizer, init_params(config.model, numerics, config.train.seed))
 
 
-def _of_base(config: Config, optimizer: Optimizer, base: dict) -> State:
+def _of_base(config: Config, optimizer: Optimizer, base: dict, start: dict | None = None) -> State:
     parts = split(config.model, config.adapt, base)
     params = with_adapter(config.model, config.adapt, parts.trained, config.train.seed)
+    for group, values in (start or {}).items():
+        params[group] = {**params[group], **values}
     return State(params, optimizer.init(params), jnp.zeros((), jnp.int32), parts.frozen)
 
 
 def make_state(
-    config: Config, numerics: Numerics, optimizer: Optimizer, base: dict | None = None
+    config: Config,
+    numerics: Numerics,
+    optimizer: Optimizer,
+    base: dict | None = None,
+    start: dict | None = None,
 ) -> State:
     """Creates a new state on the active mesh, sharded from the start.
 
-    base: the parameters to adapt, which are donated; None: initial ones. Raises ValueError if a
-    large array would be replicated (`check_sharded`).
+    base: the parameters to adapt, which are donated; None: initial ones. start: initial weights of
+    the adapter, by group, in place of random ones. Raises ValueError if a large array would be
+    replicated (`check_sharded`).
     """
     check_sharded(abstract_state(config, numerics, optimizer))
     if base is not None:
         of_base = functools.partial(_of_base, config, optimizer)
-        return jax.jit(of_base, donate_argnums=0)(base)
+        return jax.jit(of_base, donate_argnums=0)(base, start)
     return jax.jit(functools.partial(_initial, config, numerics, optimizer))()
 
 
