@@ -59,7 +59,7 @@ def _assembled(model, adapt, base, trained, beside: bool) -> dict:
             if f"{group}/{name}" in whole and adapt.active:
                 stacks[name] = _spread(model, adapt, trained[group][name], stacks[name])
         for name, (a, b) in updates.get(group, {}).items():
-            first, second = (_filled(model, adapt, trained[group][s.name]) for s in (a, b))
+            first, second = (filled(model, adapt, trained[group][s.name]) for s in (a, b))
             if beside:
                 stacks[name] = Adapted(
                     stacks[name], first, second, None, adapt.rank, adapt.scale, adapt.dropout
@@ -89,7 +89,7 @@ def _spread(model: ModelConfig, adapt: AdaptConfig, chosen: Array, into: Array) 
     return into
 
 
-def _filled(model: ModelConfig, adapt: AdaptConfig, factor: Array) -> Array:
+def filled(model: ModelConfig, adapt: AdaptConfig, factor: Array) -> Array:
     """A factor of all layers, with zeros for those without an adapter."""
     if len(segments := runs(model, adapt)) == 1:
         return factor

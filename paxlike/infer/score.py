@@ -19,6 +19,7 @@ from paxlike.infer.generate import LENGTH_MULTIPLE, check_length, for_inference,
 from paxlike.nn.collectives import gather, on_devices, specs_of
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.prefix import longest_prefix
+from paxlike.nn.rows import with_rows
 from paxlike.parallel.mesh import axis_sizes, spec
 
 Array = jax.Array
@@ -64,11 +65,15 @@ class Scorer:
         self.params = for_inference(config, numerics, params)
 
     def score(
-        self, sequences: Sequence[Sequence[int] | np.ndarray], starts: Sequence[int]
+        self,
+        sequences: Sequence[Sequence[int] | np.ndarray],
+        starts: Sequence[int],
+        adapter: int = 0,
     ) -> list[Score]:
         """Returns for each sequence the scores of tokens[start:], start >= 1.
 
-        Raises UserError naming a sequence that is too long or outside of the vocabulary.
+        adapter: of all sequences, where the parameters have several (`nn/rows.py`). Raises
+        UserError naming a sequence that is too long or outside of the vocabulary.
         """
         arrays = [np.asarray(tokens, np.int64) for tokens in sequences]
         for number, (tokens, start) in enumerate(zip(arrays, starts, strict=True)):
@@ -77,7 +82,7 @@ class Scorer:
         order = sorted(range(len(arrays)), key=lambda number: -arrays[number].size)
         for first in range(0, len(order), self.batch_size):
             numbers = order[first : first + self.batch_size]
-            results = self._batch([arrays[number] for number in numbers])
+            results = self._batch([arrays[number] for number in numbers], adapter)
             for row, number in enumerate(numbers):
                 scored = slice(starts[number] - 1, arrays[number].size - 1)
                 scores[number] = Score(*(array[row, scored] for array in results))
@@ -100,7 +105,7 @@ class Scorer:
                 "the model was trained with."
             )
 
-    def _batch(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    def _batch(self, arrays: list[np.ndarray], adapter: int) -> tuple[np.ndarray, ...]:
         """Returns a score's arrays, [rows, T] or [rows, T, alternatives], for the tokens after the
         first.
 
@@ -122,7 +127,9 @@ class Scorer:
             "numerics": self.numerics,
             "alternatives": self.alternatives,
         }
-        results = _score(self.params, inputs, targets, **static)
+        rows = NamedSharding(jax.sharding.get_mesh(), spec("B", (B,)))
+        params = with_rows(self.params, jax.device_put(np.full(B, adapter, np.int32), rows))
+        results = _score(params, inputs, targets, **static)
         return tuple(np.asarray(array) for array in results)
 
 
