@@ -3,15 +3,25 @@
 `architecture/adapters.py` has the declaration of each.
 """
 
-from paxlike.adapt import lora
+from paxlike.adapt import lora, singular
 from paxlike.adapt.form import Draw, Form
 
 FORMS: dict[str, Form] = {
     "none": Form(
         initial=lambda model, adapt, seed: {},
         wrap=lambda model, adapt, group, stacks, outer, seed, draw: stacks,
+        merge=lambda model, adapt, group, stacks, trained, derived: stacks,
+        beside=lambda model: "",
     ),
-    "lora": Form(lora.initial, lora.wrap),
+    "lora": Form(lora.initial, lora.wrap, lora.merge, lora.beside),
+    "singular": Form(
+        singular.initial,
+        singular.wrap,
+        singular.merge,
+        beside=lambda model: "",
+        derive=singular.derive,
+        check=singular.check,
+    ),
 }
 
 __all__ = ["FORMS", "Draw", "Form"]

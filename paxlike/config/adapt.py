@@ -8,6 +8,7 @@ from paxlike.config.validation import positive, require, typed
 FIELDS: dict[str, tuple[str, ...]] = {
     "none": (),
     "lora": ("rank", "alpha", "rank_stabilized", "dropout", "targets"),
+    "singular": ("targets",),
 }
 """Kind -> the fields that it reads, besides `train` and `layers`."""
 
@@ -16,8 +17,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 class AdaptConfig:
     """Adapts a frozen base (see docs/adapting.md). By default all parameters are trained."""
 
-    kind: Literal["none", "lora"] = "none"
-    """lora: a low-rank update of the target weights (arXiv 2106.09685)."""
+    kind: Literal["none", "lora", "singular"] = "none"
+    """lora: a low-rank update of the target weights (arXiv 2106.09685). singular: shifts of their
+    singular values (SVDiff, arXiv 2303.11305)."""
     rank: int = 8
     """lora: rank of the update."""
     alpha: float = 16.0

@@ -1,7 +1,7 @@
 """A parameter of a block that is not a plain array while a part of the model is adapted."""
 
 import abc
-from typing import Self
+from typing import Any, Self
 
 from paxlike.config import ModelConfig
 from paxlike.nn.numerics import Numerics
@@ -18,3 +18,7 @@ class Wrapped(abc.ABC):
         summed: whether their gradients are summed over the devices that hold copies (see
         `Decoder`).
         """
+
+    def in_layer(self) -> Any:
+        """What one layer uses as its weight (`nn/weight.py`)."""
+        return self
