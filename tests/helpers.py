@@ -46,7 +46,7 @@ def mesh_of(pod: int = 1, data: int = 1, model: int = 1) -> Mesh:
 
 
 def numerics_of(config: Config) -> Numerics:
-    return Numerics.of(config.model, config.precision, "cpu")
+    return Numerics.of_run(config, "cpu")
 
 
 def put(dims: str, array: np.ndarray) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from paxlike.config import AdaptConfig, ModelConfig
 from paxlike.nn.collectives import Leaf
+from paxlike.nn.numerics import Numerics
 
 
 class Draw(NamedTuple):
@@ -46,6 +47,7 @@ class Merge(Protocol):
         self,
         model: ModelConfig,
         adapt: AdaptConfig,
+        numerics: Numerics | None,
         group: str,
         stacks: dict,
         trained: dict,
@@ -55,6 +57,7 @@ class Merge(Protocol):
         can have it.
 
         stacks: the base's by name. trained: as in a checkpoint. derived: see `adapt.derived`.
+        numerics: None where the weights can have it.
         """
         ...
 
@@ -78,3 +81,7 @@ class Form(NamedTuple):
         lambda model, adapt, base, derived: None
     )
     """Raises UserError if what was derived is not of this base."""
+    constrain: Callable[[ModelConfig, AdaptConfig, dict], dict] = lambda model, adapt, trained: (
+        trained
+    )
+    """The trained parameters after an update, on the set that they are kept on."""

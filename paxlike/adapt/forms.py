@@ -3,14 +3,14 @@
 `architecture/adapters.py` has the declaration of each.
 """
 
-from paxlike.adapt import lora, singular
+from paxlike.adapt import lora, prefix, reft, singular
 from paxlike.adapt.form import Draw, Form
 
 FORMS: dict[str, Form] = {
     "none": Form(
         initial=lambda model, adapt, seed: {},
         wrap=lambda model, adapt, group, stacks, outer, seed, draw: stacks,
-        merge=lambda model, adapt, group, stacks, trained, derived: stacks,
+        merge=lambda model, adapt, numerics, group, stacks, trained, derived: stacks,
         beside=lambda model: "",
     ),
     "lora": Form(lora.initial, lora.wrap, lora.merge, lora.beside),
@@ -22,6 +22,8 @@ FORMS: dict[str, Form] = {
         derive=singular.derive,
         check=singular.check,
     ),
+    "reft": Form(reft.initial, reft.wrap, reft.merge, reft.beside, constrain=reft.constrain),
+    "prefix": Form(prefix.initial, prefix.wrap, prefix.merge, prefix.beside),
 }
 
 __all__ = ["FORMS", "Draw", "Form"]

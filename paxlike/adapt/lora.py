@@ -12,6 +12,7 @@ from paxlike.architecture.stack import groups
 from paxlike.config import AdaptConfig, ModelConfig
 from paxlike.nn.adapted import Adapted, update
 from paxlike.nn.dropout import Noise, noise_key
+from paxlike.nn.numerics import Numerics
 from paxlike.parallel.mesh import weight_spec
 
 Array = jax.Array
@@ -59,7 +60,13 @@ def wrap(
 
 
 def merge(
-    model: ModelConfig, adapt: AdaptConfig, group: str, stacks: dict, trained: dict, derived: dict
+    model: ModelConfig,
+    adapt: AdaptConfig,
+    numerics: Numerics | None,
+    group: str,
+    stacks: dict,
+    trained: dict,
+    derived: dict,
 ) -> dict:
     """W + s A B in float32, rounded once; beside quantized weights as one `Adapted` with them."""
     found = dict(stacks)
@@ -85,8 +92,9 @@ def beside(model: ModelConfig) -> str:
     if not model.quant.active:
         return ""
     return (
-        f"with model.quant.weights {model.quant.weights} the base multiplies quantized weights, "
-        "and the sum of a latent weight and an update would be quantized anew, to another model"
+        f"the adapter cannot be merged: with model.quant.weights {model.quant.weights} the base "
+        "multiplies quantized weights, and the sum of a latent weight and an update would be "
+        "quantized anew, to another model"
     )
 
 

@@ -15,6 +15,7 @@ from paxlike.architecture.lora import input_letters
 from paxlike.architecture.singular import Decomposition, decompositions
 from paxlike.config import AdaptConfig, ModelConfig, UserError
 from paxlike.nn.collectives import gather, index, on_devices, own_part, total
+from paxlike.nn.numerics import Numerics
 from paxlike.nn.singular import Shifted, shifted
 from paxlike.parallel import rules
 from paxlike.parallel.mesh import axis_sizes, weight_spec
@@ -55,7 +56,13 @@ def wrap(
 
 
 def merge(
-    model: ModelConfig, adapt: AdaptConfig, group: str, stacks: dict, trained: dict, derived: dict
+    model: ModelConfig,
+    adapt: AdaptConfig,
+    numerics: Numerics | None,
+    group: str,
+    stacks: dict,
+    trained: dict,
+    derived: dict,
 ) -> dict:
     """Kernels with shifted singular values in them."""
     found = dict(stacks)

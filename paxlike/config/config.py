@@ -156,6 +156,14 @@ class Config:
             f"data.sequence_length {length} is above model.learned_positions {longest}; change one "
             "of them.",
         )
+        if self.adapt.kind == "prefix":
+            self._check_prefix()
+        changed = sum(self.adapt.prompt_positions)
+        require(
+            self.adapt.kind != "reft" or changed <= length,
+            f"adapt.positions {self.adapt.positions} are {changed} tokens of a prompt, more than "
+            f"data.sequence_length {length}; no prompt has as many.",
+        )
         reach, needed = (
             (self.checkpoint.keep - 1) * self.checkpoint.every,
             self.guard.back + self.guard.patience,
@@ -166,4 +174,17 @@ class Config:
             f"{self.checkpoint.every} reach back {reach} steps; to rewind by guard.back "
             f"{self.guard.back} and guard.patience {self.guard.patience}, they must reach "
             f"{needed}: keep more.",
+        )
+
+    def _check_prefix(self) -> None:
+        longest, length = self.model.learned_positions, self.data.sequence_length
+        prefix, kernel = self.adapt.prefix_length, self.model.attention
+        require(
+            not longest or prefix + length <= longest,
+            f"adapt.prefix_length {prefix} and data.sequence_length {length} together are above "
+            f"model.learned_positions {longest}; reduce one of them.",
+        )
+        require(
+            kernel in ("auto", "blocked", "reference"),
+            f"model.attention is {kernel}, which has no prefix (adapt.kind); set it to blocked.",
         )

@@ -27,7 +27,9 @@ from paxlike.models.branch import Context
 from paxlike.models.decoder import Caches, Decoder, sequence, token
 from paxlike.nn.attention import capped
 from paxlike.nn.collectives import gather, gather_weight, on_devices, specs_of
+from paxlike.nn.intervention import row_prompts
 from paxlike.nn.numerics import Numerics
+from paxlike.nn.prefix import prefix_lengths
 from paxlike.parallel.axes import sizes
 from paxlike.parallel.mesh import spec
 
@@ -61,20 +63,29 @@ def prefill(
     """Reads whole prompts, causally. Returns the caches and the logits after each prompt's end.
 
     tokens_BT: int32; row b's prompt is its first lengths_B[b] >= 1 positions, and any tokens may
-    follow. T <= cache_length. Logits: float32 [B, vocab_size], B sharded over `pod` and `data`.
+    follow. T and a prefix together are at most cache_length. Logits: float32 [B, vocab_size], B
+    sharded over `pod` and `data`. A cache begins with the row's prefix, if there is one
+    (`cached_lengths`).
     """
     B, T = tokens_BT.shape
 
     def device(params, tokens_BT, lengths_B):
         model = inference_decoder(config, numerics, params)
         positions_BT = jnp.arange(T, dtype=jnp.int32)[None]
+        before = prefix_lengths(params)
+        if before is not None:
+            positions_BT += before
         context = Context(model.config, numerics, positions_BT, lengths_B=lengths_B)
         x_BTD = model.embed(tokens_BT, positions_BT)
-        x_BTD, new = model.run(x_BTD, sequence(context, keep_cache=True))
+        prompts = row_prompts(*tokens_BT.shape, lengths_B)
+        x_BTD, new = model.run(x_BTD, sequence(context, keep_cache=True), prompts=prompts)
 
         def stored(dims: str, x: Array) -> Array:
             window = min(config.sliding_window, cache_length)
-            return _stored(dims, x, lengths_B, window if "W" in dims else cache_length)
+            length = window if "W" in dims else cache_length
+            if before is not None and has_tokens(dims):
+                return _stored_after(before, x, lengths_B, length, T)
+            return _stored(dims, x, lengths_B, length)
 
         caches = _each_array(config, stored, new)
         return caches, _logits(model, x_BTD, lengths_B - 1)
@@ -161,6 +172,25 @@ def _stored(dims: str, x: Array, lengths_B: Array, length: int) -> Array:
     # Places without a position read position 0, and no token attends to them.
     positions_BS = jnp.maximum(positions_BS, 0)
     return jnp.take_along_axis(x, positions_BS[None, :, :, None, None], axis=2)
+
+
+def _stored_after(
+    before: Array | int, x: Array, lengths_B: Array, length: int, tokens: int
+) -> Array:
+    """`_stored` of x [L, B, Q + T, ...], a prefix and T tokens: row b has the first before[b] of
+    Q positions, and its tokens follow them directly."""
+    Q, before_B1 = x.shape[2] - tokens, jnp.reshape(before, (-1, 1))
+    newest_B1 = lengths_B[:, None] + before_B1 - 1
+    places_S = jnp.arange(length, dtype=jnp.int32)[None]
+    positions_BS = jnp.maximum(newest_B1 - (newest_B1 - places_S) % length, 0)
+    where_BS = positions_BS + jnp.where(positions_BS < before_B1, 0, Q - before_B1)
+    return jnp.take_along_axis(x, where_BS[None, :, :, None, None], axis=2)
+
+
+def cached_lengths(params: dict, lengths_B: Array) -> Array:
+    """The number of positions that a cache has of each row: those of a prefix and of the tokens."""
+    before = prefix_lengths(params)
+    return lengths_B if before is None else lengths_B + jnp.reshape(before, (-1,))
 
 
 def _padded(dims: str, x: Array, length: int) -> Array:

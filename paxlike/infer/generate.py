@@ -20,11 +20,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ModelConfig, UserError
-from paxlike.infer.cache import decode, prefill
-from paxlike.nn.adapted import Adapted
+from paxlike.infer.cache import cached_lengths, decode, prefill
 from paxlike.nn.collectives import gather, on_devices
 from paxlike.nn.numerics import Numerics
+from paxlike.nn.prefix import longest_prefix
 from paxlike.nn.quantized import QuantizedWeight, quantize_params
+from paxlike.nn.wrapped import Wrapped
 from paxlike.parallel.axes import letters_of
 from paxlike.parallel.mesh import axis_sizes, spec
 
@@ -94,6 +95,7 @@ _STATIC = ("config", "numerics", "sampling")
 def _start(params, tokens_BT, lengths_B, seed, *, config, numerics, sampling, cache_length):
     lengths_B = jax.sharding.reshard(lengths_B, spec("B", lengths_B.shape))
     cache, logits_BV = prefill(config, numerics, params, tokens_BT, lengths_B, cache_length)
+    lengths_B = cached_lengths(params, lengths_B)
     return cache, sample(logits_BV, lengths_B, seed, sampling), lengths_B
 
 
@@ -121,7 +123,7 @@ class Generator:
     def __init__(
         self, config: ModelConfig, numerics: Numerics, params: dict, eod: int, max_length: int
     ):
-        check_length(config, max_length)
+        self.cache_length = cache_length(config, params, max_length)
         self.config, self.numerics, self.eod, self.max_length = config, numerics, eod, max_length
         self.params = for_inference(config, numerics, params)
 
@@ -149,10 +151,9 @@ class Generator:
         check_seed(seed)
         static = {"config": self.config, "numerics": self.numerics, "sampling": sampling}
         tokens_BT, lengths_B = self._padded(arrays)
-        cache_length = rounded_up(self.max_length, LENGTH_MULTIPLE)
         seed_array = np.uint32(seed)
         cache, tokens_B, lengths_B = _start(
-            self.params, tokens_BT, lengths_B, seed_array, cache_length=cache_length, **static
+            self.params, tokens_BT, lengths_B, seed_array, cache_length=self.cache_length, **static
         )
         continuations: list[list[int]] = [[] for _ in arrays]
         active = set(range(len(arrays)))
@@ -262,6 +263,16 @@ def check_length(config: ModelConfig, max_length: int) -> None:
         )
 
 
+def cache_length(config: ModelConfig, params: dict, max_length: int) -> int:
+    """The length of the cache for texts of `max_length` tokens after a prefix, if there is one.
+
+    Raises UserError if the model has fewer learned positions.
+    """
+    positions = max_length + longest_prefix(params)
+    check_length(config, positions)
+    return rounded_up(positions, LENGTH_MULTIPLE)
+
+
 def for_inference(config: ModelConfig, numerics: Numerics, params: dict) -> dict:
     """Prepares parameters for inference: quantizes them if the config does, then casts to the
     compute dtype. Idempotent.
@@ -276,13 +287,13 @@ def in_compute_dtype(params: dict, numerics: Numerics) -> dict:
     in float32, are unchanged.
     """
 
+    kept = QuantizedWeight | Wrapped
+
     def cast(path, w):
-        if isinstance(w, QuantizedWeight | Adapted):
+        if isinstance(w, kept):
             return w
         name = path[-1].key
         wide = len(letters_of(name)) == 1 or "_scale_" in name
         return w if wide or w.dtype == numerics.compute else w.astype(numerics.compute)
 
-    return jax.tree_util.tree_map_with_path(
-        cast, params, is_leaf=lambda w: isinstance(w, QuantizedWeight | Adapted)
-    )
+    return jax.tree_util.tree_map_with_path(cast, params, is_leaf=lambda w: isinstance(w, kept))

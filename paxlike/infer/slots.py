@@ -16,11 +16,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ModelConfig
-from paxlike.infer.cache import cache_specs, decode, prefill
-from paxlike.infer.generate import LENGTH_MULTIPLE, check_length, for_inference, rounded_up
+from paxlike.infer.cache import cache_specs, cached_lengths, decode, prefill
+from paxlike.infer.generate import LENGTH_MULTIPLE, cache_length, for_inference, rounded_up
 from paxlike.models.decoder import Caches
 from paxlike.nn.collectives import Leaf, gather, on_devices
 from paxlike.nn.numerics import Numerics
+from paxlike.nn.prefix import longest_prefix
 from paxlike.parallel.mesh import axis_sizes, spec
 
 Array = jax.Array
@@ -61,7 +62,7 @@ class Slots:
     def __init__(
         self, config: ModelConfig, numerics: Numerics, params: dict, rows: int, max_length: int
     ):
-        check_length(config, max_length)
+        self._cache_length = cache_length(config, params, max_length)
         self.config, self.numerics, self.max_length = config, numerics, max_length
         self.params = for_inference(config, numerics, params)
         self.rows = rounded_up(rows, axis_sizes()["pod"] * axis_sizes()["data"])
@@ -97,7 +98,8 @@ class Slots:
             )
             for array, value in zip(self._settings, settings[row], strict=True):
                 array[row] = value
-        self._lengths = np.where(admitted_B, lengths_B, self._lengths)
+        before = longest_prefix(self.params)
+        self._lengths = np.where(admitted_B, lengths_B + before, self._lengths)
         read = _admit if self._cache is not None else _begin
         old = () if self._cache is None else (self._cache, self._put(admitted_B))
         arrays = (*self._put((tokens_BT, lengths_B)), *old, self._put(self._settings))
@@ -121,10 +123,6 @@ class Slots:
         """Frees a row whose text has ended."""
         self._lengths[row] = self._tokens[row] = 0
 
-    @property
-    def _cache_length(self) -> int:
-        return rounded_up(self.max_length, LENGTH_MULTIPLE)
-
     def _put(self, arrays):
         mesh = jax.sharding.get_mesh()
         return jax.tree.map(
@@ -138,7 +136,7 @@ _STATIC = ("config", "numerics")
 @functools.partial(jax.jit, static_argnames=(*_STATIC, "cache_length"))
 def _begin(params, tokens_BT, lengths_B, settings, *, config, numerics, cache_length):
     cache, logits_BV = prefill(config, numerics, params, tokens_BT, lengths_B, cache_length)
-    return cache, _draw(logits_BV, lengths_B, settings)
+    return cache, _draw(logits_BV, cached_lengths(params, lengths_B), settings)
 
 
 @functools.partial(jax.jit, static_argnames=(*_STATIC, "cache_length"), donate_argnames=("cache",))
@@ -156,7 +154,7 @@ def _admit(
     specs = cache_specs(config, lengths_B.shape[0])
     rows = spec("B", lengths_B.shape)
     merged = on_devices(device, (specs, specs, rows), specs)(new, cache, admitted_B)
-    return merged, _draw(logits_BV, lengths_B, settings)
+    return merged, _draw(logits_BV, cached_lengths(params, lengths_B), settings)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("cache",))

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from paxlike.config import ModelConfig
 from paxlike.models.branch import Cache, Context, Forward
 from paxlike.nn import remat
-from paxlike.nn.attention import Scores, attend, attention, own_kv_head
+from paxlike.nn.attention import PrefixColumns, Scores, attend, attention, own_kv_head
 from paxlike.nn.einsum import einsum
 from paxlike.nn.norm import head_norm
+from paxlike.nn.prefix import Prefix
 from paxlike.nn.rotary import NO_SCALING, rotate
 from paxlike.nn.stream import Stream, add_once
 from paxlike.parallel.mesh import axis_sizes
@@ -23,8 +24,28 @@ def _sequence(w, y_BTD: Stream, context: Context, *, local: bool) -> tuple[Array
     q_BTNH, k_BTKH, v_BTKH = _projections(w, y_BTD, context, local)
     k_own, v_own = own_kv_head(c.heads, c.kv_heads, k_BTKH, v_BTKH)
     kernel, scores = context.numerics.attention, _scores(c, local)
-    o_BTNH = attention(q_BTNH, k_own, v_own, context.segments_BT, kernel, scores)
-    return _output(w, o_BTNH, context), {"k": k_BTKH, "v": v_BTKH}
+    columns, cache = None, {"k": k_BTKH, "v": v_BTKH}
+    if w.prefix is not None:
+        columns, cache = _prefix(w.prefix, cache, context, scores.window)
+    o_BTNH = attention(q_BTNH, k_own, v_own, context.segments_BT, kernel, scores, columns)
+    return _output(w, o_BTNH, context), cache
+
+
+def _prefix(
+    prefix: Prefix, cache: Cache, context: Context, window: int
+) -> tuple[PrefixColumns, Cache]:
+    """What tokens attend to in front of their document, and a cache that begins with it."""
+    c, B = context.config, cache["k"].shape[0]
+
+    def rows(x: Array) -> Array:
+        return jnp.broadcast_to(x, (B, *x.shape[1:])).astype(cache["k"].dtype)
+
+    k_BQKH, v_BQKH = rows(prefix.k_BQKH), rows(prefix.v_BQKH)
+    mask_BTQ = prefix.mask_BTQ(context.positions_BT, window)
+    k_own, v_own = own_kv_head(c.heads, c.kv_heads, k_BQKH, v_BQKH)
+    columns = PrefixColumns(k_own, v_own, mask_BTQ)
+    both = {"k": (k_BQKH, cache["k"]), "v": (v_BQKH, cache["v"])}
+    return columns, {name: jnp.concatenate(pair, axis=1) for name, pair in both.items()}
 
 
 def _token(w, y_BTD: Stream, context: Context, cache: Cache, *, local: bool) -> tuple[Array, Cache]:

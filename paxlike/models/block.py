@@ -9,9 +9,10 @@ from paxlike.architecture.branch import Branch
 from paxlike.architecture.stack import Block, norm_bias
 from paxlike.config import ModelConfig
 from paxlike.models.branch import Cache
-from paxlike.nn import remat
+from paxlike.nn import prefix, remat
 from paxlike.nn.norm import norm
 from paxlike.nn.numerics import Numerics
+from paxlike.nn.prefix import Prefix
 from paxlike.nn.ring import Partial
 from paxlike.nn.stream import Stream, scatter_stream
 from paxlike.nn.weight import in_use, with_summed_gradient
@@ -34,6 +35,7 @@ class Weights:
         sum_gradients: bool,
     ):
         """params: this device's shards of one layer. sum_gradients: see `Decoder`."""
+        self.prefix: Prefix | None = params.get(prefix.NAME)
         for spec in block.weights(config):
             value = params[spec.name]
             if isinstance(value, Wrapped):

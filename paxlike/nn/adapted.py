@@ -59,7 +59,7 @@ class Adapted(Wrapped):
         """With factors gathered over `data`, and D also over `model`."""
         specs = lora_factors(WeightSpec(name, ""), self.rank)
         a, b = (
-            whole_stack(spec, factor, config, numerics, summed)
+            whole_weight(spec, factor, config, numerics, summed)
             for spec, factor in zip(specs, (self.a, self.b), strict=True)
         )
         return dataclasses.replace(self, a=a, b=b)
@@ -121,20 +121,24 @@ class _DroppedStream(Stream):
         )
 
 
-def whole_stack(
-    spec: WeightSpec, stack: Leaf, config: ModelConfig, numerics: Numerics, summed: bool
+def whole_weight(
+    spec: WeightSpec, shard: Leaf, config: ModelConfig, numerics: Numerics, summed: bool
 ) -> Array:
-    """A stack of an adapter's weight, gathered over `data`, and D also over `model`."""
-    letters = f"L{spec.letters}"
-    shape = (stack.shape[0], *spec.shape(config))
+    """An adapter's weight, gathered over `data`, and D also over `model`. It may be a stack.
+
+    summed: whether its gradient is summed over the devices that hold copies.
+    """
+    letters, shape = spec.letters, spec.shape(config)
+    if shard.ndim > len(letters):
+        letters, shape = f"L{letters}", (shard.shape[0], *shape)
     places = rules.weight_spec(letters, shape, axis_sizes())
     if summed:
-        stack = sum_gradient_over_copies(stack, places, numerics.gradients)
+        shard = sum_gradient_over_copies(shard, places, numerics.gradients)
     for dim, (letter, place) in enumerate(zip(letters, places, strict=True)):
         for axis in reversed(rules.axes_of(place)):
             if axis == "data" or letter == "D":
-                stack = gather(stack, axis, dim)
-    return stack
+                shard = gather(shard, axis, dim)
+    return shard
 
 
 def update(spec: WeightSpec, a: Array, b: Array, scale: float) -> Array:

@@ -43,6 +43,15 @@ class Scores(NamedTuple):
         return self.scale or head_dim**-0.5
 
 
+class PrefixColumns(NamedTuple):
+    """Keys and values that every document attends to, in front of its own."""
+
+    k_BQKH: Array
+    v_BQKH: Array
+    mask_BTQ: Array | None
+    """Which of them a token sees; its batch may be 1. None: all."""
+
+
 def attention(
     q_BTNH: Array,
     k_BSKH: Array,
@@ -50,6 +59,7 @@ def attention(
     segments_BT: Array | None,
     implementation: str,
     scores: Scores = Scores(),  # noqa: B008 - immutable
+    prefix: PrefixColumns | None = None,
 ) -> Array:
     """Returns softmax(scores) v of this device's heads, causal and within segments.
 
@@ -62,7 +72,14 @@ def attention(
             f"model.attention {implementation} has no softcap, and model.attention_softcap is "
             f"{scores.softcap}; set model.attention to blocked."
         )
-    run = _IMPLEMENTATIONS[implementation]
+    run: Callable[..., Array] = _IMPLEMENTATIONS[implementation]
+    if prefix is not None:
+        if implementation not in PREFIX_KERNELS:
+            raise ConfigError(
+                f"model.attention {implementation} has no prefix (adapt.kind prefix); set it to "
+                "blocked."
+            )
+        run = functools.partial(run, prefix=prefix)
     if not scores.window:
         return run(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores)
     with jax.named_scope(kernel_window.scope(scores.window)):
@@ -127,8 +144,16 @@ def causal_mask(T: int, segments_BT: Array | None, window: int = 0) -> Array:
     return mask_BTS
 
 
-def _reference(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores):
+def _reference(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores, prefix=None):
     mask_BTS = causal_mask(q_BTNH.shape[1], segments_BT, scores.window)
+    if prefix is not None:
+        B, T = q_BTNH.shape[:2]
+        Q = prefix.k_BQKH.shape[1]
+        seen_BTQ = True if prefix.mask_BTQ is None else prefix.mask_BTQ
+        parts = (jnp.broadcast_to(seen_BTQ, (B, T, Q)), jnp.broadcast_to(mask_BTS, (B, T, T)))
+        mask_BTS = jnp.concatenate(parts, axis=2)
+        k_BSKH = jnp.concatenate((prefix.k_BQKH, k_BSKH), axis=1)
+        v_BSKH = jnp.concatenate((prefix.v_BQKH, v_BSKH), axis=1)
     o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scores)
     (o_BTNH,) = remat.keep(remat.ATTENTION, o_BTNH)
     return o_BTNH
@@ -242,9 +267,12 @@ def _flash_arrays_backward(residuals, do_BTNH):
 _flash_arrays.defvjp(_flash_arrays_forward, _flash_arrays_backward)
 
 
-def _blocked(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores):
+def _blocked(q_BTNH, k_BSKH, v_BSKH, segments_BT, scores, prefix=None):
     how = How(scores.factor(q_BTNH.shape[-1]), scores.softcap, scores.window)
-    return blocked(q_BTNH, k_BSKH, v_BSKH, segments_BT, how)
+    return blocked(q_BTNH, k_BSKH, v_BSKH, segments_BT, how, prefix)
+
+
+PREFIX_KERNELS = ("blocked", "reference")
 
 
 _IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from paxlike.config import ModelConfig, PrecisionConfig
+from paxlike.config import Config, ModelConfig, PrecisionConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,14 @@ class Numerics:
         integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
         ring = platform == "tpu"
         return cls(compute, precision.params, precision.gradients, attention, ring, integer)
+
+    @classmethod
+    def of_run(cls, config: Config, platform: str) -> "Numerics":
+        """`of` a run, whose adapter may need an attention kernel of its own."""
+        model = config.model
+        if config.adapt.kind == "prefix" and model.attention == "auto":
+            model = dataclasses.replace(model, attention="blocked")
+        return cls.of(model, config.precision, platform)
 
 
 def _cpu_multiplies_int8() -> bool:

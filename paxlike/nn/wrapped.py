@@ -1,7 +1,7 @@
 """A parameter of a block that is not a plain array while a part of the model is adapted."""
 
 import abc
-from typing import Any, Self
+from typing import Any
 
 from paxlike.config import ModelConfig
 from paxlike.nn.numerics import Numerics
@@ -12,8 +12,8 @@ class Wrapped(abc.ABC):
     loop over the layers, so that a layer sends nothing in addition for it."""
 
     @abc.abstractmethod
-    def whole(self, name: str, config: ModelConfig, numerics: Numerics, summed: bool) -> Self:
-        """With the adapter's arrays gathered as layers use them. name: of the parameter.
+    def whole(self, name: str, config: ModelConfig, numerics: Numerics, summed: bool) -> Any:
+        """A pytree with the adapter's arrays gathered as layers use them. name: of the parameter.
 
         summed: whether their gradients are summed over the devices that hold copies (see
         `Decoder`).

@@ -20,6 +20,8 @@ ALPHABET = {
     "W": "tokens of a sliding window",
     "P": "rows of the table of learned positions",
     "R": "adapter rank",
+    "Q": "positions of a prefix",
+    "M": "hidden units of a prefix's network",
 }
 
 LOGICAL_AXES = {

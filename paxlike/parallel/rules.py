@@ -20,8 +20,8 @@ Four cases follow from the letters and need no rows:
   too small to be worth a gather.
 - K is replicated if there are fewer key/value heads than model shards. Each shard then uses the
   head that its query heads share.
-- R, the rank of an adapter, is replicated if another letter is over `data`, or if `data` does not
-  divide it: an adapter is thousands of times smaller than its weight.
+- R, Q and M, the letters of adapters, are replicated if another letter is over `data`, or if `data`
+  does not divide them: an adapter is thousands of times smaller than its base.
 
 `spec` and `weight_spec` raise ConfigError for a letter without a row, for two letters on one mesh
 axis, and for a size that the axis does not divide. Nothing is replicated silently.
@@ -45,11 +45,13 @@ WEIGHTS: dict[str, Axis] = {
     "P": "model",
     "H": None,
     "R": "data",
+    "Q": "data",
+    "M": "data",
 }
 ACTIVATIONS: dict[str, Axis] = {
     "A": None, "B": ("pod", "data"), "T": None, "S": None, "W": None,
     "D": "model", "N": "model", "K": "model", "F": "model", "V": "model", "H": None,
-    "R": None,
+    "R": None, "M": None,
 }  # fmt: skip
 
 MESH_AXES = ("pod", "data", "model")
@@ -73,8 +75,9 @@ def weight_spec(dims: str, shape: tuple[int, ...], mesh: Mapping[str, int]) -> t
             [None] * (len(dims) - 1) + [_row(ACTIVATIONS, matrix, shape[-1], mesh)],
         )
     places = [_row(WEIGHTS, d, n, mesh) for d, n in zip(dims, shape, strict=True)]
-    if "R" in dims and ("D" in dims or shape[dims.index("R")] % mesh["data"]):
-        places[dims.index("R")] = None
+    for letter in "RQM":
+        if letter in dims and ("D" in dims or shape[dims.index(letter)] % mesh["data"]):
+            places[dims.index(letter)] = None
     if "model" not in places and "D" in dims:
         places[dims.index("D")] = ("model", "data")
     return _checked(dims, shape, mesh, places)

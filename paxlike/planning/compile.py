@@ -97,7 +97,7 @@ def lower(config: Config, cluster: Cluster, whole: bool = False) -> Lowered:
     """
     begin = time.monotonic()
     mesh = make_mesh(config.mesh, cluster.devices())
-    numerics = Numerics.of(config.model, config.precision, cluster.platform)
+    numerics = Numerics.of_run(config, cluster.platform)
     if whole:
         numerics = dataclasses.replace(numerics, ring=False)
     if cluster.platform == "gpu" and numerics.attention == "cudnn":

@@ -33,18 +33,18 @@ from paxlike.training.step import DeviceBatch, losses_of, make_train_step
 def count_three_ways(config: Config) -> tuple[str, tuple[FlopComparison, FlopComparison]]:
     """(the attention kernel counted, (forward pass as traced, train step as compiled))."""
     platform = jax.default_backend()
-    model, attention = _runs_here(config.model, platform)
+    model, attention = _runs_here(config, platform)
     one = dataclasses.replace(config.train, batch_size=1, batch_ramp=(), accumulate=1)
     config = dataclasses.replace(config, model=model, train=one)
-    numerics = Numerics.of(model, config.precision, platform)
+    numerics = Numerics.of_run(config, platform)
     T = config.data.sequence_length
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         return attention, (_forward(config, numerics, T), _step(config, numerics, T))
 
 
-def _runs_here(model: ModelConfig, platform: str) -> tuple[ModelConfig, str]:
+def _runs_here(config: Config, platform: str) -> tuple[ModelConfig, str]:
     """Replaces kernels of another platform by plain matmuls, which the formula counts equally."""
-    kernel = Numerics.of(model, Config().precision, platform).attention
+    model, kernel = config.model, Numerics.of_run(config, platform).attention
     if {"splash": "tpu", "cudnn": "gpu"}.get(kernel, platform) == platform:
         return model, f"{kernel} attention"
     return dataclasses.replace(

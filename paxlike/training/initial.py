@@ -10,9 +10,11 @@ from pathlib import Path
 
 import jax
 
-from paxlike.config import Config
+from paxlike.adapt.prefix import of_text
+from paxlike.config import Config, UserError
 from paxlike.data.compare_tokenizers import tokenizer_difference
 from paxlike.data.source import AnySource
+from paxlike.infer.stream import prompt_tokens
 from paxlike.nn.numerics import Numerics
 from paxlike.optim.optimizer import Optimizer
 from paxlike.training.base import frozen_of, record_base
@@ -34,8 +36,10 @@ class Initial:
         data: AnySource,
         source: Source | None,
     ):
-        """Raises UserError if the model does not fit the source."""
+        """Raises UserError if the model does not fit the source, or `adapt.prefix_prompt` its
+        length."""
         self._config, self._program, self._source = config, program, source
+        self._prompt = _prefix_prompt(config, data)
         if source is not None:
             leaves = jax.tree_util.tree_leaves_with_path(self._shapes())
             names = [name_of(path) for path, _ in leaves]
@@ -57,7 +61,10 @@ class Initial:
             derived = make_derived(folder, config, base, say)
         if self._source is not None and jax.process_index() == 0:
             write_text(folder / RECORD, json.dumps(_record(self._source, self._plan), indent=2))
-        return make_state(config, numerics, optimizer, base, derived)
+        start = None
+        if self._prompt:
+            start = of_text(config.model, numerics, base, self._prompt)
+        return make_state(config, numerics, optimizer, base, derived, start)
 
     def frozen(self, folder: Path) -> dict:
         """What checkpoints of the run in `folder` leave out. Raises UserError if the base is
@@ -78,6 +85,20 @@ class Initial:
         for line in self._plan.lines():
             say(f"  {line}")
         return first_params(config, numerics, self._shapes(), self._plan.origins)
+
+
+def _prefix_prompt(config: Config, data: AnySource) -> list[int]:
+    """The tokens that a prefix starts from. Raises UserError if it has another length."""
+    adapt = config.adapt
+    if not adapt.prefix_prompt:
+        return []
+    tokens = prompt_tokens(data.tokenizer, adapt.prefix_prompt)
+    if len(tokens) != adapt.prefix_length:
+        raise UserError(
+            f"adapt.prefix_prompt has {len(tokens)} tokens with the tokenizer of {data.name}, and "
+            f"adapt.prefix_length is {adapt.prefix_length}; set it to {len(tokens)}."
+        )
+    return tokens
 
 
 def _notes(config: Config, data: AnySource, source: Source) -> Iterator[str]:

@@ -50,7 +50,7 @@ def load_run(
     read.
     """
     config = read_config(folder)
-    numerics = Numerics.of(config.model, config.precision, jax.default_backend())
+    numerics = numerics_of(config)
     device_mesh = make_mesh(mesh or widest_mesh(config.model, len(jax.devices())))
     with jax.set_mesh(device_mesh):
         trained, step = restore_params(
@@ -60,15 +60,15 @@ def load_run(
         if config.adapt.active:
             base = base_of(folder, config, open_base)
             derived = read_derived(folder, config, base)
-            params = assembled(config.model, config.adapt, base, trained, derived)
+            params = assembled(config, numerics, base, trained, derived)
     return LoadedRun(
         config, numerics, params, step, load_tokenizer(folder / "tokenizer"), device_mesh
     )
 
 
 def numerics_of(config: Config) -> Numerics:
-    """Of a config on this platform."""
-    return Numerics.of(config.model, config.precision, jax.default_backend())
+    """Of a run on this platform."""
+    return Numerics.of_run(config, jax.default_backend())
 
 
 def on_one_device():

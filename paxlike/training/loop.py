@@ -120,9 +120,7 @@ class _Loop:
             size: local_rows(size, train.accumulate)
             for size in {train.batch_size, *(n for n, _ in train.batch_ramp)}
         }
-        program = Program.of(
-            config, Numerics.of(config.model, config.precision, jax.default_backend())
-        )
+        program = Program.of(config, Numerics.of_run(config, jax.default_backend()))
         self.numerics, self.optimizer, self.train_step = program
         self.train_source = train_batches(store, config.data, train)
         self.validation_sources = validation_batches(store, config.data, train)

@@ -97,7 +97,7 @@ def open_packed(path: Path) -> LoadedRun:
         raise UserError(
             f"{path} cannot be read as a packed model: {error}. Write it again with `paxlike pack`."
         ) from error
-    numerics = Numerics.of(config.model, config.precision, jax.default_backend())
+    numerics = Numerics.of_run(config, jax.default_backend())
     mesh = make_mesh(widest_mesh(config.model, len(jax.devices())))
     with jax.set_mesh(mesh):
         params = _load_params(config, numerics, tensors)

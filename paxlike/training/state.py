@@ -43,9 +43,13 @@ def _initial(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
     return _of_base(config, optimizer, base, empty(config.model, config.adapt))
 
 
-def _of_base(config: Config, optimizer: Optimizer, base: dict, derived: dict) -> State:
+def _of_base(
+    config: Config, optimizer: Optimizer, base: dict, derived: dict, start: dict | None = None
+) -> State:
     parts = split(config.model, config.adapt, base, derived)
     params = with_adapter(config.model, config.adapt, parts.trained, config.train.seed)
+    for group, values in (start or {}).items():
+        params[group] = {**params[group], **values}
     return State(params, optimizer.init(params), jnp.zeros((), jnp.int32), parts.frozen)
 
 
@@ -55,12 +59,14 @@ def make_state(
     optimizer: Optimizer,
     base: dict | None = None,
     derived: dict | None = None,
+    start: dict | None = None,
 ) -> State:
     """Creates a new state on the active mesh, sharded from the start.
 
     base: the parameters to adapt, which are donated; None: initial ones. derived: what the adapter
-    computes from them (`adapt/derived.py`), donated; None: computed here. Raises ValueError if a
-    large array would be replicated (`check_sharded`).
+    computes from them (`adapt/derived.py`), donated; None: computed here. start: initial weights of
+    the adapter, by group, in place of random ones. Raises ValueError if a large array would be
+    replicated (`check_sharded`).
     """
     check_sharded(_without_derived(config, abstract_state(config, numerics, optimizer)))
     if base is None and not config.adapt.active:
@@ -71,7 +77,7 @@ def make_state(
         derive = FORMS[config.adapt.kind].derive
         derived = derive(config.model, config.adapt, base, lambda line: None)
     of_base = functools.partial(_of_base, config, optimizer)
-    return jax.jit(of_base, donate_argnums=(0, 1))(base, derived)
+    return jax.jit(of_base, donate_argnums=(0, 1))(base, derived, start)
 
 
 def _without_derived(config: Config, state: State) -> State:

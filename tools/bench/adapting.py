@@ -119,7 +119,7 @@ def step_seconds(rounds: int) -> dict[str, float]:
         running = {}
         for way in WAYS:
             config = adapting_config(Path(), Path(), way, 0, 10)
-            numerics = Numerics.of(config.model, config.precision, jax.default_backend())
+            numerics = Numerics.of_run(config, jax.default_backend())
             program = Program.of(config, numerics)
             shape = (config.train.batch_size, config.data.sequence_length)
             tokens = np.random.default_rng(0).integers(0, 2000, shape, dtype=np.int32)

@@ -127,7 +127,7 @@ def test_merging_adds_the_update_on_the_mesh(expected):
     with jax.set_mesh(mesh_of(1, 2, 4)):
         trained = parts_on_mesh(config, numerics, base, factors).trained
         whole = parts_on_mesh(config_of(AdaptConfig()), numerics, base, {}).trained
-        found = flat(jax.device_get(merged(config.model, LORA, whole, trained, {})))
+        found = flat(jax.device_get(merged(config.model, LORA, whole, trained)))
     reference = flat(dense(config, base, factors))
     assert max(error(value, reference[name]) for name, value in found.items()) < 1e-6
     assert error(found["blocks/wk_DKH"], base["blocks"]["wk_DKH"]) > 0.01
@@ -152,7 +152,7 @@ def test_a_pattern_with_an_incomplete_period_equals_its_merged_model():
         run = jax.jit(lambda parts, batch: loss_gradients(config, numerics, parts, batch, tokens))
         gradients, losses = run(parts, batch)
         whole = parts_on_mesh(plain, numerics, base, {}, "blocks_0").trained
-        whole = jax.device_get(merged(config.model, adapt, whole, parts.trained, {}))
+        whole = jax.device_get(merged(config.model, adapt, whole, parts.trained))
         found = float(losses.loss / tokens)
     assert {name.split("/")[0] for name in flat(gradients)} == {
         "blocks_0", "blocks_1", "blocks_rest_0"
@@ -188,7 +188,7 @@ def test_bitnet_adapters_stay_beside_their_base():
     assert one == pytest.approx(other, rel=5e-5)
     assert max(error(flat(others)[n], g) for n, g in flat(gradients).items()) < 5e-3
     with pytest.raises(UserError, match="cannot be merged.*bitnet_b158.*quantized anew"):
-        merged(config.model, config.adapt, base, factors, {})
+        merged(config.model, config.adapt, base, factors)
 
 
 @pytest.mark.parametrize(
