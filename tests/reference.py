@@ -4,6 +4,7 @@ It shares no code with `paxlike` and computes one head, position and pair at a t
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -140,11 +141,16 @@ def mixer(
 
 
 def logits(
-    params: dict, model: ModelConfig, tokens: np.ndarray, segments: np.ndarray | None = None
+    params: dict,
+    model: ModelConfig,
+    tokens: np.ndarray,
+    segments: np.ndarray | None = None,
+    after_block: Callable[[int, np.ndarray], np.ndarray] = lambda layer, x: x,
 ) -> np.ndarray:
     """[B, T, vocab_size] (PaLM, arXiv 2204.02311, section 2).
 
     params: float64, in the layout of checkpoints. A pattern of blocks repeats over the layers.
+    after_block: changes the stream.
     """
     x = params["embedding_VD"][tokens] * model.embedding_scale
     if model.learned_positions:
@@ -157,7 +163,7 @@ def logits(
         else:
             stacks = params[f"blocks_{index}" if len(kinds) > 1 else "blocks"]
         block = {name: stack[period] for name, stack in stacks.items()}
-        x = run_block(x, block, kinds[index], model, segments)
+        x = after_block(layer, run_block(x, block, kinds[index], model, segments))
     x = named_norm(x, params, "scale_D", model)
     head = "embedding_VD" if model.head == "tied" else "head_DV"
     weight = params[head].T if model.head == "tied" else params[head]

@@ -4,6 +4,10 @@ A frozen weight has a forward product and a gradient of its input, 4 FLOPs per p
 6. A trained one also has its own gradient. Below the first layer with anything trained there is
 only a forward pass. (The compiler also leaves out the gradient of that layer's input if its loop
 has one layer.) LoRA's factors have all three products, 6 R (inputs + outputs).
+
+Shifted singular values have the gradient of the whole weight, and two products per step and weight
+instead of per token: the weight is composed in 2 inputs R outputs FLOPs, and as many contract its
+gradient. The tokens of an accumulation step share them.
 """
 
 import math
@@ -17,15 +21,14 @@ from paxlike.accounting.flops import (
     flops_by_part,
     inside_kernel,
     model_flops,
-    needed_flops,
     recomputed,
     skipped_flops,
 )
-from paxlike.architecture.adapters import trained_whole
-from paxlike.architecture.lora import lora_updates
+from paxlike.architecture.adapters import added_weights, trained_whole
+from paxlike.architecture.lora import inputs_outputs, lora_updates
 from paxlike.architecture.remat_policies import KEPT, PROJECTION, STREAM
 from paxlike.architecture.stack import groups, outer_weights
-from paxlike.config import AdaptConfig, ModelConfig
+from paxlike.config import AdaptConfig, Config, ModelConfig
 
 
 class _Sizes(NamedTuple):
@@ -44,28 +47,35 @@ class _Sizes(NamedTuple):
     """Of the second factors whose product a branch's backward pass reads."""
     into_stream: int
     """Of those whose product a following norm reads, in serial blocks."""
+    composed: int
+    """FLOPs that compose all weights with shifted singular values, per accumulation step."""
     share: float
     """Part of the layers that has a backward pass."""
 
 
-def training_flops(
-    model: ModelConfig, adapt: AdaptConfig, sequence_length: int, convention: str = "palm"
-) -> Count:
+def tokens_at_once(config: Config) -> int:
+    """The tokens of an accumulation step, which share what is computed from weights alone. Each pod
+    computes it for its own."""
+    sequences = config.train.batch_size // config.train.accumulate // max(1, config.mesh.pod)
+    return max(1, sequences) * config.data.sequence_length
+
+
+def training_flops(config: Config, convention: str = "palm") -> Count:
     """The numerator of MFU: a published convention, or for a partly frozen model its products
     without recomputation."""
-    if not adapt.active:
-        return model_flops(model, sequence_length, convention)
-    return once(model, adapt, sequence_length)
+    model, T = config.model, config.data.sequence_length
+    if not config.adapt.active:
+        return model_flops(model, T, convention)
+    return _once(config)
 
 
-def executed(
-    model: ModelConfig, adapt: AdaptConfig, sequence_length: int, kernel: str = "reference"
-) -> Count:
+def executed(config: Config, kernel: str = "reference") -> Count:
     """`executed_flops`, also of a partly frozen model."""
+    model, adapt, sequence_length = config.model, config.adapt, config.data.sequence_length
     if not adapt.active:
         return executed_flops(model, sequence_length, kernel)
     sizes = _sizes(model, adapt)
-    terms = [*once(model, adapt, sequence_length, kernel).terms]
+    terms = [*_once(config, kernel).terms]
     for term in inside_kernel(model, sequence_length, kernel):
         terms.append(_scaled(term, sizes.share))
     read = kernel != "reference" or any("serial" in kind for kind in model.block_kinds)
@@ -78,48 +88,51 @@ def executed(
         again = 0 if STREAM in kept else sizes.into_stream
         again += 0 if PROJECTION in kept else sizes.factors_in + sizes.into_branches
         terms.append(Term("adapters again", "2 N_adapters", 2 * again))
+        composed = sizes.composed // tokens_at_once(config)
+        terms.append(Term("shifted weights again", "2 R N/tokens", composed))
     return Count(
         f"executed, {kernel} attention, remat {model.remat}, adapt {adapt.kind}",
         tuple(term for term in terms if term.flops),
     )
 
 
-def by_part(
-    model: ModelConfig, adapt: AdaptConfig, sequence_length: int, kernel: str
-) -> dict[str, int]:
+def by_part(config: Config, kernel: str) -> dict[str, int]:
     """`flops_by_part`, or the terms of `executed` if a part of the model is frozen."""
-    if not adapt.active:
-        return flops_by_part(model, sequence_length, kernel)
-    terms = executed(model, adapt, sequence_length, kernel).terms
-    return {term.name: term.flops for term in terms}
+    if not config.adapt.active:
+        return flops_by_part(config.model, config.data.sequence_length, kernel)
+    return {term.name: term.flops for term in executed(config, kernel).terms}
 
 
-def once(
-    model: ModelConfig, adapt: AdaptConfig, sequence_length: int, kernel: str = "reference"
-) -> Count:
-    """The products of a step without recomputation. `needed_flops` if nothing is frozen."""
-    if not adapt.active:
-        return needed_flops(model, sequence_length, kernel)
+def _once(config: Config, kernel: str = "reference") -> Count:
+    """The products of a step of a partly frozen model without recomputation."""
+    model, adapt, sequence_length = config.model, config.adapt, config.data.sequence_length
     s, attention = _sizes(model, adapt), attention_flops(model, sequence_length)
     attention += skipped_flops(model, sequence_length, kernel)
     terms = (
         Term("frozen and trained weights, and gradients of their inputs", "4N", 4 * s.above),
         Term("layers below all that is trained", "2N", 2 * s.below),
-        Term("gradients of weights trained whole", "2 N_trained", 2 * s.trained),
+        Term("gradients of whole weights", "2 N_trained", 2 * s.trained),
         Term("adapters", "6 N_adapters", 6 * (s.factors_in + s.factors_out)),
+        Term(
+            "shifted weights and their gradients",
+            "4 R N/tokens",
+            2 * (s.composed // tokens_at_once(config)),
+        ),
         Term("attention, forward", "4LHQS", 2 * attention),
         Term("attention, backward", "8LHQS", round(4 * attention * s.share)),
     )
     return Count("adapted", tuple(term for term in terms if term.flops))
 
 
-def forward_of(model: ModelConfig, adapt: AdaptConfig, sequence_length: int, kernel: str) -> Count:
+def forward_of(config: Config, kernel: str) -> Count:
     """The forward pass of a partly frozen model."""
+    model, adapt, sequence_length = config.model, config.adapt, config.data.sequence_length
     s, attention = _sizes(model, adapt), attention_flops(model, sequence_length)
     attention += skipped_flops(model, sequence_length, kernel)
     terms = (
         Term("weights", "2N", 2 * (s.above + s.below)),
         Term("adapters", "2 N_adapters", 2 * (s.factors_in + s.factors_out)),
+        Term("shifted weights", "2 R N/tokens", s.composed // tokens_at_once(config)),
         Term("attention", "4LHQS", 2 * attention),
     )
     return Count("forward", tuple(term for term in terms if term.flops))
@@ -136,25 +149,27 @@ def _scaled(term: Term, share: float) -> Term:
 
 def _output_has_gradient(model: ModelConfig, adapt: AdaptConfig) -> bool:
     """Whether attention's output is read by a gradient of the weight after it."""
-    names = {name for group in lora_updates(model, adapt).values() for name in group}
-    whole = {name.rpartition("/")[2] for name in trained_whole(model, adapt)}
-    return "wo_NHD" in names | whole
+    names = added_weights(model, adapt).targets | trained_whole(model, adapt)
+    return any(name.endswith("/wo_NHD") for name in names)
 
 
 def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
     whole, updates = trained_whole(model, adapt), lora_updates(model, adapt)
     chosen = chosen_layers(model, adapt)
     share_chosen = chosen / model.layers
-    kernels = trained = factors_in = factors_out = branches = stream = 0
+    added = added_weights(model, adapt)
+    kernels = trained = factors_in = factors_out = branches = stream = composed = 0
     trains_layers = False
     for group, block, layers in groups(model):
         mine = round(layers * share_chosen)
         for spec in block.weights(model):
-            trains_layers |= f"{group}/{spec.name}" in whole or spec.name in updates.get(group, {})
+            trains_layers |= f"{group}/{spec.name}" in whole | added.targets
             if spec.kind == "kernel":
                 size = math.prod(spec.shape(model))
                 kernels += layers * size
-                trained += mine * size * (f"{group}/{spec.name}" in whole)
+                trained += mine * size * (f"{group}/{spec.name}" in whole | added.composed)
+                if f"{group}/{spec.name}" in added.composed:
+                    composed += mine * 2 * size * min(inputs_outputs(spec, model))
         for name, pair in updates.get(group, {}).items():
             first, second = (math.prod(spec.shape(model)) for spec in pair)
             factors_in, factors_out = factors_in + mine * first, factors_out + mine * second
@@ -173,4 +188,4 @@ def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
     through = share > 0 or bool(norms & whole)
     above = round(kernels * share) + logits * through
     below = kernels - round(kernels * share) + logits * (not through)
-    return _Sizes(above, below, trained, factors_in, factors_out, branches, stream, share)
+    return _Sizes(above, below, trained, factors_in, factors_out, branches, stream, composed, share)

@@ -54,13 +54,11 @@ def as_dict(config: Config, devices: int | None = None, energy: bool = False) ->
                 convention: _count(model_flops(model, T, convention)) for convention in CONVENTIONS
             },
             "hardware": _count(hardware_flops(model, T)),
-            "executed": _count(executed(model, config.adapt, T, kernel)),
-            "by_part": by_part(model, config.adapt, T, kernel),
+            "executed": _count(executed(config, kernel)),
+            "by_part": by_part(config, kernel),
         },
         "tokens": {"per_step": train.batch_size * T, "steps": train.steps, "total": tokens},
-        "training_flops": {
-            c: training_flops(model, config.adapt, T, c).total * tokens for c in CONVENTIONS
-        },
+        "training_flops": {c: training_flops(config, c).total * tokens for c in CONVENTIONS},
     }
     devices = devices or _mesh_devices(config)
     if devices:

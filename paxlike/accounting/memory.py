@@ -12,12 +12,15 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from paxlike.accounting.adapted_flops import chosen_layers
 from paxlike.accounting.adapted_parameters import ADAPTERS, trained_weights
 from paxlike.accounting.parameters import Weight, weights
+from paxlike.architecture.adapters import added_weights
 from paxlike.architecture.branch import Activation, ActivationSizes
 from paxlike.architecture.remat_policies import BLOCK_INPUT, KEPT
 from paxlike.architecture.stack import groups
 from paxlike.config import Config, OptimConfig
+from paxlike.parallel import rules
 from paxlike.parallel.axes import is_stacked
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -71,12 +74,25 @@ def memory_estimate(
     trained = trained_weights(config.model, config.adapt)
     factors = stored_here(w for w in trained if w.part == ADAPTERS)
     whole = stored_here(w for w in trained if w.part != ADAPTERS)
+    derived = derived_elements(config, pod, data, model)
     gradients = whole * param + 4 * factors
     # The loss runs before the gradients of the blocks exist, so their memory is free then.
     in_layer, in_loss = step.layer_peak(), step.loss_peak() - gradients
     parts = [
         Part("parameters", stored * param, f"{config.precision.params}, sharded over data x model"),
         Part("adapters", 4 * factors, f"{config.adapt.kind}, float32"),
+        Part(
+            "derived from the base",
+            4 * derived,
+            f"{config.adapt.kind}, float32, sharded over data or model",
+        ),
+        Part(
+            "composed weights",
+            4 * composed_elements(config, data, model),
+            "float32, kept by remat none"
+            if config.model.remat == "none"
+            else "float32, of a layer",
+        ),
         Part(
             "parameters to compute with", in_blocks * BYTES[compute], f"of the blocks, in {compute}"
         ),
@@ -104,6 +120,7 @@ def memory_estimate(
     ]
     omitted = {"accumulated gradients"} if config.train.accumulate == 1 else set()
     omitted |= set() if factors else {"adapters"}
+    omitted |= set() if derived else {"derived from the base", "composed weights"}
     omitted |= {"parameters to compute with"} if compute == config.precision.params else set()
     return MemoryEstimate(
         (pod, data, model), tuple(part for part in parts if part.name not in omitted)
@@ -112,6 +129,32 @@ def memory_estimate(
 
 def _stored(weight: Weight, elements: int, data: int, model: int) -> int:
     return -(-elements // (model if weight.kind in ("scale", "bias") else data * model))
+
+
+def derived_elements(config: Config, pod: int, data: int, model: int) -> int:
+    """Elements on one device of what the adapter derives from its base (`Added.derived`)."""
+    mesh, share = (
+        {"pod": pod, "data": data, "model": model},
+        chosen_layers(config.model, config.adapt),
+    )
+    elements = 0
+    added = added_weights(config.model, config.adapt)
+    for group, _, layers in groups(config.model):
+        for derived in added.derived.get(group, ()):
+            shape, places = derived.spec.shape(config.model), derived.places(config.model, mesh)
+            shards = math.prod(rules.shards(place, mesh) for place in places)
+            elements += round(layers * share / config.model.layers) * math.prod(shape) // shards
+    return elements
+
+
+def composed_elements(config: Config, data: int, model: int) -> int:
+    """Elements on one device of the weights composed from them: of one layer, or of all adapted
+    ones where nothing is rematerialized."""
+    added = added_weights(config.model, config.adapt)
+    found = [w for w in weights(config.model) if w.name in added.composed]
+    elements = sum(_stored(w, w.stored_count, data, model) for w in found)
+    layers = chosen_layers(config.model, config.adapt) if config.model.remat == "none" else 1
+    return elements * layers // config.model.layers
 
 
 def optimizer_elements(config: Config, data: int = 1, model: int = 1) -> int:
@@ -189,6 +232,7 @@ class _Step:
         kernels = [w for w in weights(c.model) if is_stacked(w.name) and w.kind == "kernel"]
         matrices = sum(w.count for w in kernels) // c.model.layers // self.model
         own = {w.name for w in trained_weights(c.model, c.adapt)}
+        own |= added_weights(c.model, c.adapt).composed
         reduced = sum(w.count for w in kernels if w.name in own) // c.model.layers // self.model
         stream = 2 * self.tokens * c.model.d_model * self.bytes
         per_token = sum(layers * a.bytes_per_token for a, layers in self.activations(fused=True))

@@ -3,16 +3,27 @@
 `architecture/adapters.py` has the declaration of each.
 """
 
-from paxlike.adapt import lora, prefix
+from paxlike.adapt import lora, prefix, reft, singular
 from paxlike.adapt.form import Draw, Form
 
 FORMS: dict[str, Form] = {
     "none": Form(
         initial=lambda model, adapt, seed: {},
         wrap=lambda model, adapt, group, stacks, outer, seed, draw: stacks,
+        merge=lambda model, adapt, numerics, group, stacks, trained, derived: stacks,
+        beside=lambda model: "",
     ),
-    "lora": Form(lora.initial, lora.wrap),
-    "prefix": Form(prefix.initial, prefix.wrap),
+    "lora": Form(lora.initial, lora.wrap, lora.merge, lora.beside),
+    "singular": Form(
+        singular.initial,
+        singular.wrap,
+        singular.merge,
+        beside=lambda model: "",
+        derive=singular.derive,
+        check=singular.check,
+    ),
+    "reft": Form(reft.initial, reft.wrap, reft.merge, reft.beside, constrain=reft.constrain),
+    "prefix": Form(prefix.initial, prefix.wrap, prefix.merge, prefix.beside),
 }
 
 __all__ = ["FORMS", "Draw", "Form"]

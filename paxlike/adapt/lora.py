@@ -5,11 +5,14 @@ import jax.numpy as jnp
 
 from paxlike.adapt.form import Draw
 from paxlike.adapt.runs import chosen_periods
+from paxlike.adapt.spread import filled
 from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.lora import lora_updates
+from paxlike.architecture.stack import groups
 from paxlike.config import AdaptConfig, ModelConfig
-from paxlike.nn.adapted import Adapted
+from paxlike.nn.adapted import Adapted, update
 from paxlike.nn.dropout import Noise, noise_key
+from paxlike.nn.numerics import Numerics
 from paxlike.parallel.mesh import weight_spec
 
 Array = jax.Array
@@ -54,6 +57,45 @@ def wrap(
             noise = Noise(noise_key(seed, draw.step, number, layers), rows)
         found[name] = Adapted(stacks[name], a, b, noise, adapt.rank, adapt.scale, adapt.dropout)
     return found
+
+
+def merge(
+    model: ModelConfig,
+    adapt: AdaptConfig,
+    numerics: Numerics | None,
+    group: str,
+    stacks: dict,
+    trained: dict,
+    derived: dict,
+) -> dict:
+    """W + s A B in float32, rounded once; beside quantized weights as one `Adapted` with them."""
+    found = dict(stacks)
+    specs = {spec.name: spec for _, block, _ in groups(model) for spec in block.weights(model)}
+    for name, (a, b) in lora_updates(model, adapt)[group].items():
+        first, second = (filled(model, adapt, trained[group][s.name]) for s in (a, b))
+        if beside(model):
+            found[name] = Adapted(
+                stacks[name], first, second, None, adapt.rank, adapt.scale, adapt.dropout
+            )
+            continue
+
+        def add(base, a, b, spec=specs[name]):
+            wide = base.astype(jnp.float32) + update(spec, a, b, adapt.scale)
+            return wide.astype(base.dtype)
+
+        out = stacks[name].sharding
+        found[name] = jax.jit(add, out_shardings=out)(stacks[name], first, second)
+    return found
+
+
+def beside(model: ModelConfig) -> str:
+    if not model.quant.active:
+        return ""
+    return (
+        f"the adapter cannot be merged: with model.quant.weights {model.quant.weights} the base "
+        "multiplies quantized weights, and the sum of a latent weight and an update would be "
+        "quantized anew, to another model"
+    )
 
 
 def _uniform(key: Array, spec: WeightSpec, model: ModelConfig, layers: int) -> Array:

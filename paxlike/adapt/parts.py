@@ -26,8 +26,13 @@ class Parts(NamedTuple):
     """A group of blocks is a list of dicts: the stacks of each run of layers (`runs`)."""
 
 
-def split(model: ModelConfig, adapt: AdaptConfig, params: dict) -> Parts:
-    """Divides a base's parameters. Adapters are not among them; see `with_adapter`."""
+def split(
+    model: ModelConfig, adapt: AdaptConfig, params: dict, derived: dict | None = None
+) -> Parts:
+    """Divides a base's parameters. Adapters are not among them; see `with_adapter`.
+
+    derived: arrays for the frozen part that are computed from the base (`adapt/derived.py`).
+    """
     if not adapt.active:
         return Parts(params, {})
     whole, segments = trained_whole(model, adapt), runs(model, adapt)
@@ -51,6 +56,11 @@ def split(model: ModelConfig, adapt: AdaptConfig, params: dict) -> Parts:
             }
             for run in segments
         ]
+        at, own = 0, (derived or {}).get(group, {})
+        for run, stacks in zip(segments, frozen[group], strict=True):
+            if run.chosen:
+                here = slice(at, at := at + run.end - run.begin)
+                stacks |= own if len(segments) == 1 else {k: v[here] for k, v in own.items()}
     return Parts(trained, frozen)
 
 

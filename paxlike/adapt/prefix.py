@@ -75,6 +75,24 @@ def wrap(
     return {**others, NAME: prefix}
 
 
+def merge(
+    model: ModelConfig,
+    adapt: AdaptConfig,
+    numerics: Numerics | None,
+    group: str,
+    stacks: dict,
+    trained: dict,
+    derived: dict,
+) -> dict:
+    """The base's stacks, and the keys and values of the prefix beside them."""
+    assert numerics is not None
+    return {**stacks, NAME: flattened(model, adapt, numerics, trained)[group]}
+
+
+def beside(model: ModelConfig) -> str:
+    return "a prefix cannot be merged: it is keys and values, and no update of weights"
+
+
 def flattened(
     model: ModelConfig, adapt: AdaptConfig, numerics: Numerics, trained: dict
 ) -> dict[str, PrefixWeights]:

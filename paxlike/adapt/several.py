@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from paxlike.adapt.merge import filled
 from paxlike.adapt.prefix import flattened
+from paxlike.adapt.spread import filled
 from paxlike.architecture.lora import Factors, input_letters, lora_factors, lora_updates
 from paxlike.architecture.stack import groups
 from paxlike.config import AdaptConfig, ModelConfig, UserError

@@ -6,7 +6,7 @@ what the decoder runs. Imports no JAX.
 
 from collections.abc import Callable
 
-from paxlike.architecture import lora, prefix
+from paxlike.architecture import lora, prefix, reft, singular
 from paxlike.architecture.added import Added
 from paxlike.architecture.weight_names import all_weights, chosen, trainable
 from paxlike.config import AdaptConfig, ConfigError, ModelConfig
@@ -15,6 +15,8 @@ ADAPTERS: dict[str, Callable[[ModelConfig, AdaptConfig], Added]] = {
     "none": lambda model, adapt: Added(),
     "lora": lora.added,
     "prefix": prefix.added,
+    "singular": singular.added,
+    "reft": reft.added,
 }
 
 

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from paxlike.architecture.added import Added
 from paxlike.architecture.branch import WeightSpec
-from paxlike.architecture.stack import groups
-from paxlike.architecture.weight_names import chosen, kernels
+from paxlike.architecture.weight_names import targets
 from paxlike.config import AdaptConfig, ConfigError, ModelConfig
 
 
@@ -39,14 +38,12 @@ def lora_updates(model: ModelConfig, adapt: AdaptConfig) -> dict[str, dict[str, 
     """
     if adapt.kind != "lora":
         return {}
-    targets = chosen(adapt.targets, kernels(model), "adapt.targets")
     found: dict[str, dict[str, Factors]] = {}
-    for group, block, _ in groups(model):
+    for group, specs in targets(model, adapt).items():
         found[group] = {}
-        for spec in block.weights(model):
-            if f"{group}/{spec.name}" in targets:
-                _check_rank(spec, model, adapt.rank)
-                found[group][spec.name] = lora_factors(spec, adapt.rank)
+        for spec in specs:
+            _check_rank(spec, model, adapt.rank)
+            found[group][spec.name] = lora_factors(spec, adapt.rank)
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.stack import groups, outer_weights
-from paxlike.config import ConfigError, ModelConfig
+from paxlike.config import AdaptConfig, ConfigError, ModelConfig
 from paxlike.config.validation import near
 from paxlike.parallel.axes import letters_of
 
@@ -28,6 +28,16 @@ def kernels(model: ModelConfig) -> dict[str, set[str]]:
                     for word in ("all", branch.name.replace("_", "-"), stem(spec.name)):
                         found.setdefault(word, set()).add(f"{group}/{spec.name}")
     return found
+
+
+def targets(model: ModelConfig, adapt: AdaptConfig) -> dict[str, tuple[WeightSpec, ...]]:
+    """Group of blocks -> its kernels among `adapt.targets`. Raises ConfigError for an unknown
+    one."""
+    names = chosen(adapt.targets, kernels(model), "adapt.targets")
+    return {
+        group: tuple(spec for spec in block.weights(model) if f"{group}/{spec.name}" in names)
+        for group, block, _ in groups(model)
+    }
 
 
 def trainable(model: ModelConfig) -> dict[str, set[str]]:

@@ -1,6 +1,7 @@
 """Config section of adapters: which parameters are trained, and in which form."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from paxlike.config.validation import positive, require, typed
@@ -9,6 +10,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "none": (),
     "lora": ("rank", "alpha", "rank_stabilized", "dropout", "targets"),
     "prefix": ("prefix_length", "prefix_hidden", "prefix_prompt"),
+    "singular": ("targets",),
+    "reft": ("rank", "form", "positions", "tied"),
 }
 """Kind -> the fields that it reads, besides `train` and `layers`."""
 
@@ -17,11 +20,13 @@ FIELDS: dict[str, tuple[str, ...]] = {
 class AdaptConfig:
     """Adapts a frozen base (see docs/adapting.md). By default all parameters are trained."""
 
-    kind: Literal["none", "lora", "prefix"] = "none"
+    kind: Literal["none", "lora", "prefix", "singular", "reft"] = "none"
     """lora: a low-rank update of the target weights (arXiv 2106.09685). prefix: trained keys and
-    values in front of every document (prefix-tuning, arXiv 2101.00190)."""
+    values in front of every document (prefix-tuning, arXiv 2101.00190). singular: shifts of the
+    targets' singular values (SVDiff, arXiv 2303.11305). reft: updates of the residual stream at
+    positions of the prompt (arXiv 2404.03592)."""
     rank: int = 8
-    """lora: rank of the update."""
+    """lora: rank of the update. reft: dimensions of the stream that an intervention changes."""
     alpha: float = 16.0
     """lora: the update is multiplied by alpha / rank."""
     rank_stabilized: bool = False
@@ -35,6 +40,12 @@ class AdaptConfig:
     are parameters."""
     prefix_prompt: str = ""
     """prefix: a text of `prefix_length` tokens, whose keys and values it starts from."""
+    form: Literal["loreft", "direft"] = "loreft"
+    """reft: loreft has a projection with orthonormal rows, direft two independent matrices."""
+    positions: str = "f7+l7"
+    """reft: the first 7 and the last 7 tokens of the prompt; or one of the two, such as f1."""
+    tied: bool = True
+    """reft: the first and the last positions share the weights of a layer."""
     targets: tuple[str, ...] = ("all",)
     """The adapted weights: names such as `wq`, branches (`attention`, `feed-forward`), or
     `all`."""
@@ -67,6 +78,11 @@ class AdaptConfig:
                 f"adapt.{field} is {value!r}; it must be a tuple of {kind.__name__}.",
             )
         require(bool(self.targets), "adapt.targets is empty; name the weights to adapt, or all.")
+        require(
+            any(self.prompt_positions),
+            f"adapt.positions is {self.positions!r}; write the numbers of the first and of the "
+            "last tokens of the prompt, such as f7+l7, f1 or l3.",
+        )
 
     def _check_fields(self) -> None:
         """Fields that the kind does not read must have their defaults."""
@@ -89,6 +105,14 @@ class AdaptConfig:
     def active(self) -> bool:
         """Whether a part of the base is frozen."""
         return self.kind != "none" or bool(self.train)
+
+    @property
+    def prompt_positions(self) -> tuple[int, int]:
+        """The numbers of the first and of the last tokens of a prompt that ReFT changes; (0, 0) if
+        `positions` cannot be read."""
+        found = re.fullmatch(r"(?:f([1-9]\d*))?(?:(?:^|\+)l([1-9]\d*))?", self.positions)
+        first, last = found.groups() if found else (None, None)
+        return int(first or 0), int(last or 0)
 
     @property
     def scale(self) -> float:

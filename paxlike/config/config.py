@@ -158,6 +158,12 @@ class Config:
         )
         if self.adapt.kind == "prefix":
             self._check_prefix()
+        changed = sum(self.adapt.prompt_positions)
+        require(
+            self.adapt.kind != "reft" or changed <= length,
+            f"adapt.positions {self.adapt.positions} are {changed} tokens of a prompt, more than "
+            f"data.sequence_length {length}; no prompt has as many.",
+        )
         reach, needed = (
             (self.checkpoint.keep - 1) * self.checkpoint.every,
             self.guard.back + self.guard.patience,

@@ -27,6 +27,7 @@ from paxlike.models.branch import Context
 from paxlike.models.decoder import Caches, Decoder, sequence, token
 from paxlike.nn.attention import capped
 from paxlike.nn.collectives import gather, gather_weight, on_devices, specs_of
+from paxlike.nn.intervention import row_prompts
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.prefix import prefix_lengths
 from paxlike.parallel.axes import sizes
@@ -76,7 +77,8 @@ def prefill(
             positions_BT += before
         context = Context(model.config, numerics, positions_BT, lengths_B=lengths_B)
         x_BTD = model.embed(tokens_BT, positions_BT)
-        x_BTD, new = model.run(x_BTD, sequence(context, keep_cache=True))
+        prompts = row_prompts(*tokens_BT.shape, lengths_B)
+        x_BTD, new = model.run(x_BTD, sequence(context, keep_cache=True), prompts=prompts)
 
         def stored(dims: str, x: Array) -> Array:
             window = min(config.sliding_window, cache_length)

@@ -12,6 +12,7 @@ from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import inference_decoder, logits_of
 from paxlike.infer.generate import LENGTH_MULTIPLE, rounded_up
 from paxlike.nn.collectives import gather, on_devices, specs_of
+from paxlike.nn.intervention import row_prompts
 from paxlike.nn.numerics import Numerics
 from paxlike.parallel.mesh import axis_sizes, spec
 
@@ -19,7 +20,8 @@ from paxlike.parallel.mesh import axis_sizes, spec
 def logits(
     config: ModelConfig, numerics: Numerics, params: dict, tokens_BT: np.ndarray
 ) -> np.ndarray:
-    """Returns float32 [B, T, vocab_size]: position t predicts token t + 1 from tokens 0 to t.
+    """Returns float32 [B, T, vocab_size]: position t predicts token t + 1 from tokens 0 to t. Every
+    row is a prompt.
 
     params: on the active mesh, as `infer.generate.for_inference` returns them. Raises UserError if
     the tokens are not an integer array [B, T] within the model's vocabulary.
@@ -44,18 +46,21 @@ def logits(
     padded = np.zeros((rows, length), np.int32)
     padded[:B, :T] = tokens
     sharding = NamedSharding(jax.sharding.get_mesh(), spec("BT", padded.shape))
-    logits_BTV = _logits(params, jax.device_put(padded, sharding), config=config, numerics=numerics)
+    lengths = np.full(rows, T, np.int32)
+    lengths_B = jax.device_put(lengths, NamedSharding(sharding.mesh, spec("B", lengths.shape)))
+    tokens_BT = jax.device_put(padded, sharding)
+    logits_BTV = _logits(params, tokens_BT, lengths_B, config=config, numerics=numerics)
     return np.asarray(logits_BTV)[:B, :T]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "numerics"))
-def _logits(params, tokens_BT, *, config, numerics):
-    def device(params, tokens):
+def _logits(params, tokens_BT, lengths_B, *, config, numerics):
+    def device(params, tokens, lengths):
         model = inference_decoder(config, numerics, params)
-        x_BTD = gather(model(tokens), "model", 2)
+        x_BTD = gather(model(tokens, prompts=row_prompts(*tokens.shape, lengths)), "model", 2)
         logits_BV = logits_of(model)(x_BTD.reshape(-1, x_BTD.shape[-1]))
         logits_BTV = logits_BV.reshape(*tokens.shape, -1).astype(jnp.float32)
         return gather(gather(logits_BTV, "data", 0), "pod", 0)
 
-    places = spec("BT", tokens_BT.shape)
-    return on_devices(device, (specs_of(params), places), P())(params, tokens_BT)
+    places = spec("BT", tokens_BT.shape), spec("B", lengths_B.shape)
+    return on_devices(device, (specs_of(params), *places), P())(params, tokens_BT, lengths_B)

@@ -17,6 +17,7 @@ from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import inference_decoder, logits_of
 from paxlike.infer.generate import LENGTH_MULTIPLE, check_length, for_inference, rounded_up
 from paxlike.nn.collectives import gather, on_devices, specs_of
+from paxlike.nn.intervention import row_prompts
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.prefix import longest_prefix
 from paxlike.nn.rows import with_rows
@@ -70,7 +71,8 @@ class Scorer:
         starts: Sequence[int],
         adapter: int = 0,
     ) -> list[Score]:
-        """Returns for each sequence the scores of tokens[start:], start >= 1.
+        """Returns for each sequence the scores of tokens[start:], start >= 1, after the prompt
+        tokens[:start].
 
         adapter: of all sequences, where the parameters have several (`nn/rows.py`). Raises
         UserError naming a sequence that is too long or outside of the vocabulary.
@@ -82,7 +84,11 @@ class Scorer:
         order = sorted(range(len(arrays)), key=lambda number: -arrays[number].size)
         for first in range(0, len(order), self.batch_size):
             numbers = order[first : first + self.batch_size]
-            results = self._batch([arrays[number] for number in numbers], adapter)
+            results = self._batch(
+                [arrays[number] for number in numbers],
+                [starts[number] for number in numbers],
+                adapter,
+            )
             for row, number in enumerate(numbers):
                 scored = slice(starts[number] - 1, arrays[number].size - 1)
                 scores[number] = Score(*(array[row, scored] for array in results))
@@ -105,7 +111,9 @@ class Scorer:
                 "the model was trained with."
             )
 
-    def _batch(self, arrays: list[np.ndarray], adapter: int) -> tuple[np.ndarray, ...]:
+    def _batch(
+        self, arrays: list[np.ndarray], starts: list[int], adapter: int
+    ) -> tuple[np.ndarray, ...]:
         """Returns a score's arrays, [rows, T] or [rows, T, alternatives], for the tokens after the
         first.
 
@@ -116,9 +124,12 @@ class Scorer:
         T = max(shortest, 2 ** max(longest - 1, 0).bit_length())
         B = rounded_up(self.batch_size, axis_sizes()["pod"] * axis_sizes()["data"])
         tokens_BT = np.zeros((B, T + 1), np.int32)
-        for row, array in enumerate(arrays):
-            tokens_BT[row, : array.size] = array
-        sharding = NamedSharding(jax.sharding.get_mesh(), spec("BT", (B, T)))
+        prompts_B = np.ones(B, np.int32)
+        for row, (array, start) in enumerate(zip(arrays, starts, strict=True)):
+            tokens_BT[row, : array.size], prompts_B[row] = array, start
+        mesh = jax.sharding.get_mesh()
+        sharding = NamedSharding(mesh, spec("BT", (B, T)))
+        prompts = jax.device_put(prompts_B, NamedSharding(mesh, spec("B", (B,))))
         inputs, targets = (
             jax.device_put(part, sharding) for part in (tokens_BT[:, :-1], tokens_BT[:, 1:])
         )
@@ -129,15 +140,16 @@ class Scorer:
         }
         rows = NamedSharding(jax.sharding.get_mesh(), spec("B", (B,)))
         params = with_rows(self.params, jax.device_put(np.full(B, adapter, np.int32), rows))
-        results = _score(params, inputs, targets, **static)
+        results = _score(params, inputs, targets, prompts, **static)
         return tuple(np.asarray(array) for array in results)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "numerics", "alternatives"))
-def _score(params, tokens_BT, targets_BT, *, config, numerics, alternatives):
-    def device(params, tokens, targets):
+def _score(params, tokens_BT, targets_BT, prompts_B, *, config, numerics, alternatives):
+    def device(params, tokens, targets, prompts):
         model = inference_decoder(config, numerics, params)
-        x_BTD, logits = gather(model(tokens), "model", 2), logits_of(model)
+        x_BTD = model(tokens, prompts=row_prompts(*tokens.shape, prompts))
+        x_BTD, logits = gather(x_BTD, "model", 2), logits_of(model)
 
         def at(position):
             x_BD, target_B = position
@@ -151,6 +163,7 @@ def _score(params, tokens_BT, targets_BT, *, config, numerics, alternatives):
         results = jax.lax.map(at, positions, batch_size=POSITIONS_AT_ONCE)
         return tuple(gather(gather(array.swapaxes(0, 1), "data", 0), "pod", 0) for array in results)
 
-    places = spec("BT", tokens_BT.shape)
-    run = on_devices(device, (specs_of(params), places, places), (P(),) * len(Score._fields))
-    return run(params, tokens_BT, targets_BT)
+    places, rows = spec("BT", tokens_BT.shape), spec("B", prompts_B.shape)
+    specs = specs_of(params), places, places, rows
+    run = on_devices(device, specs, (P(),) * len(Score._fields))
+    return run(params, tokens_BT, targets_BT, prompts_B)

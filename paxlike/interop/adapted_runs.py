@@ -13,16 +13,18 @@ from paxlike.files import new_folder
 from paxlike.interop.conversion_result import Converted
 from paxlike.interop.init_sources import open_source
 from paxlike.training.checkpoint import restore_params, write_checkpoint
+from paxlike.training.derived import read_derived
 from paxlike.training.loaded_run import base_of, numerics_of, on_one_device
 from paxlike.training.run_directory import read_config
 from paxlike.training.state import abstract_trained
 
 
 def merge(run: Path, out: Path, step: int | None = None) -> Converted:
-    """Writes a run directory without adapter, whose weights contain it: W + s A B in float32,
-    rounded once. It has no optimizer state.
+    """Writes a run directory without adapter, whose weights contain it, rounded once. It has no
+    optimizer state.
 
-    Raises UserError if the run has no adapter, its base has changed, or its weights are quantized.
+    Raises UserError if the run has no adapter, its base has changed, or it cannot be part of the
+    weights.
     """
     config = read_config(run)
     if not config.adapt.active:
@@ -31,7 +33,8 @@ def merge(run: Path, out: Path, step: int | None = None) -> Converted:
         like = abstract_trained(config, numerics_of(config))
         trained, step = restore_params(run / "checkpoints", like, step)
         base = base_of(run, config, open_source)
-        params = jax.device_get(merged(config.model, config.adapt, base, trained))
+        derived = read_derived(run, config, base)
+        params = jax.device_get(merged(config.model, config.adapt, base, trained, derived))
     plain = dataclasses.replace(config, adapt=AdaptConfig(), init=InitConfig())
     with new_folder(out) as folder:
         (folder / "config.json").write_text(to_json(plain))

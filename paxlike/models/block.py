@@ -16,6 +16,7 @@ from paxlike.nn.prefix import Prefix
 from paxlike.nn.ring import Partial
 from paxlike.nn.stream import Stream, scatter_stream
 from paxlike.nn.weight import in_use, with_summed_gradient
+from paxlike.nn.wrapped import Wrapped
 
 Array = jax.Array
 RunBranch = Callable[[Branch, "Weights", Stream], tuple[Array | Partial, Cache]]
@@ -37,7 +38,9 @@ class Weights:
         self.prefix: Prefix | None = params.get(prefix.NAME)
         for spec in block.weights(config):
             value = params[spec.name]
-            if sum_gradients:
+            if isinstance(value, Wrapped):
+                value = value.in_layer()  # its base is frozen, and `whole` sums
+            elif sum_gradients:
                 value = with_summed_gradient(spec, value, config, numerics)
             setattr(self, spec.name, in_use(spec, value, config, numerics))
 

@@ -30,9 +30,10 @@ from paxlike.config import ModelConfig
 from paxlike.models.block import RunBranch, Weights, run_block
 from paxlike.models.branch import Cache, Context
 from paxlike.models.branches import FORWARD
-from paxlike.nn import remat
+from paxlike.nn import intervention, remat
 from paxlike.nn.collectives import on_devices, specs_of
 from paxlike.nn.embedding import own_rows
+from paxlike.nn.intervention import Prompts, intervene, row_prompts
 from paxlike.nn.norm import norm
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.prefix import document_positions, prefix_lengths
@@ -77,10 +78,16 @@ class Decoder:
             params = {**params, **summed}
         self.params = params
 
-    def __call__(self, tokens_BT: Array, segments_BT: Array | None = None) -> Array:
+    def __call__(
+        self,
+        tokens_BT: Array,
+        segments_BT: Array | None = None,
+        prompts: Prompts | None = None,
+    ) -> Array:
         """This device's part of the last hidden states, normed, in the compute dtype.
 
         An objective (`training/objective.py`) turns them into a loss, `logits` into logits.
+        prompts: where ReFT changes the stream; None: every row is a prompt.
         """
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
         if (before := prefix_lengths(self.params)) is not None:
@@ -88,7 +95,11 @@ class Decoder:
             positions_BT = before + document_positions(tokens_BT.shape[1], segments_BT)
         context = Context(self.config, self.numerics, positions_BT, segments_BT)
         x_BTD = self.embed(tokens_BT, positions_BT)
-        return self.finish(self.run(x_BTD, sequence(context, keep_cache=False))[0])
+        if prompts is None:
+            B, T = tokens_BT.shape
+            prompts = row_prompts(B, T)
+        run = sequence(context, keep_cache=False)
+        return self.finish(self.run(x_BTD, run, prompts=prompts)[0])
 
     def embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
         """positions_BT: int32; the batch may be 1."""
@@ -105,11 +116,16 @@ class Decoder:
         return scatter_stream(x_BTD)
 
     def run(
-        self, x_BTD: Array, run: Callable[[Cache], RunBranch], caches: Caches | None = None
+        self,
+        x_BTD: Array,
+        run: Callable[[Cache], RunBranch],
+        caches: Caches | None = None,
+        prompts: Prompts | None = None,
     ) -> tuple[Array, Caches]:
         """The stack: x_BTD after all layers, and what their branches cache, layers first.
 
-        `run(cache of a layer)` gives the forward pass of its branches.
+        `run(cache of a layer)` gives the forward pass of its branches. prompts: of the tokens; None
+        after them, where ReFT changes nothing.
         """
         c, n = self.config, self.numerics
 
@@ -124,6 +140,8 @@ class Decoder:
                 w = Weights(block, c, n, params[name], self.sum_gradients)
                 cache = layer_caches[name] if layer_caches else {}
                 x_BTD, found[name] = run_block(block, c, w, x_BTD, run(cache))
+                if prompts is not None and intervention.NAME in params[name]:
+                    x_BTD = intervene(params[name][intervention.NAME], x_BTD, prompts, n)
             return x_BTD, found
 
         found: Caches = {}

@@ -83,11 +83,9 @@ def in_use(
 
 
 def with_summed_gradient(
-    spec: WeightSpec, value: Array | Adapted, config: ModelConfig, numerics: Numerics
-) -> Array | Adapted:
+    spec: WeightSpec, value: Array, config: ModelConfig, numerics: Numerics
+) -> Array:
     """A weight's shard, whose gradient is summed over the devices that hold copies of it."""
-    if isinstance(value, Adapted):
-        return value  # its base is frozen, and `whole` sums
     dtype = numerics.gradients if spec.kind in ("kernel", "embedding") else "float32"
     return sum_gradient_over_copies(value, places_of(spec, config), dtype)
 

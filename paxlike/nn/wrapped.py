@@ -18,3 +18,7 @@ class Wrapped(abc.ABC):
         summed: whether their gradients are summed over the devices that hold copies (see
         `Decoder`).
         """
+
+    def in_layer(self) -> Any:
+        """What one layer uses as its weight (`nn/weight.py`)."""
+        return self

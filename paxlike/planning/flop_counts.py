@@ -21,7 +21,7 @@ from paxlike.accounting.flop_counts import FlopComparison
 from paxlike.accounting.flops import Count, Term, needed_flops
 from paxlike.accounting.hlo_matmuls import count_matmuls
 from paxlike.accounting.jaxpr import count_products
-from paxlike.config import AdaptConfig, Config, MeshConfig, ModelConfig
+from paxlike.config import Config, MeshConfig, ModelConfig
 from paxlike.nn.numerics import Numerics
 from paxlike.optim.optimizer import make_optimizer
 from paxlike.optim.schedules import make_schedule
@@ -61,19 +61,19 @@ def _forward(config: Config, numerics: Numerics, T: int) -> FlopComparison:
     products = count_products(jaxpr)
     return FlopComparison(
         "forward, traced",
-        _forward_formula(config.model, config.adapt, T, numerics.attention),
+        _forward_formula(config, numerics.attention),
         products.total / T,
         products.uncounted,
     )
 
 
-def _forward_formula(model: ModelConfig, adapt: AdaptConfig, T: int, kernel: str) -> Count:
+def _forward_formula(config: Config, kernel: str) -> Count:
     """Of a model without frozen parts, a third of training without recomputation: the backward
     pass has two products for each product of the forward pass.
     """
-    if adapt.active:
-        return forward_of(model, adapt, T, kernel)
-    needed = needed_flops(model, T, kernel)
+    if config.adapt.active:
+        return forward_of(config, kernel)
+    needed = needed_flops(config.model, config.data.sequence_length, kernel)
 
     def third(formula: str) -> str:
         return re.sub(r"\d+", lambda number: str(int(number[0]) // 3), formula, count=1)
@@ -92,7 +92,7 @@ def _step(config: Config, numerics: Numerics, T: int) -> FlopComparison:
         abstract_state(config, numerics, optimizer), _batch((1, 1, T), "ABT")
     ).compile()
     found = count_matmuls(compiled.as_text() or "")
-    formula = executed(config.model, config.adapt, T, numerics.attention)
+    formula = executed(config, numerics.attention)
     return FlopComparison(
         "train step, compiled", formula, found.total / T, found.uncounted + found.unknown_loops
     )

@@ -26,7 +26,7 @@ def plan_of(config: Config, cluster: Cluster, facts: Facts, step: Step) -> dict:
     """Returns the plan."""
     tokens = config.train.batch_size * config.data.sequence_length
     devices = cluster.device_count
-    palm = training_flops(config.model, config.adapt, config.data.sequence_length)
+    palm = training_flops(config)
     fits = facts.fits(cluster.usable)
     result: dict[str, Any] = {
         "config": config.name,

@@ -22,13 +22,12 @@ class RunAccounting:
     """The accounting of one attempt. `close` ends the energy meter's thread."""
 
     def __init__(self, config: Config, numerics: Numerics):
-        model, T = config.model, config.data.sequence_length
         self.config, self.numerics = config, numerics
         self.goodput = Goodput()
         self.chip, self.peak_source = chip_and_source(numerics.compute)
         self.chips = self.chip.chips(len(jax.devices())) if self.chip else None
-        self.model = training_flops(model, config.adapt, T)
-        self.executed = executed(model, config.adapt, T, numerics.attention)
+        self.model = training_flops(config)
+        self.executed = executed(config, numerics.attention)
         source = energy_source(jax.default_backend())
         self.meter = source and EnergyMeter(source)
 
@@ -60,7 +59,7 @@ class RunAccounting:
                 "model": conventions,
                 "executed": _fields(self.executed),
                 "hardware": _fields(hardware_flops(model, T)),
-                "by_part": by_part(model, self.config.adapt, T, self.numerics.attention),
+                "by_part": by_part(self.config, self.numerics.attention),
             },
             "memory_plan": {part.name: part.bytes for part in plan.parts},
             "energy_source": self.meter and self.meter.source.name,

@@ -14,6 +14,7 @@ from paxlike.adapt.fingerprint import fingerprint
 from paxlike.adapt.parts import split
 from paxlike.config import Config, UserError
 from paxlike.nn.numerics import Numerics
+from paxlike.training.derived import read_derived
 from paxlike.training.init_params import first_params
 from paxlike.training.init_plan import make_plan
 from paxlike.training.init_source import RunSource, Source
@@ -64,9 +65,9 @@ def check_base(folder: Path, base: dict) -> None:
 
 
 def frozen_of(config: Config, folder: Path, base: dict) -> dict:
-    """The frozen part of a checked base."""
+    """The frozen part of a checked base, with what the adapter derived from it."""
     check_base(folder, base)
-    return split(config.model, config.adapt, base).frozen
+    return split(config.model, config.adapt, base, read_derived(folder, config, base)).frozen
 
 
 def open_run_base(path: str, config: Config) -> Source:

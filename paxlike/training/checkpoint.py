@@ -229,6 +229,24 @@ def write_checkpoint(folder: Path, plain: dict, step: int, position: dict) -> No
     write_checksums(folder, step)
 
 
+def write_arrays(folder: Path, plain: dict) -> None:
+    """Writes nested dicts of arrays, sharded, into a new directory that is complete or absent."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder, args=ocp.args.PyTreeSave(plain))
+
+
+def read_arrays(folder: Path, like: dict) -> dict:
+    """The arrays of `write_arrays` in the shapes and shardings of `like`. Raises UserError."""
+    arguments = ocp.args.PyTreeRestore(
+        like, restore_args=ocp.checkpoint_utils.construct_restore_args(like)
+    )
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(folder, args=arguments)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{folder} cannot be read ({_reason(error)}). Restore it.") from error
+
+
 def checkpoint_step(folder: Path, step: int | None) -> int:
     """Returns `step`, or the newest checkpoint's step if None.
 

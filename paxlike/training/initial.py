@@ -18,6 +18,7 @@ from paxlike.infer.stream import prompt_tokens
 from paxlike.nn.numerics import Numerics
 from paxlike.optim.optimizer import Optimizer
 from paxlike.training.base import frozen_of, record_base
+from paxlike.training.derived import make_derived
 from paxlike.training.init_params import first_params, name_of
 from paxlike.training.init_plan import Plan, make_plan
 from paxlike.training.init_source import Source
@@ -54,15 +55,16 @@ class Initial:
         config, (numerics, optimizer) = self._config, self._program
         if self._source is None and not config.adapt.active:
             return make_state(config, numerics, optimizer)
-        base = self._params(say)
+        base, derived = self._params(say), {}
         if config.adapt.active:
             record_base(folder, config, base)
+            derived = make_derived(folder, config, base, say)
         if self._source is not None and jax.process_index() == 0:
             write_text(folder / RECORD, json.dumps(_record(self._source, self._plan), indent=2))
         start = None
         if self._prompt:
             start = of_text(config.model, numerics, base, self._prompt)
-        return make_state(config, numerics, optimizer, base, start)
+        return make_state(config, numerics, optimizer, base, derived, start)
 
     def frozen(self, folder: Path) -> dict:
         """What checkpoints of the run in `folder` leave out. Raises UserError if the base is

@@ -20,6 +20,7 @@ from paxlike.parallel.sharding_table import sharding_rows
 from paxlike.quant.tiles import check_mesh
 from paxlike.training.base import OpenSource, check_base, open_run_base, read_base
 from paxlike.training.checkpoint import restore_params
+from paxlike.training.derived import read_derived
 from paxlike.training.evaluate import evaluate_parts
 from paxlike.training.run_directory import read_config, read_data
 from paxlike.training.state import abstract_trained
@@ -58,7 +59,8 @@ def load_run(
         params = trained
         if config.adapt.active:
             base = base_of(folder, config, open_base)
-            params = assembled(config, numerics, base, trained)
+            derived = read_derived(folder, config, base)
+            params = assembled(config, numerics, base, trained, derived)
     return LoadedRun(
         config, numerics, params, step, load_tokenizer(folder / "tokenizer"), device_mesh
     )

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from paxlike.accounting.units import gib
+from paxlike.adapt.derived import empty, names
+from paxlike.adapt.forms import FORMS
 from paxlike.adapt.parts import Parts, split, with_adapter
 from paxlike.config import Config, UserError
 from paxlike.models.decoder import init_params
@@ -37,11 +39,14 @@ class State(NamedTuple):
 
 
 def _initial(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
-    return _of_base(config, optimizer, init_params(config.model, numerics, config.train.seed))
+    base = init_params(config.model, numerics, config.train.seed)
+    return _of_base(config, optimizer, base, empty(config.model, config.adapt))
 
 
-def _of_base(config: Config, optimizer: Optimizer, base: dict, start: dict | None = None) -> State:
-    parts = split(config.model, config.adapt, base)
+def _of_base(
+    config: Config, optimizer: Optimizer, base: dict, derived: dict, start: dict | None = None
+) -> State:
+    parts = split(config.model, config.adapt, base, derived)
     params = with_adapter(config.model, config.adapt, parts.trained, config.train.seed)
     for group, values in (start or {}).items():
         params[group] = {**params[group], **values}
@@ -53,24 +58,43 @@ def make_state(
     numerics: Numerics,
     optimizer: Optimizer,
     base: dict | None = None,
+    derived: dict | None = None,
     start: dict | None = None,
 ) -> State:
     """Creates a new state on the active mesh, sharded from the start.
 
-    base: the parameters to adapt, which are donated; None: initial ones. start: initial weights of
+    base: the parameters to adapt, which are donated; None: initial ones. derived: what the adapter
+    computes from them (`adapt/derived.py`), donated; None: computed here. start: initial weights of
     the adapter, by group, in place of random ones. Raises ValueError if a large array would be
     replicated (`check_sharded`).
     """
-    check_sharded(abstract_state(config, numerics, optimizer))
-    if base is not None:
-        of_base = functools.partial(_of_base, config, optimizer)
-        return jax.jit(of_base, donate_argnums=0)(base, start)
-    return jax.jit(functools.partial(_initial, config, numerics, optimizer))()
+    check_sharded(_without_derived(config, abstract_state(config, numerics, optimizer)))
+    if base is None and not config.adapt.active:
+        return jax.jit(functools.partial(_initial, config, numerics, optimizer))()
+    if base is None:
+        base = initial_params(config, numerics)
+    if derived is None:
+        derive = FORMS[config.adapt.kind].derive
+        derived = derive(config.model, config.adapt, base, lambda line: None)
+    of_base = functools.partial(_of_base, config, optimizer)
+    return jax.jit(of_base, donate_argnums=(0, 1))(base, derived, start)
+
+
+def _without_derived(config: Config, state: State) -> State:
+    """Without what an adapter derives, which may be replicated: see docs/adapting.md."""
+    own = names(config.model, config.adapt)
+    frozen = {
+        group: [{k: v for k, v in run.items() if k not in own} for run in runs]
+        if isinstance(runs, list)
+        else runs
+        for group, runs in state.frozen.items()
+    }
+    return state._replace(frozen=frozen)
 
 
 def abstract_state(config: Config, numerics: Numerics, optimizer: Optimizer) -> State:
     """Returns the state's shapes, dtypes and shardings on the active mesh, without computing it."""
-    return _placed(jax.eval_shape(functools.partial(_initial, config, numerics, optimizer)))
+    return placed(jax.eval_shape(functools.partial(_initial, config, numerics, optimizer)))
 
 
 def check_fits(state: State) -> None:
@@ -108,7 +132,7 @@ def stored_parameters(state: State) -> str:
 
 def abstract_params(config: Config, numerics: Numerics) -> dict:
     """Returns what `abstract_state` returns, for all parameters of the model, without adapters."""
-    return _placed(jax.eval_shape(lambda: init_params(config.model, numerics, config.train.seed)))
+    return placed(jax.eval_shape(lambda: init_params(config.model, numerics, config.train.seed)))
 
 
 def abstract_trained(config: Config, numerics: Numerics) -> dict:
@@ -119,17 +143,19 @@ def abstract_trained(config: Config, numerics: Numerics) -> dict:
         parts = split(config.model, config.adapt, base)
         return with_adapter(config.model, config.adapt, parts.trained, config.train.seed)
 
-    return _placed(jax.eval_shape(trained))
+    return placed(jax.eval_shape(trained))
 
 
-def _placed(tree: T) -> T:
-    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def placed(tree: T) -> T:
+    """Shapes of `jax.eval_shape` with their shardings on the active mesh."""
+
+    def one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         # A replicated array, such as a counter, has no sharding in its type.
         spec = leaf.sharding.spec if leaf.sharding is not None else PartitionSpec()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     mesh = jax.sharding.get_mesh()
-    return jax.tree.map(placed, tree)
+    return jax.tree.map(one, tree)
 
 
 def to_plain(state: State) -> dict:

@@ -9,11 +9,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from paxlike.adapt.form import Draw
+from paxlike.adapt.forms import FORMS
 from paxlike.adapt.parts import Parts, join
 from paxlike.config import Config
 from paxlike.data.batch import Batch
 from paxlike.models.decoder import Decoder
 from paxlike.nn.collectives import on_devices, share_over_model, specs_of, total
+from paxlike.nn.intervention import document_prompts
 from paxlike.nn.numerics import Numerics
 from paxlike.optim.optimizer import Optimizer, apply_updates, global_norm, make_optimizer
 from paxlike.optim.schedules import make_schedule
@@ -58,6 +60,7 @@ def make_train_step(
             "batch": fingerprint,
         }
         params = apply_updates(state.params, updates)
+        params = FORMS[config.adapt.kind].constrain(config.model, config.adapt, params)
         if config.guard.skip_nonfinite:
             is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
             new, old = (params, optimizer_state), (state.params, state.optimizer)
@@ -119,7 +122,10 @@ def model_losses(
     if isinstance(params, Parts):
         params = join(config.model, config.adapt, params, config.train.seed, draw)
     decoder = Decoder(config.model, numerics, params, sum_gradients)
-    x_BTD = decoder(part.tokens_ABT, part.segments_ABT)
+    prompts = None
+    if config.adapt.kind == "reft":
+        prompts = document_prompts(part.targets_ABT, part.segments_ABT)
+    x_BTD = decoder(part.tokens_ABT, part.segments_ABT, prompts)
     return OBJECTIVE(config, decoder, x_BTD, part)
 
 

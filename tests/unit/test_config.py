@@ -322,7 +322,9 @@ def changed() -> Config:
         data=DataConfig("", 128, "whole", "bytes", 300, 7, "mixture", "tasks.py"),
         optim=OptimConfig("adamw", 1e-3, "two_stage", 5e-4, 5, 0.2, 0.8, 0.95, 1e-9, 0.1, 0.5),
         train=TrainConfig(7, 12, ((4, 2), (6, 5)), 2, 1e-3, 3),
-        adapt=AdaptConfig("lora", 4, 8.0, True, 0.1, ("attention",), ("norms",), (0,)),
+        adapt=AdaptConfig(
+            "lora", 4, 8.0, True, 0.1, targets=("attention",), train=("norms",), layers=(0,)
+        ),
         mesh=MeshConfig(2, 2, -1),
         precision=PrecisionConfig("bfloat16", "bfloat16", "bfloat16"),
         checkpoint=CheckpointConfig(10, 2, 50),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from adapt_cases import config_of, gradients_on, layer_collectives, parts_on_mesh
 from helpers import (
     device_batch,
     error,
@@ -14,27 +15,20 @@ from helpers import (
     host_params,
     loss_and_gradients,
     mesh_of,
-    model_config,
     numerics_of,
 )
 
-from paxlike.accounting.hlo_collectives import added, list_collectives
+from paxlike.accounting.hlo_collectives import added
 from paxlike.adapt.merge import merged
 from paxlike.adapt.parts import Parts, split
 from paxlike.architecture.lora import lora_updates
 from paxlike.config import AdaptConfig, Config, ConfigError, QuantConfig, UserError
-from paxlike.nn.numerics import Numerics
 from paxlike.training.state import abstract_state, make_state
 from paxlike.training.step import DeviceBatch, Program, loss_gradients
 
 pytestmark = pytest.mark.slow
 
 LORA = AdaptConfig("lora", rank=4, alpha=6.0, train=("norms",))
-SHAPE = {"kv_heads": 2, "block": "serial"}
-
-
-def config_of(adapt: AdaptConfig, **shape) -> Config:
-    return dataclasses.replace(model_config(**{**SHAPE, **shape}), adapt=adapt)
 
 
 def host_factors(config: Config) -> dict:
@@ -56,36 +50,6 @@ def dense(config: Config, base: dict, factors: dict) -> dict:
         product = wide_a.reshape(L, -1, R) @ wide_b.reshape(L, R, -1)
         blocks[name] += config.adapt.scale * product.reshape(blocks[name].shape)
     return {**base, "blocks": {name: value.astype(np.float32) for name, value in blocks.items()}}
-
-
-def parts_on_mesh(
-    config: Config, numerics: Numerics, base: dict, factors: dict, group: str = "blocks"
-) -> Parts:
-    like = abstract_state(config, numerics, Program.of(config, numerics).optimizer)
-    parts = split(config.model, config.adapt, base)
-    trained = {**parts.trained, group: {**parts.trained[group], **factors}}
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, (like.params, like.frozen))
-    return Parts(*jax.device_put((trained, parts.frozen), shardings))
-
-
-def gradients_on(config: Config, sizes: tuple, base: dict, factors: dict, ring: bool = False):
-    """(mean loss, gradients of the trained part) as a train step computes them."""
-    numerics = dataclasses.replace(numerics_of(config), ring=ring)
-    steps = config.train.accumulate
-    with jax.set_mesh(mesh_of(*sizes)):
-        batch = host_batch(config)
-        rows = [
-            device_batch(type(batch)(*(None if x is None else x[i::steps] for x in batch)))
-            for i in range(steps)
-        ]
-        stacked = DeviceBatch(
-            *(None if x[0] is None else jnp.stack(x) for x in zip(*rows, strict=True))
-        )
-        parts = parts_on_mesh(config, numerics, base, factors)
-        tokens = (stacked.targets_ABT >= 0).sum().astype(jnp.float32)
-        run = jax.jit(lambda parts, batch: loss_gradients(config, numerics, parts, batch, tokens))
-        gradients, losses = run(parts, stacked)
-        return float(losses.loss / tokens), jax.device_get(gradients)
 
 
 @pytest.fixture(scope="module")
@@ -201,20 +165,8 @@ def test_a_pattern_with_an_incomplete_period_equals_its_merged_model():
 
 def test_layers_send_nothing_in_addition_and_frozen_weights_have_no_gradient():
     """The compiled steps of LoRA, of the norms alone, and of all parameters, on 2 x 4 devices."""
-    found = {}
-    for name, adapt in (
-        ("lora", LORA), ("norms", AdaptConfig(train=("norms",))), ("all", AdaptConfig())
-    ):  # fmt: skip
-        config = config_of(adapt)
-        numerics = numerics_of(config)
-        with jax.set_mesh(mesh_of(1, 2, 4)):
-            program = Program.of(config, numerics)
-            batch = device_batch(host_batch(config))
-            batch = DeviceBatch(*(None if x is None else x[None] for x in batch))
-            state = abstract_state(config, numerics, program.optimizer)
-            compiled = program.train_step.lower(state, batch).compile()
-        found[name] = list_collectives(compiled.as_text(), {"pod": 1, "data": 2, "model": 4})
-    layers = {name: [c for c in all_ if c.in_loop] for name, all_ in found.items()}
+    ways = {"lora": LORA, "norms": AdaptConfig(train=("norms",)), "all": AdaptConfig()}
+    layers = {name: layer_collectives(adapt) for name, adapt in ways.items()}
     # The gradient of A reads the stream, which is gathered again as in any training.
     more = added(layers["lora"], layers["norms"])
     assert [(row.kind, row.axis) for row in more] == [("all-gather", "model")]

@@ -143,8 +143,10 @@ def test_command_line(monkeypatch, capsys):
         (AdaptConfig("lora", 4), {"remat": "dots", "block": "serial", "kv_heads": 2}),
         (AdaptConfig("lora", 4, targets=("wq", "wv"), layers=(1, 2)), {"remat": "full"}),
         (AdaptConfig(train=("embeddings", "norms")), {"attention": "blocked"}),
+        (AdaptConfig("singular", layers=(1, 2)), {"remat": "dots", "block": "serial"}),
+        (AdaptConfig("singular", targets=("wq", "feed-forward")), {"remat": "none"}),
     ],
-    ids=["lora", "lora-of-two-layers", "embeddings"],
+    ids=["lora", "lora-of-two-layers", "embeddings", "singular-of-two-layers", "singular"],
 )
 def test_frozen_weights_have_no_gradient_to_the_last_flop(adapt, changes):
     config = Config(

@@ -10,11 +10,12 @@ import pytest
 from helpers import error, flat, host_params
 
 from paxlike.api.run import open_run
-from paxlike.config import AdaptConfig, Config, InitConfig, UserError, to_json
+from paxlike.config import AdaptConfig, Config, InitConfig, OptimConfig, UserError, to_json
 from paxlike.data.tokenizer import load_tokenizer
+from paxlike.interop.adapted_runs import merge
 from paxlike.interop.hf import to_hf
 from paxlike.interop.init_sources import open_initial
-from paxlike.training.checkpoint import write_checkpoint
+from paxlike.training.checkpoint import write_arrays, write_checkpoint
 from paxlike.training.checkpoint_reader import CheckpointReader
 from paxlike.training.loaded_run import load_run
 from paxlike.training.loop import Result, train
@@ -38,6 +39,48 @@ def run(config: Config, folder: Path, steps: int) -> Result:
     config = dataclasses.replace(config, train=steps_config)
     config, source = open_initial(config, folder, frozenset())
     return train(config, folder, source)
+
+
+def test_a_run_of_singular_values_keeps_their_decomposition(config, tmp_path):
+    base = host_params(config)
+    source = write_run(config, tmp_path / "base", base)
+    adapt = AdaptConfig("singular", targets=("wq", "wdown"), layers=(1,))
+    optim = OptimConfig("adamw", 0.1, "constant", warmup_steps=0)
+    adapted = dataclasses.replace(config, adapt=adapt, init=InitConfig(str(source)), optim=optim)
+    folder = tmp_path / "parts"
+    whole = run(adapted, tmp_path / "whole", 4)
+    run(adapted, folder, 2)
+    parts = run(adapted, folder, 4)
+    for name, leaf in flat((whole.state.params, whole.state.frozen)).items():
+        other = flat((parts.state.params, parts.state.frozen))[name]
+        np.testing.assert_array_equal(leaf, other, err_msg=name)
+    assert set(flat(whole.state.params)) == {
+        "blocks/wq_singular_shift_R", "blocks/wdown_singular_shift_R"
+    }  # fmt: skip
+
+    # Loaded and merged, the weights have the shifted singular values; the others are the base's.
+    shift = np.asarray(whole.state.params["blocks"]["wq_singular_shift_R"])[0]
+    loaded = jax.device_get(load_run(tmp_path / "whole").params)["blocks"]
+    one = base["blocks"]["wq_DNH"][1]
+    u, s, v = np.linalg.svd(one.reshape(len(one), -1).astype(np.float64), full_matrices=False)
+    expected = (u * np.maximum(s + shift, 0)) @ v
+    assert error(loaded["wq_DNH"][1], expected.reshape(one.shape)) < 1e-4
+    assert error(one, expected.reshape(one.shape)) > 1e-2
+    np.testing.assert_array_equal(loaded["wq_DNH"][0], base["blocks"]["wq_DNH"][0])
+    np.testing.assert_array_equal(loaded["wup_DF"], base["blocks"]["wup_DF"])
+    merge(tmp_path / "whole", tmp_path / "merged")
+    merged = CheckpointReader(tmp_path / "merged" / "checkpoints")
+    np.testing.assert_allclose(merged.param("blocks/wq_DNH"), loaded["wq_DNH"], atol=1e-6)
+
+    # Without its decomposition, or with another one, the run does not continue.
+    frozen = whole.state.frozen["blocks"][1].items()
+    other = {"blocks": {name: leaf * 1.001 for name, leaf in frozen if "_singular_" in name}}
+    shutil.rmtree(folder / "derived")
+    with pytest.raises(UserError, match="derived.* cannot be read"):
+        run(adapted, folder, 5)
+    write_arrays(folder / "derived", other)
+    with pytest.raises(UserError, match="singular values of blocks/w.* differ from those of the b"):
+        run(adapted, folder, 5)
 
 
 def test_an_adapter_run_from_start_to_a_base_that_changed(config, tmp_path):
