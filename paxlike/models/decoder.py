@@ -44,6 +44,8 @@ from paxlike.parallel.mesh import spec
 Array = jax.Array
 Caches = dict[str, dict[str, Cache]]
 """Group of blocks -> branch -> name -> array, layers first."""
+WATCHED = "watched"
+"""What `Decoder.run` returns in place of a branch's name."""
 
 
 class HeadWeight(NamedTuple):
@@ -101,11 +103,16 @@ class Decoder:
         return scatter_stream(x_BTD)
 
     def run(
-        self, x_BTD: Array, run: Callable[[Cache], RunBranch], caches: Caches | None = None
+        self,
+        x_BTD: Array,
+        run: Callable[[Cache], RunBranch],
+        caches: Caches | None = None,
+        watch: Callable[[Array], Array] | None = None,
     ) -> tuple[Array, Caches]:
         """The stack: x_BTD after all layers, and what their branches cache, layers first.
 
-        `run(cache of a layer)` gives the forward pass of its branches.
+        `run(cache of a layer)` gives the forward pass of its branches. watch: what to keep of the
+        input x_BTD of each layer; it is returned beside the caches of branches, under `WATCHED`.
         """
         c, n = self.config, self.numerics
 
@@ -119,7 +126,9 @@ class Decoder:
             for name, block, _ in stack:
                 w = Weights(block, c, n, params[name], self.sum_gradients)
                 cache = layer_caches[name] if layer_caches else {}
-                x_BTD, found[name] = run_block(block, c, w, x_BTD, run(cache))
+                watched = {WATCHED: {"input": watch(x_BTD)}} if watch else {}
+                x_BTD, kept = run_block(block, c, w, x_BTD, run(cache))
+                found[name] = {**kept, **watched}
             return x_BTD, found
 
         found: Caches = {}
