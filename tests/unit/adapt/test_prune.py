@@ -100,7 +100,7 @@ def reference_streams(params: dict, model: ModelConfig, tokens_T: np.ndarray) ->
 
 @pytest.mark.slow
 def test_packed_rows_equal_their_longest_documents_alone_in_float64():
-    """With a pattern whose last period is incomplete; padding and other documents change nothing."""
+    """Neither padding nor other documents matter; the last period of the pattern is incomplete."""
     config = model_config(layers=3, kv_heads=2, **PATTERN)
     params, tokens = host_params(config), host_batch(config).tokens
     segments = np.zeros_like(tokens)
