@@ -1,7 +1,7 @@
-"""Layer pruning: which block of layers to drop, and the model without it.
+"""Layer pruning: which consecutive layers to drop, and the model without them.
 
-Gromov et al., arXiv 2403.17887: of all blocks of n layers, drop the one whose input and output
-differ least in direction. Layers are counted from 0.
+Gromov et al., arXiv 2403.17887: to drop n layers, choose the n consecutive ones across which the
+residual stream changes its direction least. Layers are counted from 0.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ Array = jax.Array
 
 
 class Drop(NamedTuple):
-    """A block of consecutive layers."""
+    """Consecutive layers."""
 
     start: int
     layers: int
     distance: float
-    """Angular distance between its input and its output."""
+    """Angular distance between the input of the first and the output of the last."""
 
     @property
     def name(self) -> str:
@@ -61,8 +61,8 @@ def angular_distances(streams: Array) -> Array:
 
 
 def possible_starts(model: ModelConfig, layers: int) -> list[int]:
-    """Where a block of `layers` layers can begin, so that the remaining layers still repeat
-    `model.pattern`; with one kind of block, anywhere."""
+    """The first layers of `layers` layers without which the others still repeat `model.pattern`;
+    with one kind of block, any."""
     kinds = [model.block_kinds[i % len(model.block_kinds)] for i in range(model.layers)]
     kept = model.layers - layers
     if kept < len(model.block_kinds):
@@ -71,8 +71,10 @@ def possible_starts(model: ModelConfig, layers: int) -> list[int]:
 
 
 def possible_drops(model: ModelConfig, distances: np.ndarray) -> list[list[Drop]]:
-    """All drops of 1, 2, ... layers. distances: [L + 1, L + 1], between the inputs of two layers;
-    L is the output of the last."""
+    """All that can be dropped, by number of layers from 1 on.
+
+    distances: [L + 1, L + 1], between the inputs of two layers; index L is the last one's output.
+    """
     return [
         [Drop(s, n, float(distances[s, s + n])) for s in possible_starts(model, n)]
         for n in range(1, model.layers - len(model.block_kinds) + 1)
@@ -85,12 +87,12 @@ def best(drops: list[Drop]) -> Drop:
 
 
 def simple_start(model: ModelConfig, layers: int) -> int:
-    """The start of the deepest layers but the very last, the paper's simple strategy."""
+    """The first of the deepest layers but the very last: the paper's simple strategy."""
     return model.layers - 1 - layers
 
 
 def check_layers(model: ModelConfig, layers: int | None, simple: bool) -> None:
-    """Raises UserError if no block of this many layers can be dropped. None: of any number."""
+    """Raises UserError if no such layers can be dropped. layers: None is any number."""
     period, most = len(model.block_kinds), model.layers - len(model.block_kinds)
     left = "one layer" if period == 1 else f"the {period} blocks of model.pattern"
     if most < 1:

@@ -19,17 +19,14 @@ class TextFlags:
 
 @dataclasses.dataclass(frozen=True)
 class PruneFlags:
-    """Show by how much each block of layers changes the residual stream on validation text, and
-    write RUN without the block of --layers that changes it least to a new run directory OUT.
-    Without OUT, only show it.
+    """Show by how much consecutive layers change the residual stream on validation text, and write
+    a new run directory OUT without those that change it least. Without OUT, only show it.
     """
 
     layers: int | None = None
     """Number of consecutive layers to drop."""
     simple: bool = False
-    """Drop the deepest layers but the very last, instead of the block with the smallest
-    distance.
-    """
+    """Drop the deepest layers but the very last, instead of those with the smallest distance."""
     samples: int = 1000
     """Sequences to measure, in whole batches; fewer if the validation split is smaller."""
     batch_size: int = 16
@@ -61,7 +58,7 @@ def prune_command(arguments: list[str]) -> None:
         read_prunable,
         write_pruned,
     )
-    from paxlike.training.block_distances import Text
+    from paxlike.training.layer_distances import Text
 
     folder, choice = Path(run).absolute(), Choice(flags.layers, flags.simple)
     config = read_prunable(folder, choice)

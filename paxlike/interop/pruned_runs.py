@@ -28,8 +28,8 @@ from paxlike.data.tokenizer import load_tokenizer
 from paxlike.files import new_folder
 from paxlike.interop.conversion_result import Converted
 from paxlike.interop.pruning_page import drops_table, pruning_page
-from paxlike.training.block_distances import Measured, Text, measure
 from paxlike.training.checkpoint import write_checkpoint
+from paxlike.training.layer_distances import Measured, Text, measure
 from paxlike.training.loaded_run import LoadedRun, load_run, open_recorded
 from paxlike.training.run_directory import read_config
 
@@ -42,18 +42,18 @@ class Choice(NamedTuple):
     layers: int | None
     """How many to drop; None: nothing is chosen."""
     simple: bool
-    """The deepest layers but the very last, instead of the block with the smallest distance."""
+    """The deepest layers but the very last, instead of those with the smallest distance."""
 
 
 class Pruning(NamedTuple):
-    """A measured run, and the block of layers to drop."""
+    """A measured run, and the layers to drop."""
 
     folder: Path
     run: LoadedRun
     text: Text
     measured: Measured
     drops: list[list[Drop]]
-    """All blocks of 1, 2, ... layers that can be dropped."""
+    """All that can be dropped, by number of layers from 1 on."""
     chosen: Drop | None
     simple: bool
 
@@ -125,8 +125,7 @@ def open_text(
 def measure_run(
     folder: Path, choice: Choice, text: Text, mesh: MeshConfig, step: int | None
 ) -> Pruning:
-    """Measures all blocks of layers and chooses one. Raises UserError as `measure` and `load_run`
-    do."""
+    """Measures a run and chooses layers. Raises UserError as `measure` and `load_run` do."""
     run = load_run(folder, mesh, step)
     measured = measure(run, text, "measuring the run")
     model, chosen = run.config.model, None
@@ -163,7 +162,7 @@ def write_pruned(pruning: Pruning, out: Path, mesh: MeshConfig) -> Converted:
 
 
 def _record(pruning: Pruning, loss_after: float) -> dict:
-    """pruning.json. distances: of a block of n layers that begins at l, row n - 1, column l."""
+    """pruning.json. distances: row n - 1, column l is that of the n layers from l on."""
     drop, measured, text = pruning.chosen, pruning.measured, pruning.text
     assert drop is not None
     layers = pruning.run.config.model.layers

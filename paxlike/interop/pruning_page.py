@@ -1,6 +1,7 @@
-"""What pruning reports: a table of the best block of each size, and a page with every choice."""
+"""What pruning reports: a table of the best choices, and a page with every choice."""
 
 from html import escape
+from typing import NamedTuple
 
 from rich.table import Table
 
@@ -14,10 +15,10 @@ HEIGHT, CELL = 560, 40
 
 
 def drops_table(drops: list[list[Drop]], chosen: Drop | None) -> Table:
-    """The block with the smallest distance of each size, and the chosen one."""
-    table = Table(title="The nearest input and output of a block")
-    table.add_column("layers to drop", justify="right")
-    table.add_column("block, from 0")
+    """Of every number of layers those with the smallest distance, and the chosen ones."""
+    table = Table(title="Layers with the smallest angular distance")
+    table.add_column("number", justify="right")
+    table.add_column("layers, from 0")
     table.add_column("angular distance", justify="right")
     table.add_column("")
     for of_size in drops:
@@ -41,55 +42,73 @@ def pruning_page(
     return document("prune", title, "\n".join([heading, _heat_map(drops, chosen), card(table)]))
 
 
-def _heat_map(drops: list[list[Drop]], chosen: Drop | None) -> str:
-    """A cell for every block: its first layer from left to right, its size from the bottom up.
+class _Grid(NamedTuple):
+    """Places of cells: the first layer from left to right, the number of layers from the bottom."""
 
-    As in figure 4 of the paper, colors show distances relative to blocks of the same size, from the
-    smallest (dark) to the largest (light).
+    wide: float
+    high: float
+    bottom: float
+
+    def x(self, start: float) -> float:
+        return LEFT + self.wide * start
+
+    def y(self, layers: float) -> float:
+        return self.bottom - self.high * layers
+
+
+def _heat_map(drops: list[list[Drop]], chosen: Drop | None) -> str:
+    """A cell for every choice. Colors compare choices of the same number of layers, from the
+    smallest distance (dark) to the largest.
     """
-    columns, rows = max(d.start for of_size in drops for d in of_size) + 1, len(drops)
+    columns, rows = max(drop.start for of_size in drops for drop in of_size) + 1, len(drops)
     wide = (WIDTH - LEFT - RIGHT) / columns
     high = min(wide, CELL, HEIGHT / rows)
-    bottom = TOP + high * rows
-    place_x = lambda start: LEFT + wide * start  # noqa: E731
-    place_y = lambda layers: bottom - high * layers  # noqa: E731
-    every = max(1, columns // 40), max(1, round(14 / high))
-    parts = [
-        f'<text x="{WIDTH - RIGHT}" y="{bottom + 36:.1f}" text-anchor="end">first layer dropped'
-        "</text>"
-    ]
-    for start in range(0, columns, every[0]):
-        middle = place_x(start + 0.5)
-        parts.append(
-            f'<text x="{middle:.1f}" y="{bottom + 16:.1f}" text-anchor="middle">{start}</text>'
-        )
-    for of_size in drops:
-        layers, y = of_size[0].layers, place_y(of_size[0].layers)
-        if layers % every[1] == 0:
-            middle = y + high / 2 + 4
-            parts.append(f'<text x="{LEFT - 7}" y="{middle:.1f}" text-anchor="end">{layers}</text>')
-        low, top = (f(d.distance for d in of_size) for f in (min, max))
-        for drop in of_size:
-            dark = (top - drop.distance) / (top - low) if top > low else 1.0
-            box = f'x="{place_x(drop.start):.2f}" y="{y:.2f}" width="{wide:.2f}"'
-            parts.append(
-                f'<rect class="segment s0" {box} height="{high:.2f}" '
-                f'fill-opacity="{0.06 + 0.94 * dark:.3f}"><title>{drop.name}: '
-                f"{drop.distance:.4f}</title></rect>"
-            )
-    for drop in [best(of_size) for of_size in drops] + ([chosen] if chosen else []):
-        place = f'cx="{place_x(drop.start + 0.5):.1f}" cy="{place_y(drop.layers - 0.5):.1f}"'
-        kind = "point" if drop == chosen else "mark"
-        parts.append(f'<circle class="{kind} s1" {place} r="{min(4.5, high / 3):.1f}"/>')
+    grid = _Grid(wide, high, TOP + high * rows)
+    cells = [_cell(grid, drop, of_size) for of_size in drops for drop in of_size]
+    shown = dict.fromkeys([*map(best, drops), *([chosen] if chosen else [])])
+    marks = [_mark(grid, drop, drop == chosen) for drop in shown]
     svg = (
-        f'<svg viewBox="0 0 {WIDTH} {bottom + BOTTOM:.0f}" role="img" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {WIDTH} {grid.bottom + BOTTOM:.0f}" role="img" '
+        f'xmlns="http://www.w3.org/2000/svg">{_labels(grid, columns, rows)}{"".join(cells)}'
+        f"{''.join(marks)}</svg>"
     )
-    keys = '<li class="s1"><i class="ring"></i><span>smallest distance of its size</span></li>'
+    keys = '<li class="s1"><i class="ring"></i><span>smallest distance of its row</span></li>'
     if chosen:
         keys += '<li class="s1"><i></i><span>dropped</span></li>'
     caption = "rows: number of layers dropped; dark: small distance, relative to its row"
     return (
-        '<figure class="card"><h2>Every block of layers</h2>'
+        '<figure class="card"><h2>Angular distance of every choice</h2>'
         f'<ul class="legend">{keys}</ul>{svg}<figcaption>{caption}</figcaption></figure>'
     )
+
+
+def _labels(grid: _Grid, columns: int, rows: int) -> str:
+    parts = [
+        f'<text x="{WIDTH - RIGHT}" y="{grid.bottom + 36:.1f}" text-anchor="end">first layer '
+        "dropped</text>"
+    ]
+    for start in range(0, columns, max(1, columns // 40)):
+        place = f'x="{grid.x(start + 0.5):.1f}" y="{grid.bottom + 16:.1f}"'
+        parts.append(f'<text {place} text-anchor="middle">{start}</text>')
+    every = max(1, round(14 / grid.high))
+    for layers in range(every, rows + 1, every):
+        place = f'x="{LEFT - 7}" y="{grid.y(layers - 0.5) + 4:.1f}"'
+        parts.append(f'<text {place} text-anchor="end">{layers}</text>')
+    return "".join(parts)
+
+
+def _cell(grid: _Grid, drop: Drop, of_size: list[Drop]) -> str:
+    low, high = (f(other.distance for other in of_size) for f in (min, max))
+    dark = (high - drop.distance) / (high - low) if high > low else 1.0
+    place = f'x="{grid.x(drop.start):.2f}" y="{grid.y(drop.layers):.2f}"'
+    size = f'width="{grid.wide:.2f}" height="{grid.high:.2f}"'
+    return (
+        f'<rect class="segment s0" {place} {size} fill-opacity="{0.06 + 0.94 * dark:.3f}">'
+        f"<title>{drop.name}: {drop.distance:.4f}</title></rect>"
+    )
+
+
+def _mark(grid: _Grid, drop: Drop, chosen: bool) -> str:
+    place = f'cx="{grid.x(drop.start + 0.5):.1f}" cy="{grid.y(drop.layers - 0.5):.1f}"'
+    kind = "point" if chosen else "mark"
+    return f'<circle class="{kind} s1" {place} r="{min(4.5, grid.high / 3):.1f}"/>'

@@ -29,7 +29,7 @@ from paxlike.adapt.prune import (
 from paxlike.config import Config, ModelConfig, UserError
 from paxlike.data.batch import Batch
 from paxlike.models.decoder import hidden_states
-from paxlike.training.block_distances import Sums, last_tokens, sums_of
+from paxlike.training.layer_distances import Sums, last_tokens, sums_of
 from paxlike.training.objective import DeviceBatch
 
 PATTERN = {"pattern": ("serial_local", "serial"), "sliding_window": 5, "norm": "rms"}

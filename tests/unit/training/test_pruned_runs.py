@@ -17,8 +17,8 @@ from paxlike.data.prepare import PrepareConfig, prepare
 from paxlike.data.store import open_store
 from paxlike.data.tokenizer import BytesTokenizer
 from paxlike.interop.init_sources import open_initial
-from paxlike.training.block_distances import Text, measure
 from paxlike.training.checkpoint_reader import CheckpointReader
+from paxlike.training.layer_distances import Text, measure
 from paxlike.training.loaded_run import load_run
 from paxlike.training.loop import train
 

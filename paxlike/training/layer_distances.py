@@ -1,4 +1,4 @@
-"""Measures how far any block of layers turns the stream, on the validation text of a run."""
+"""Measures by how much consecutive layers change the direction of the residual stream, on text."""
 
 import dataclasses
 import functools
