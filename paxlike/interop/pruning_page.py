@@ -20,14 +20,15 @@ def drops_table(drops: list[list[Drop]], chosen: Drop | None) -> Table:
     table.add_column("number", justify="right")
     table.add_column("layers, from 0")
     table.add_column("angular distance", justify="right")
-    table.add_column("")
+    if chosen:
+        table.add_column("")
     for of_size in drops:
         rows = [best(of_size)]
         if chosen and chosen in of_size and chosen not in rows:
             rows.append(chosen)
         for drop in rows:
-            mark = "dropped" if drop == chosen else ""
-            table.add_row(str(drop.layers), drop.name, f"{drop.distance:.4f}", mark)
+            marks = ["dropped" if drop == chosen else ""] if chosen else []
+            table.add_row(str(drop.layers), drop.name, f"{drop.distance:.4f}", *marks)
     return table
 
 

@@ -73,7 +73,7 @@ def test_a_run_is_pruned_and_healed(config, change, prune, tmp_path):
 
     adapt = AdaptConfig("lora", rank=8, alpha=8.0, dropout=0.05, targets=("feed-forward",))
     healing = dataclasses.replace(base, adapt=adapt, init=InitConfig(str(folder), config=True))
-    healing = change(healing, "train.steps", 20)
+    healing = change(change(healing, "train.steps", 16), "checkpoint.every", 100)
     healing, source = open_initial(healing, tmp_path / "healed", frozenset())
     assert healing.model.layers == 2
     state = train(healing, tmp_path / "healed", source).state
