@@ -102,8 +102,9 @@ def open_text(
     if not store:
         if not (folder / "data.json").exists():
             raise UserError(
-                f"{folder} was converted and records no data. Give a token store with validation "
-                f"text: --data.store STORE, prepared with paxlike data prepare --tokenizer {folder}"
+                f"{folder} records no data, because it was converted, merged or pruned. Give a "
+                "token store with validation text: --data.store STORE, prepared with paxlike data "
+                f"prepare --tokenizer {folder}"
             )
         length = sequence_length or data.sequence_length
         return open_recorded(folder, data), dataclasses.replace(data, sequence_length=length)

@@ -92,8 +92,8 @@ def _check(samples: int, distances: np.ndarray, text: Text) -> None:
     if not np.isfinite(distances).all():
         layer = int(np.argmax(~np.isfinite(distances.diagonal())))
         raise UserError(
-            f"the residual stream after {layer} layers is not finite. Choose another checkpoint "
-            "with --step."
+            f"the residual stream is not finite after {layer} of {len(distances) - 1} layers. "
+            "Choose another checkpoint with --step."
         )
 
 

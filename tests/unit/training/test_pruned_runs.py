@@ -11,7 +11,7 @@ from helpers import host_params, write_run
 
 from paxlike import cli
 from paxlike.api.run import open_run
-from paxlike.config import AdaptConfig, DataConfig, InitConfig, MeshConfig, to_json
+from paxlike.config import AdaptConfig, DataConfig, InitConfig, MeshConfig, UserError, to_json
 from paxlike.data.mixture import open_stores
 from paxlike.data.prepare import PrepareConfig, prepare
 from paxlike.data.store import open_store
@@ -107,6 +107,11 @@ def test_recorded_data_and_mixtures_are_measured(config, store, prune, tmp_path)
     assert both.samples == one.samples + two.samples
     assert np.abs(one.distances - two.distances).max() > 1e-3
 
+    blocks = {**run.params["blocks"], "wo_NHD": np.nan * run.params["blocks"]["wo_NHD"]}
+    broken = run._replace(params={**run.params, "blocks": blocks})
+    with pytest.raises(UserError, match="not finite after 1 of 2 layers"):
+        measure(broken, Text(*sources[0], 16, 16), "measuring")
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -122,7 +127,7 @@ def test_recorded_data_and_mixtures_are_measured(config, store, prune, tmp_path)
         (("OUT", "OTHER", "--layers", "1"), "is not a run directory"),
         (("RUN", "OUT", "--layers", "2"), "--layers is 2; 1 to 1 of the model's 2 layers"),
         (("RUN", "OUT", "--layers", "-1"), "--layers is -1"),
-        (("RUN",), "was converted and records no data. Give a token store"),
+        (("RUN",), "records no data, because it was converted, merged or pruned. Give a "),
         (("RUN", "--data.store", "OUT"), "OUT"),
         (("RUN", "--data.store", "STORE"), "STORE is not the run's"),
         (("ADAPTED", "OUT", "--layers", "1"), "complete run of both first: paxlike adapt merge"),
