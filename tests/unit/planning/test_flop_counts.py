@@ -48,6 +48,12 @@ SHAPE = {
             "T": 256,
         },
         {
+            "remat": "full",
+            "pattern": ("serial", "parallel_local"),
+            "layers": 5,
+            "sliding_window": 8,
+        },
+        {
             "remat": "dots",
             "block": "parallel_local",
             "sliding_window": 8,
@@ -145,8 +151,26 @@ def test_command_line(monkeypatch, capsys):
         (AdaptConfig(train=("embeddings", "norms")), {"attention": "blocked"}),
         (AdaptConfig("singular", layers=(1, 2)), {"remat": "dots", "block": "serial"}),
         (AdaptConfig("singular", targets=("wq", "feed-forward")), {"remat": "none"}),
+        (AdaptConfig("prefix", prefix_length=8, prefix_hidden=32), {"remat": "full"}),
+        (
+            AdaptConfig("prefix", prefix_length=8, prefix_hidden=0),
+            {
+                "remat": "attention",
+                "attention": "blocked",
+                "block": "serial_local",
+                "sliding_window": 6,
+            },
+        ),
     ],
-    ids=["lora", "lora-of-two-layers", "embeddings", "singular-of-two-layers", "singular"],
+    ids=[
+        "lora",
+        "lora-of-two-layers",
+        "embeddings",
+        "singular-of-two-layers",
+        "singular",
+        "prefix-network",
+        "prefix",
+    ],
 )
 def test_frozen_weights_have_no_gradient_to_the_last_flop(adapt, changes):
     config = Config(

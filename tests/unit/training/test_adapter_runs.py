@@ -7,15 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import error, flat, host_params
+from helpers import error, flat, host_params, write_run
 
 from paxlike.api.run import open_run
-from paxlike.config import AdaptConfig, Config, InitConfig, OptimConfig, UserError, to_json
-from paxlike.data.tokenizer import load_tokenizer
+from paxlike.config import AdaptConfig, Config, InitConfig, OptimConfig, UserError
 from paxlike.interop.adapted_runs import merge
 from paxlike.interop.hf import to_hf
 from paxlike.interop.init_sources import open_initial
-from paxlike.training.checkpoint import write_arrays, write_checkpoint
+from paxlike.training.checkpoint import write_arrays
 from paxlike.training.checkpoint_reader import CheckpointReader
 from paxlike.training.loaded_run import load_run
 from paxlike.training.loop import Result, train
@@ -23,15 +22,6 @@ from paxlike.training.loop import Result, train
 pytestmark = pytest.mark.slow
 
 LORA = AdaptConfig("lora", rank=2, alpha=8.0, dropout=0.1, train=("norms",), layers=(1,))
-
-
-def write_run(config: Config, folder: Path, params: dict) -> Path:
-    """A run directory with these parameters at step 0."""
-    (folder / "tokenizer").mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(config))
-    load_tokenizer(Path(config.data.store)).save(folder / "tokenizer")
-    write_checkpoint(folder / "checkpoints", {"params": params}, 0, {"step": 0})
-    return folder
 
 
 def run(config: Config, folder: Path, steps: int) -> Result:
