@@ -272,6 +272,10 @@ class ServeFlags:
     """Maximum number of queued texts. More are rejected with status 503."""
     name: str | None = None
     """Model name that clients use. Default: the run's name."""
+    adapter: tuple[str, ...] = ()
+    """Adapters of RUN as NAME=PATH, adapter runs of LoRA or a prefix. A request's `model` selects;
+    texts with different ones are generated in one batch.
+    """
     api_key: str = ""
     """What requests to /v1 must send as `Authorization: Bearer KEY`. Default: the environment
     variable PAXLIKE_API_KEY; without either, none.
@@ -308,13 +312,18 @@ def serve_command(arguments: list[str]) -> None:
     folder = Path(path).absolute()
     trained = load_run(folder, flags.mesh, flags.step, open_source)
     template = found_template(trained.tokenizer, flags.template, folder / "tokenizer")
-    name = flags.name or trained.config.name
+    names = [flags.name or trained.config.name]
+    if flags.adapter:
+        from paxlike.interop.served_adapters import add_adapters
+
+        trained, found = add_adapters(trained, names[0], flags.adapter)
+        names += found
     engine = Engine(trained, flags.batch_slots, flags.max_queued)
     port = listening.getsockname()[1]
     kind = "chat/completions" if template else "completions"
     print(
-        f"serving {name} at http://{flags.host}:{port}/v1/{kind}; press Ctrl-C to stop",
+        f"serving {', '.join(names)} at http://{flags.host}:{port}/v1/{kind}; press Ctrl-C to stop",
         flush=True,
     )
     key = flags.api_key or os.environ.get("PAXLIKE_API_KEY", "")
-    run(engine, name, listening, template, key)
+    run(engine, names, listening, template, key)

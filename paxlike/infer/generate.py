@@ -25,6 +25,7 @@ from paxlike.nn.collectives import gather, on_devices
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.prefix import longest_prefix
 from paxlike.nn.quantized import QuantizedWeight, quantize_params
+from paxlike.nn.rows import RowFactors
 from paxlike.nn.wrapped import Wrapped
 from paxlike.parallel.axes import letters_of
 from paxlike.parallel.mesh import axis_sizes, spec
@@ -290,6 +291,8 @@ def in_compute_dtype(params: dict, numerics: Numerics) -> dict:
     kept = QuantizedWeight | Wrapped
 
     def cast(path, w):
+        if isinstance(w, RowFactors):
+            return dataclasses.replace(w, base=cast(path, w.base))
         if isinstance(w, kept):
             return w
         name = path[-1].key

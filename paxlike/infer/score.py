@@ -20,6 +20,7 @@ from paxlike.nn.collectives import gather, on_devices, specs_of
 from paxlike.nn.intervention import row_prompts
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.prefix import longest_prefix
+from paxlike.nn.rows import with_rows
 from paxlike.parallel.mesh import axis_sizes, spec
 
 Array = jax.Array
@@ -65,12 +66,16 @@ class Scorer:
         self.params = for_inference(config, numerics, params)
 
     def score(
-        self, sequences: Sequence[Sequence[int] | np.ndarray], starts: Sequence[int]
+        self,
+        sequences: Sequence[Sequence[int] | np.ndarray],
+        starts: Sequence[int],
+        adapter: int = 0,
     ) -> list[Score]:
         """Returns for each sequence the scores of tokens[start:], start >= 1, after the prompt
         tokens[:start].
 
-        Raises UserError naming a sequence that is too long or outside of the vocabulary.
+        adapter: of all sequences, where the parameters have several (`nn/rows.py`). Raises
+        UserError naming a sequence that is too long or outside of the vocabulary.
         """
         arrays = [np.asarray(tokens, np.int64) for tokens in sequences]
         for number, (tokens, start) in enumerate(zip(arrays, starts, strict=True)):
@@ -79,9 +84,8 @@ class Scorer:
         order = sorted(range(len(arrays)), key=lambda number: -arrays[number].size)
         for first in range(0, len(order), self.batch_size):
             numbers = order[first : first + self.batch_size]
-            results = self._batch(
-                [arrays[number] for number in numbers], [starts[number] for number in numbers]
-            )
+            batch = [arrays[number] for number in numbers]
+            results = self._batch(batch, [starts[number] for number in numbers], adapter)
             for row, number in enumerate(numbers):
                 scored = slice(starts[number] - 1, arrays[number].size - 1)
                 scores[number] = Score(*(array[row, scored] for array in results))
@@ -104,7 +108,9 @@ class Scorer:
                 "the model was trained with."
             )
 
-    def _batch(self, arrays: list[np.ndarray], starts: list[int]) -> tuple[np.ndarray, ...]:
+    def _batch(
+        self, arrays: list[np.ndarray], starts: list[int], adapter: int
+    ) -> tuple[np.ndarray, ...]:
         """Returns a score's arrays, [rows, T] or [rows, T, alternatives], for the tokens after the
         first.
 
@@ -120,7 +126,6 @@ class Scorer:
             tokens_BT[row, : array.size], prompts_B[row] = array, start
         mesh = jax.sharding.get_mesh()
         sharding = NamedSharding(mesh, spec("BT", (B, T)))
-        prompts = jax.device_put(prompts_B, NamedSharding(mesh, spec("B", (B,))))
         inputs, targets = (
             jax.device_put(part, sharding) for part in (tokens_BT[:, :-1], tokens_BT[:, 1:])
         )
@@ -129,7 +134,10 @@ class Scorer:
             "numerics": self.numerics,
             "alternatives": self.alternatives,
         }
-        results = _score(self.params, inputs, targets, prompts, **static)
+        rows = NamedSharding(mesh, spec("B", (B,)))
+        prompts = jax.device_put(prompts_B, rows)
+        params = with_rows(self.params, jax.device_put(np.full(B, adapter, np.int32), rows))
+        results = _score(params, inputs, targets, prompts, **static)
         return tuple(np.asarray(array) for array in results)
 
 

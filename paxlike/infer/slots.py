@@ -21,7 +21,7 @@ from paxlike.infer.generate import LENGTH_MULTIPLE, cache_length, for_inference,
 from paxlike.models.decoder import Caches
 from paxlike.nn.collectives import Leaf, gather, on_devices
 from paxlike.nn.numerics import Numerics
-from paxlike.nn.prefix import longest_prefix
+from paxlike.nn.rows import prefix_counts, with_rows
 from paxlike.parallel.mesh import axis_sizes, spec
 
 Array = jax.Array
@@ -68,6 +68,8 @@ class Slots:
         self.rows = rounded_up(rows, axis_sizes()["pod"] * axis_sizes()["data"])
         self._static = {"config": config, "numerics": numerics}
         self._cache: Caches | None = None
+        self._before = prefix_counts(params)
+        self._adapters = np.zeros(self.rows, np.int32)
         self._tokens = np.zeros(self.rows, np.int32)
         self._lengths = np.zeros(self.rows, np.int32)
         self._settings = Settings(
@@ -75,12 +77,16 @@ class Slots:
         )
 
     def admit(
-        self, prompts: Mapping[int, Sequence[int]], settings: Mapping[int, Settings]
+        self,
+        prompts: Mapping[int, Sequence[int]],
+        settings: Mapping[int, Settings],
+        adapters: Mapping[int, int] | None = None,
     ) -> Drawn:
         """Reads prompts (row -> at least one token) into free rows, and samples the token after
         each.
 
-        Only those rows of the result are meaningful.
+        adapters: the rows' adapters, by number (`nn/rows.py`); by default the base. Only those rows
+        of the result are meaningful.
         """
         shortest = LENGTH_MULTIPLE if self.numerics.attention == "splash" else 16
         longest = max(len(prompt) for prompt in prompts.values())
@@ -98,13 +104,14 @@ class Slots:
             )
             for array, value in zip(self._settings, settings[row], strict=True):
                 array[row] = value
-        before = longest_prefix(self.params)
-        self._lengths = np.where(admitted_B, lengths_B + before, self._lengths)
+            self._adapters[row] = (adapters or {}).get(row, 0)
+        positions_B = lengths_B + self._before[self._adapters]
+        self._lengths = np.where(admitted_B, positions_B, self._lengths)
         read = _admit if self._cache is not None else _begin
         old = () if self._cache is None else (self._cache, self._put(admitted_B))
         arrays = (*self._put((tokens_BT, lengths_B)), *old, self._put(self._settings))
         self._cache, drawn = read(
-            self.params, *arrays, cache_length=self._cache_length, **self._static
+            self._params(), *arrays, cache_length=self._cache_length, **self._static
         )
         drawn = Drawn(*map(np.asarray, drawn))
         self._tokens = np.where(admitted_B, drawn.token, self._tokens)
@@ -113,7 +120,7 @@ class Slots:
     def step(self) -> Drawn:
         """Reads the last token of every row in use and samples one more."""
         inputs = self._put((self._tokens, self._lengths, self._settings))
-        self._cache, drawn = _step(self.params, self._cache, *inputs, **self._static)
+        self._cache, drawn = _step(self._params(), self._cache, *inputs, **self._static)
         drawn = Drawn(*map(np.asarray, drawn))
         busy = self._lengths > 0
         self._tokens, self._lengths = np.where(busy, drawn.token, 0), self._lengths + busy
@@ -122,6 +129,9 @@ class Slots:
     def free(self, row: int) -> None:
         """Frees a row whose text has ended."""
         self._lengths[row] = self._tokens[row] = 0
+
+    def _params(self) -> dict:
+        return with_rows(self.params, self._put(self._adapters))
 
     def _put(self, arrays):
         mesh = jax.sharding.get_mesh()

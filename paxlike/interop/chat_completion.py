@@ -1,5 +1,6 @@
 """OpenAI's chat completions protocol: requests, whole answers and the chunks of a stream."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from paxlike.data.bad_lines import BadLineError
@@ -27,10 +28,12 @@ _FIELDS = {
 }  # fmt: skip
 
 
-def parse_chat(body: bytes, model: str, template: ChatTemplate | None, max_length: int) -> Asked:
+def parse_chat(
+    body: bytes, models: Sequence[str], template: ChatTemplate | None, max_length: int
+) -> Asked:
     """Parses the body of a request; null means absent. Raises ProtocolError naming the field."""
     given = fields_of(body)
-    check_fields(given, model, _FIELDS)
+    check_fields(given, models, _FIELDS)
     if template is None:
         raise ProtocolError(
             400,
@@ -52,6 +55,7 @@ def parse_chat(body: bytes, model: str, template: ChatTemplate | None, max_lengt
     if alternatives is not None and not wanted:
         raise ProtocolError(400, "top_logprobs needs logprobs true.", "top_logprobs")
     return Asked(
+        model=given.get("model", models[0]),
         prompts=[prompt],
         max_tokens=most,
         temperature=number(given, "temperature", 1.0, 0, 2, float),

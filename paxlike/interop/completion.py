@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from paxlike.data.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ class ProtocolError(Exception):
 class Asked:
     """A valid request. Fields as in the protocol."""
 
+    model: str
     prompts: list[list[int]]
     max_tokens: int
     temperature: float
@@ -66,12 +68,13 @@ _NEUTRAL: dict[str, tuple] = {
 """Unsupported field -> its values without an effect, which are accepted."""
 
 
-def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Asked:
+def parse(body: bytes, models: Sequence[str], tokenizer: Tokenizer, max_length: int) -> Asked:
     """Parses the body of a request; null means absent. Raises ProtocolError naming the field."""
     given = fields_of(body)
-    check_fields(given, model, _FIELDS)
+    check_fields(given, models, _FIELDS)
     echo = flag(given, "echo")
     asked = Asked(
+        model=given.get("model", models[0]),
         echo=echo,
         prompts=_prompts(given.get("prompt"), tokenizer),
         max_tokens=number(given, "max_tokens", 16, 0 if echo else 1, max_length, int),
@@ -94,15 +97,19 @@ def parse(body: bytes, model: str, tokenizer: Tokenizer, max_length: int) -> Ask
     return asked
 
 
-def check_fields(given: dict, model: str, known: set[str]) -> None:
+def check_fields(given: dict, models: Sequence[str], known: set[str]) -> None:
     """Raises ProtocolError for another model, or a field that would change the result."""
-    if (name := given.get("model", model)) != model:
-        raise ProtocolError(
-            404, f"unknown model {name!r}; this server has {model!r}.", "model", "model_not_found"
-        )
+    if (name := given.get("model", models[0])) not in models:
+        raise unknown_model(name, models)
     for name, value in given.items():
         if name not in known | _IGNORED and value not in _NEUTRAL.get(name, ()):
             raise ProtocolError(400, f"{name} is not supported.", name, "unsupported_parameter")
+
+
+def unknown_model(name: Any, models: Sequence[str]) -> ProtocolError:
+    has = ", ".join(map(repr, models))
+    message = f"unknown model {name!r}; this server has {has}."
+    return ProtocolError(404, message, "model", "model_not_found")
 
 
 def stop_texts(given: dict) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ class Job(NamedTuple):
 
     prompt: list[int]
     settings: Settings
+    adapter: int
+    """Its number (`nn/rows.py`); 0: the base."""
     text: Text
     gone: threading.Event
     """Set by the client's task when the client has disconnected."""
@@ -124,15 +126,18 @@ class Engine:
         """Log-probabilities of the prompts, for texts that requested them."""
         for job in jobs:
             if job.text.asks_prompt_logprobs:
-                (score,) = self._scorer.score([job.prompt], [1])
+                (score,) = self._scorer.score([job.prompt], [1], job.adapter)
                 job.text.prompt_logprobs(
                     score.logprobs.tolist(), score.best.tolist(), score.best_logprobs.tolist()
                 )
 
-    def _prompts(self, rows: list[int]) -> tuple[dict, dict]:
-        return {row: self._busy[row].prompt for row in rows}, {
-            row: self._busy[row].settings for row in rows
-        }
+    def _prompts(self, rows: list[int]) -> tuple[dict, dict, dict]:
+        jobs = {row: self._busy[row] for row in rows}
+        return (
+            {row: job.prompt for row, job in jobs.items()},
+            {row: job.settings for row, job in jobs.items()},
+            {row: job.adapter for row, job in jobs.items()},
+        )
 
     def _give(self, drawn, rows: list[int]) -> None:
         for row in rows:

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
 from paxlike.interop.chat_completion import chat_choice, chat_delta
@@ -48,8 +48,15 @@ class Growing:
     """The texts of one request during generation."""
 
     def __init__(
-        self, engine: Engine, asked: Asked, shape: Shape, metrics: ServerMetrics, endpoint: str
+        self,
+        engine: Engine,
+        models: Sequence[str],
+        asked: Asked,
+        shape: Shape,
+        metrics: ServerMetrics,
+        endpoint: str,
     ):
+        """models: names of the base and its adapters, in the order of their numbers."""
         self.asked, self.shape, self.gone = asked, shape, threading.Event()
         self._metrics, self._endpoint, self._begin = metrics, endpoint, time.monotonic()
         self._id = f"{shape.prefix}-{uuid.uuid4().hex}"
@@ -67,7 +74,14 @@ class Growing:
             Text(index, asked, tokenizer, put, prompt) for index, prompt in enumerate(prompts)
         ]
         jobs = [
-            Job(prompt, asked.settings(index % asked.n), text, self.gone, lambda: put(None))
+            Job(
+                prompt,
+                asked.settings(index % asked.n),
+                models.index(asked.model),
+                text,
+                self.gone,
+                lambda: put(None),
+            )
             for index, (prompt, text) in enumerate(zip(prompts, self.texts, strict=True))
         ]
         if not engine.submit(jobs):

@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paxlike.config import UserError
 from paxlike.data.chat.template import ChatTemplate
 from paxlike.interop.chat_completion import parse_chat
-from paxlike.interop.completion import Asked, ProtocolError, parse
+from paxlike.interop.completion import Asked, ProtocolError, parse, unknown_model
 from paxlike.interop.engine import Engine
 from paxlike.interop.growing import Growing, Shape, chat_shape, completion_shape
 from paxlike.interop.serve_metrics import CONTENT_TYPE, ServerMetrics
@@ -37,14 +38,18 @@ BODY_SECONDS = 30
 class Server:
     """The HTTP application of an engine.
 
-    name: the model's name. template: of chats; None if the model has none. api_key: what requests
-    to /v1 must have; "" for none.
+    names: of the model, and of its adapters in the order of their numbers. template: of chats; None
+    if the model has none. api_key: what requests to /v1 must have; "" for none.
     """
 
     def __init__(
-        self, engine: Engine, name: str, template: ChatTemplate | None = None, api_key: str = ""
+        self,
+        engine: Engine,
+        names: Sequence[str],
+        template: ChatTemplate | None = None,
+        api_key: str = "",
     ):
-        self.engine, self.name, self.started = engine, name, int(time.time())
+        self.engine, self.names, self.started = engine, tuple(names), int(time.time())
         self.template, self.metrics = template, ServerMetrics()
         errors: dict[Any, Any] = {
             ProtocolError: _protocol_error,
@@ -63,20 +68,16 @@ class Server:
         self.app = Gate(app, self.metrics, api_key)
 
     async def models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self.names]})
 
     async def model(self, request: Request) -> Response:
-        if (name := request.path_params["name"]) != self.name:
-            raise ProtocolError(
-                404,
-                f"unknown model {name!r}; this server has {self.name!r}.",
-                "model",
-                "model_not_found",
-            )
-        return JSONResponse(self._card())
+        if (name := request.path_params["name"]) not in self.names:
+            raise unknown_model(name, self.names)
+        return JSONResponse(self._card(name))
 
-    def _card(self) -> dict:
-        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "paxlike"}
+    def _card(self, name: str) -> dict:
+        card = {"id": name, "object": "model", "created": self.started, "owned_by": "paxlike"}
+        return card if name == self.names[0] else {**card, "parent": self.names[0]}
 
     async def health(self, _: Request) -> Response:
         running, waiting = self.engine.load
@@ -94,18 +95,19 @@ class Server:
         body = await _body(request)
         tokenizer = self.engine.trained.tokenizer
         # In a thread, because tokenizing a long prompt takes time.
-        asked = await asyncio.to_thread(parse, body, self.name, tokenizer, self.engine.max_length)
+        asked = await asyncio.to_thread(parse, body, self.names, tokenizer, self.engine.max_length)
         return await self._answer(request, asked, completion_shape())
 
     async def chat(self, request: Request) -> Response:
         body = await _body(request)
         limit = self.engine.max_length
-        asked = await asyncio.to_thread(parse_chat, body, self.name, self.template, limit)
+        asked = await asyncio.to_thread(parse_chat, body, self.names, self.template, limit)
         return await self._answer(request, asked, chat_shape(asked.logprobs))
 
     async def _answer(self, request: Request, asked: Asked, shape: Shape) -> Response:
-        growing = Growing(self.engine, asked, shape, self.metrics, request.url.path)
-        head = {"created": int(time.time()), "model": self.name}
+        path = request.url.path
+        growing = Growing(self.engine, self.names, asked, shape, self.metrics, path)
+        head = {"created": int(time.time()), "model": asked.model}
         if asked.stream:
             return StreamingResponse(growing.events(head), media_type="text/event-stream")
         collecting, leaving = (
@@ -225,13 +227,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(
     engine: Engine,
-    name: str,
+    names: Sequence[str],
     listening: socket.socket,
     template: ChatTemplate | None = None,
     api_key: str = "",
 ) -> None:
     """Serves until SIGINT or SIGTERM. Texts in progress then have five seconds to finish."""
-    app = Server(engine, name, template, api_key).app
+    app = Server(engine, names, template, api_key).app
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
     try:
         uvicorn.Server(config).run([listening])

@@ -10,7 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.architecture.stack import groups
 from paxlike.config import ModelConfig, QuantConfig
-from paxlike.nn.adapted import Adapted
 from paxlike.nn.collectives import Leaf, gather, gather_weight, on_devices
 from paxlike.nn.numerics import Numerics
 from paxlike.parallel import rules
@@ -143,10 +142,10 @@ def quantize_params(config: ModelConfig, numerics: Numerics, params: dict) -> di
 def _quantize_block(
     config: ModelConfig, numerics: Numerics, kernels: tuple[str, ...], stacks: dict
 ) -> dict:
-    def one(name: str, stack: Array | QuantizedWeight | Adapted) -> Any:
+    def one(name: str, stack: Any) -> Any:
         if isinstance(stack, QuantizedWeight) or name not in kernels:
             return stack
-        if isinstance(stack, Adapted):
+        if hasattr(stack, "base"):  # an adapter's, beside it
             return dataclasses.replace(stack, base=one(name, stack.base))
         letters = letters_of(name)
         layout = layout_of(letters, stack.shape[1:], config.quant)

@@ -16,6 +16,7 @@ from paxlike.nn.collectives import sum_gradient_over_copies
 from paxlike.nn.einsum import Kernel, Multiplier
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.quantized import QuantizedWeight, layout_of
+from paxlike.nn.rows import RowFactors, RowKernel
 from paxlike.parallel import rules
 from paxlike.parallel.axes import sizes
 from paxlike.parallel.mesh import axis_sizes, weight_spec
@@ -54,7 +55,7 @@ def check_quantized(spec: WeightSpec, config: ModelConfig) -> None:
 
 def in_use(
     spec: WeightSpec,
-    value: Array | QuantizedWeight | Adapted,
+    value: Array | QuantizedWeight | Adapted | RowFactors,
     config: ModelConfig,
     numerics: Numerics,
 ) -> Array | Multiplier:
@@ -64,6 +65,10 @@ def in_use(
         assert not isinstance(base, Array)  # only kernels are adapted
         ring = numerics.ring and not config.quant.active
         return AdaptedKernel(base, value, numerics.gradients, ring)
+    if isinstance(value, RowFactors):
+        base = in_use(spec, value.base, config, numerics)
+        assert not isinstance(base, Array)
+        return RowKernel(base, value)
     places = places_of(spec, config)
     if spec.kind == "kernel" and config.quant.active:
         settings = Settings(config.quant, config.norm_epsilon, numerics.integer, numerics.gradients)

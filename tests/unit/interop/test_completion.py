@@ -13,7 +13,7 @@ TOKENIZER = BytesTokenizer()
 
 
 def parsed(**fields):
-    return parse(json.dumps({"prompt": "ab", **fields}).encode(), "mine", TOKENIZER, 64)
+    return parse(json.dumps({"prompt": "ab", **fields}).encode(), ["mine"], TOKENIZER, 64)
 
 
 def test_defaults_are_the_protocols():
@@ -105,7 +105,7 @@ def test_requests_that_cannot_be_answered(fields, status, param, message):
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff"])
 def test_bodies_that_are_no_objects(body):
     with pytest.raises(ProtocolError, match="JSON"):
-        parse(body, "mine", TOKENIZER, 64)
+        parse(body, ["mine"], TOKENIZER, 64)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_bodies_that_are_no_objects(body):
 )
 def test_nesting_and_lone_surrogates_are_refused(body, message):
     with pytest.raises(ProtocolError, match=message) as caught:
-        parse(body, "mine", TOKENIZER, 64)
+        parse(body, ["mine"], TOKENIZER, 64)
     assert caught.value.status == 400
 
 

@@ -48,7 +48,7 @@ def server(trained):
     engine = Engine(trained, ROWS, WAITING)
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        Server(engine, "mine").app, log_level="warning", timeout_graceful_shutdown=1
+        Server(engine, ["mine"]).app, log_level="warning", timeout_graceful_shutdown=1
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})

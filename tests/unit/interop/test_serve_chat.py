@@ -54,7 +54,7 @@ def server(trained):
     from paxlike.interop.serve import Server
 
     engine = Engine(trained, 4, 64)
-    made = Server(engine, "mine", TEMPLATE, KEY)
+    made = Server(engine, ["mine"], TEMPLATE, KEY)
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(made.app, log_level="warning", timeout_graceful_shutdown=1)
     running = uvicorn.Server(config)

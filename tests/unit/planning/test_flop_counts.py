@@ -137,6 +137,9 @@ def test_command_line(monkeypatch, capsys):
     assert "DO NOT AGREE" in told.out and "do not agree" in told.err
 
 
+REFT = AdaptConfig("reft", 4, form="direft", tied=False)
+
+
 @pytest.mark.parametrize(
     ("adapt", "changes"),
     [
@@ -145,8 +148,20 @@ def test_command_line(monkeypatch, capsys):
         (AdaptConfig(train=("embeddings", "norms")), {"attention": "blocked"}),
         (AdaptConfig("singular", layers=(1, 2)), {"remat": "dots", "block": "serial"}),
         (AdaptConfig("singular", targets=("wq", "feed-forward")), {"remat": "none"}),
+        (AdaptConfig("reft", 4, positions="f2"), {"remat": "attention", "kv_heads": 2}),
+        (REFT, {"remat": "full", "block": "serial"}),
+        (dataclasses.replace(REFT, form="loreft", layers=(1, 2)), {"remat": "dots"}),
     ],
-    ids=["lora", "lora-of-two-layers", "embeddings", "singular-of-two-layers", "singular"],
+    ids=[
+        "lora",
+        "lora-of-two-layers",
+        "embeddings",
+        "singular-of-two-layers",
+        "singular",
+        "loreft",
+        "direft",
+        "loreft-of-two-layers",
+    ],
 )
 def test_frozen_weights_have_no_gradient_to_the_last_flop(adapt, changes):
     config = Config(
