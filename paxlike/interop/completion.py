@@ -34,7 +34,6 @@ class ProtocolError(Exception):
 class Asked:
     """A valid request. Fields as in the protocol."""
 
-    model: str
     prompts: list[list[int]]
     max_tokens: int
     temperature: float
@@ -48,6 +47,8 @@ class Asked:
     echo: bool = False
     stop_tokens: tuple[int, ...] = ()
     """Tokens that end a text, besides the end of a document."""
+    model: str = ""
+    """The name of the base or of an adapter."""
 
     def settings(self, choice: int) -> Settings:
         return Settings(self.temperature, self.top_p, (self.seed + choice) % 2**32)
