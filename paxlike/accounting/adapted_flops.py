@@ -18,6 +18,7 @@ whole backward pass.) Keeping the rows of R orthonormal takes 4 R^2 D + 2 R^3 pe
 import math
 from typing import NamedTuple
 
+from paxlike.accounting import prefix_flops
 from paxlike.accounting.flops import (
     Count,
     Term,
@@ -95,19 +96,22 @@ def executed(config: Config, kernel: str = "reference") -> Count:
     kept = KEPT.get(model.remat, ())
     reads_stream = adapt.kind == "reft" and STREAM not in kept
     needs_values = read or reads_stream or _output_has_gradient(model, adapt)
-    for term in recomputed(model, sequence_length, kernel):
-        if term.name != "attention values again" or needs_values:
-            terms.append(_scaled(term, sizes.share))
+    again = [
+        _scaled(term, sizes.share)
+        for term in recomputed(model, sequence_length, kernel)
+        if term.name != "attention values again" or needs_values
+    ]
+    terms += [*again, *prefix_flops.again_terms(model, adapt, kernel, again)]
     if model.remat != "none":
-        again = 0 if STREAM in kept else sizes.into_stream
-        again += 0 if PROJECTION in kept else sizes.factors_in + sizes.into_branches
-        terms.append(Term("adapters again", "2 N_adapters", 2 * again))
+        factors = 0 if STREAM in kept else sizes.into_stream
+        factors += 0 if PROJECTION in kept else sizes.factors_in + sizes.into_branches
+        terms.append(Term("adapters again", "2 N_adapters", 2 * factors))
         composed = sizes.composed // tokens_at_once(config)
         terms.append(Term("shifted weights again", "2 R N/tokens", composed))
         if reads_stream:
-            again = _products_before_stream(model, sequence_length)
+            products = _products_before_stream(model, sequence_length)
             share = chosen_layers(model, adapt) / model.layers
-            terms.append(Term("output projections again", "2 N_out", round(share * again)))
+            terms.append(Term("output projections again", "2 N_out", round(share * products)))
     return Count(
         f"executed, {kernel} attention, remat {model.remat}, adapt {adapt.kind}",
         tuple(term for term in terms if term.flops),
@@ -139,6 +143,7 @@ def _once(config: Config, kernel: str = "reference") -> Count:
         Term("rows kept orthonormal", "4 L R^2 D/tokens", s.orthonormal // tokens_per_step(config)),
         Term("attention, forward", "4LHQS", 2 * attention),
         Term("attention, backward", "8LHQS", round(4 * attention * s.share)),
+        *prefix_flops.training_terms(model, adapt, tokens_at_once(config)),
     )
     return Count("adapted", tuple(term for term in terms if term.flops))
 
@@ -153,6 +158,7 @@ def forward_of(config: Config, kernel: str) -> Count:
         Term("adapters", "2 N_adapters", 2 * (s.factors_in + s.factors_out)),
         Term("shifted weights", "2 R N/tokens", s.composed // tokens_at_once(config)),
         Term("attention", "4LHQS", 2 * attention),
+        *prefix_flops.forward_terms(model, adapt, tokens_at_once(config)),
     )
     return Count("forward", tuple(term for term in terms if term.flops))
 
@@ -192,8 +198,9 @@ def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
     trains_layers = False
     for group, block, layers in groups(model):
         mine = round(layers * share_chosen)
+        trains_layers |= bool(added.layers.get(group))
         for spec in block.weights(model):
-            trains_layers |= f"{group}/{spec.name}" in whole | added.targets
+            trains_layers |= f"{group}/{spec.name}" in whole
             if spec.kind == "kernel":
                 size = math.prod(spec.shape(model))
                 kernels += layers * size
