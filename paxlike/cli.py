@@ -35,8 +35,8 @@ convert checkpoints
 
 adapt models
   adapt merge RUN OUT       Make a complete run of an adapter run and its base.
-  adapt export RUN OUT      Export a LoRA adapter to a directory of PEFT.
-  adapt import DIR OUT      Import a LoRA adapter from a directory of PEFT.
+  adapt export RUN OUT      Export LoRA or a prefix to a directory of PEFT, ReFT to one of pyreft.
+  adapt import DIR OUT      Import LoRA or a prefix from PEFT, ReFT from pyreft.
   prune RUN OUT --layers 2  Drop the layers that change the residual stream least.
 
 prepare data

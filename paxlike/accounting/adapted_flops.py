@@ -8,6 +8,11 @@ has one layer.) LoRA's factors have all three products, 6 R (inputs + outputs).
 Shifted singular values have the gradient of the whole weight, and two products per step and weight
 instead of per token: the weight is composed in 2 inputs R outputs FLOPs, and as many contract its
 gradient. The tokens of an accumulation step share them.
+
+ReFT's interventions have all three products of their two matrices, 12 R D per token. They read the
+stream after a block, so its last products are computed again where a remat policy does not keep the
+stream. (Where the lowest run of intervened layers is a single layer, the compiler leaves out its
+whole backward pass.) Keeping the rows of R orthonormal takes 4 R^2 D + 2 R^3 per update.
 """
 
 import math
@@ -27,6 +32,7 @@ from paxlike.accounting.flops import (
 )
 from paxlike.architecture.adapters import added_weights, trained_whole
 from paxlike.architecture.lora import inputs_outputs, lora_updates
+from paxlike.architecture.reft import interventions
 from paxlike.architecture.remat_policies import KEPT, PROJECTION, STREAM
 from paxlike.architecture.stack import groups, outer_weights
 from paxlike.config import AdaptConfig, Config, ModelConfig
@@ -48,6 +54,8 @@ class _Sizes(NamedTuple):
     """Of the second factors whose product a branch's backward pass reads."""
     into_stream: int
     """Of those whose product a following norm reads, in serial blocks."""
+    orthonormal: int
+    """FLOPs that keep the rows of LoReFT's projections orthonormal, per update."""
     composed: int
     """FLOPs that compose all weights with shifted singular values, per accumulation step."""
     share: float
@@ -59,6 +67,11 @@ def tokens_at_once(config: Config) -> int:
     computes it for its own."""
     sequences = config.train.batch_size // config.train.accumulate // max(1, config.mesh.pod)
     return max(1, sequences) * config.data.sequence_length
+
+
+def tokens_per_step(config: Config) -> int:
+    """The tokens of an update."""
+    return config.train.batch_size * config.data.sequence_length
 
 
 def training_flops(config: Config, convention: str = "palm") -> Count:
@@ -80,20 +93,25 @@ def executed(config: Config, kernel: str = "reference") -> Count:
     for term in inside_kernel(model, sequence_length, kernel):
         terms.append(_scaled(term, sizes.share))
     read = kernel != "reference" or any("serial" in kind for kind in model.block_kinds)
-    needs_values = read or _output_has_gradient(model, adapt)
+    kept = KEPT.get(model.remat, ())
+    reads_stream = adapt.kind == "reft" and STREAM not in kept
+    needs_values = read or reads_stream or _output_has_gradient(model, adapt)
     again = [
         _scaled(term, sizes.share)
         for term in recomputed(model, sequence_length, kernel)
         if term.name != "attention values again" or needs_values
     ]
     terms += [*again, *prefix_flops.again_terms(model, adapt, kernel, again)]
-    kept = KEPT.get(model.remat, ())
     if model.remat != "none":
         factors = 0 if STREAM in kept else sizes.into_stream
         factors += 0 if PROJECTION in kept else sizes.factors_in + sizes.into_branches
         terms.append(Term("adapters again", "2 N_adapters", 2 * factors))
         composed = sizes.composed // tokens_at_once(config)
         terms.append(Term("shifted weights again", "2 R N/tokens", composed))
+        if reads_stream:
+            products = _products_before_stream(model, sequence_length)
+            share = chosen_layers(model, adapt) / model.layers
+            terms.append(Term("output projections again", "2 N_out", round(share * products)))
     return Count(
         f"executed, {kernel} attention, remat {model.remat}, adapt {adapt.kind}",
         tuple(term for term in terms if term.flops),
@@ -122,6 +140,7 @@ def _once(config: Config, kernel: str = "reference") -> Count:
             "4 R N/tokens",
             2 * (s.composed // tokens_at_once(config)),
         ),
+        Term("rows kept orthonormal", "4 L R^2 D/tokens", s.orthonormal // tokens_per_step(config)),
         Term("attention, forward", "4LHQS", 2 * attention),
         Term("attention, backward", "8LHQS", round(4 * attention * s.share)),
         *prefix_flops.training_terms(model, adapt, tokens_at_once(config)),
@@ -159,6 +178,17 @@ def _output_has_gradient(model: ModelConfig, adapt: AdaptConfig) -> bool:
     return any(name.endswith("/wo_NHD") for name in names)
 
 
+def _products_before_stream(model: ModelConfig, sequence_length: int) -> int:
+    """FLOPs per token of the products whose results a backward pass reads only as the stream after
+    their block."""
+    return sum(
+        layers * product.flops
+        for _, block, layers in groups(model)
+        for product in block.products(model, sequence_length)
+        if not product.needed
+    )
+
+
 def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
     whole, updates = trained_whole(model, adapt), lora_updates(model, adapt)
     chosen = chosen_layers(model, adapt)
@@ -182,6 +212,12 @@ def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
             factors_in, factors_out = factors_in + mine * first, factors_out + mine * second
             branches += mine * second * (not name.endswith("D"))
             stream += mine * second * (block.kind == "serial" and name == "wo_NHD")
+    orthonormal = 0
+    if adapt.kind == "reft":
+        count, R, D = chosen * len(interventions(adapt)), adapt.rank, model.d_model
+        factors_in = factors_out = count * R * D
+        orthonormal = count * (4 * R * R * D + 2 * R**3) * (adapt.form == "loreft")
+        trains_layers = True
     share = 0.0
     if "embedding_VD" in whole:
         share = 1.0
@@ -195,4 +231,5 @@ def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
     through = share > 0 or bool(norms & whole)
     above = round(kernels * share) + logits * through
     below = kernels - round(kernels * share) + logits * (not through)
-    return _Sizes(above, below, trained, factors_in, factors_out, branches, stream, composed, share)
+    factors = factors_in, factors_out, branches, stream
+    return _Sizes(above, below, trained, *factors, orthonormal, composed, share)

@@ -17,7 +17,7 @@ from paxlike.accounting.adapted_parameters import ADAPTERS, trained_weights
 from paxlike.accounting.parameters import Weight, weights
 from paxlike.architecture.adapters import added_weights
 from paxlike.architecture.branch import Activation, ActivationSizes
-from paxlike.architecture.remat_policies import BLOCK_INPUT, KEPT
+from paxlike.architecture.remat_policies import BLOCK_INPUT, KEPT, STREAM
 from paxlike.architecture.stack import groups
 from paxlike.config import Config, OptimConfig
 from paxlike.parallel import rules
@@ -219,6 +219,10 @@ class _Step:
             else:
                 is_saved = activation.kept_as in KEPT[remat]
             saved += is_saved * layers * activation.bytes_per_token
+        c = self.config
+        if c.adapt.kind == "reft" and (remat == "none" or STREAM in KEPT[remat]):
+            # What interventions read: the stream after their block.
+            saved += chosen_layers(c.model, c.adapt) * c.model.d_model // self.model * self.bytes
         return self.tokens * saved
 
     def layer_peak(self) -> int:

@@ -17,7 +17,8 @@ class MergeFlags:
 
 @dataclasses.dataclass(frozen=True)
 class ExportFlags:
-    """Export the LoRA adapter of RUN to a new directory OUT in PEFT's format."""
+    """Export the adapter of RUN to a new directory OUT: LoRA in PEFT's format, ReFT in the layout
+    of pyreft."""
 
     step: int | None = None
     """Checkpoint step. Default: the newest."""
@@ -25,10 +26,13 @@ class ExportFlags:
 
 @dataclasses.dataclass(frozen=True)
 class ImportFlags:
-    """Import a LoRA adapter from PEFT's directory DIR as an adapter run OUT."""
+    """Import an adapter from DIR as an adapter run OUT: LoRA in PEFT's format, or ReFT in the
+    layout of pyreft."""
 
     base: str = ""
     """The adapted model: a Hugging Face directory or a run directory."""
+    positions: str = ""
+    """ReFT: the changed positions of a prompt, such as f7+l7, if config.json does not have them."""
 
 
 def merge_adapter(arguments: list[str]) -> None:
@@ -40,8 +44,10 @@ def merge_adapter(arguments: list[str]) -> None:
 
 def export_adapter(arguments: list[str]) -> None:
     run, out, flags = source_and_out(arguments, "RUN", "adapt export", ExportFlags)
-    from paxlike.interop.peft import export
+    from paxlike.interop import peft, pyreft
+    from paxlike.training.run_directory import read_config
 
+    export = pyreft.export if read_config(run).adapt.kind == "reft" else peft.export
     print_result(export(run, out, flags.step))
 
 
@@ -49,6 +55,10 @@ def import_adapter(arguments: list[str]) -> None:
     source, out, flags = source_and_out(arguments, "DIR", "adapt import", ImportFlags)
     if not flags.base:
         raise UserError("`paxlike adapt import` needs the adapted model: --base DIR.")
-    from paxlike.interop.peft import load
+    from paxlike.interop import peft, pyreft
 
-    print_result(load(source, Path(flags.base).absolute(), out))
+    base = Path(flags.base).absolute()
+    if pyreft.is_folder(source):
+        print_result(pyreft.load(source, base, out, flags.positions))
+    else:
+        print_result(peft.load(source, base, out))

@@ -84,11 +84,8 @@ class Scorer:
         order = sorted(range(len(arrays)), key=lambda number: -arrays[number].size)
         for first in range(0, len(order), self.batch_size):
             numbers = order[first : first + self.batch_size]
-            results = self._batch(
-                [arrays[number] for number in numbers],
-                [starts[number] for number in numbers],
-                adapter,
-            )
+            batch = [arrays[number] for number in numbers]
+            results = self._batch(batch, [starts[number] for number in numbers], adapter)
             for row, number in enumerate(numbers):
                 scored = slice(starts[number] - 1, arrays[number].size - 1)
                 scores[number] = Score(*(array[row, scored] for array in results))
@@ -129,7 +126,6 @@ class Scorer:
             tokens_BT[row, : array.size], prompts_B[row] = array, start
         mesh = jax.sharding.get_mesh()
         sharding = NamedSharding(mesh, spec("BT", (B, T)))
-        prompts = jax.device_put(prompts_B, NamedSharding(mesh, spec("B", (B,))))
         inputs, targets = (
             jax.device_put(part, sharding) for part in (tokens_BT[:, :-1], tokens_BT[:, 1:])
         )
@@ -138,7 +134,8 @@ class Scorer:
             "numerics": self.numerics,
             "alternatives": self.alternatives,
         }
-        rows = NamedSharding(jax.sharding.get_mesh(), spec("B", (B,)))
+        rows = NamedSharding(mesh, spec("B", (B,)))
+        prompts = jax.device_put(prompts_B, rows)
         params = with_rows(self.params, jax.device_put(np.full(B, adapter, np.int32), rows))
         results = _score(params, inputs, targets, prompts, **static)
         return tuple(np.asarray(array) for array in results)

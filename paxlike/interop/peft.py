@@ -4,7 +4,6 @@ Logits are compared before a result is kept, and must differ from the base's: a 
 are silently ignored is the usual failure of such conversions. Requires neither torch nor PEFT.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -16,21 +15,16 @@ from paxlike.adapt.merge import merged
 from paxlike.config import (
     AdaptConfig,
     Config,
-    DataConfig,
-    InitConfig,
     ModelConfig,
-    PrecisionConfig,
     UserError,
-    to_json,
 )
-from paxlike.data.tokenizer import load_tokenizer
 from paxlike.files import new_folder
 from paxlike.interop import hf_layout, peft_config, safetensors
 from paxlike.interop.conversion_result import Converted
 from paxlike.interop.hf import PROBE_TOKENS, TOLERANCE, nested
 from paxlike.interop.hf_forward import logits as hf_logits
-from paxlike.interop.hf_source import HfSource
 from paxlike.interop.init_sources import open_source
+from paxlike.interop.new_adapter_runs import open_base, write_adapter_run
 from paxlike.interop.peft_layout import (
     PREFIX,
     Array,
@@ -46,10 +40,8 @@ from paxlike.interop.peft_layout import (
 )
 from paxlike.interop.reference_logits import logits as paxlike_logits
 from paxlike.parallel.axes import is_stacked
-from paxlike.training.base import read_base, record_base
-from paxlike.training.checkpoint import write_checkpoint
 from paxlike.training.checkpoint_reader import CheckpointReader
-from paxlike.training.loaded_run import base_of, numerics_of, on_one_device
+from paxlike.training.loaded_run import base_of, on_one_device
 from paxlike.training.run_directory import read_config
 
 WEIGHTS = "adapter_model.safetensors"
@@ -94,25 +86,12 @@ def load(source: Path, base: Path, out: Path) -> Converted:
     Raises UserError, and leaves nothing behind, for settings of PEFT without an equivalent, a
     tensor that is missing, unexpected or of another shape, and logits that differ.
     """
-    config = _base_config(base)
-    opened = open_source(str(base), config)
-    tokenizer = opened.tokenizer
-    if tokenizer is None:
-        raise UserError(f"the base {base} has no tokenizer.")
-    model = config.model
+    opened = open_base(base)
+    model = opened.config.model
     found = _read_folder(source, model)
     adapt, params = _as_run(model, found)
-    init = InitConfig(str(base.absolute()))
-    config = dataclasses.replace(config, adapt=adapt, init=init)
-    expected = dict(trained_shapes(model, adapt))
-    assert {name: value.shape for name, value in params.items()} == expected
     with new_folder(out) as folder, on_one_device():
-        (folder / "config.json").write_text(to_json(config))
-        (folder / "tokenizer").mkdir()
-        tokenizer.save(folder / "tokenizer")
-        write_checkpoint(folder / "checkpoints", {"params": nested(params)}, 0, {"step": 0})
-        weights = read_base(config, numerics_of(config), opened)
-        record_base(folder, config, weights)
+        config, weights = write_adapter_run(folder, opened, adapt, params)
         trained = _trained(config, folder, None)
         whole = jax.device_get(merged(model, adapt, weights, trained))
         read = _hf_reader(model, jax.device_get(weights))
@@ -204,18 +183,6 @@ def _as_run(
             params[name_a][at][..., :small] = a
             params[name_b][at][:small] = b * (own / scale)
     return adapt, params
-
-
-def _base_config(base: Path) -> Config:
-    if (base / "checkpoints").is_dir():
-        config = read_config(base)
-        load_tokenizer(base / "tokenizer")
-        return config
-    source = HfSource(base)
-    model = dataclasses.replace(source.model, vocab_multiple=ModelConfig.vocab_multiple)
-    data = DataConfig(sequence_length=source.length or DataConfig.sequence_length)
-    precision = PrecisionConfig(params="bfloat16" if source.dtype == "bfloat16" else "float32")
-    return Config(name="adapter", model=model, data=data, precision=precision)
 
 
 def _hf_reader(model: ModelConfig, base: dict) -> Read:

@@ -35,6 +35,7 @@ from paxlike.config import (
     load,
     to_json,
 )  # fmt: skip
+from paxlike.config.adapt import FIELDS
 
 # (dataclass, fields, a part of the message)
 REFUSED = [
@@ -356,11 +357,13 @@ def test_every_field_differs_by_its_dotted_name():
             )
         ]
 
+    lora = ("kind", "train", "layers", *FIELDS["lora"])
     # variant code excludes nonnegative, quantization norms of outputs, RMS norms a bias, RoPE
-    # learned positions, and a mixture of seqio other sources.
+    # learned positions, a mixture of seqio other sources, and LoRA other adapters.
     cannot = (
         "model.quant.nonnegative", "model.norm_placement", "model.norm_bias",
         "model.learned_positions", "data.store", "data.mixture", "data.mixture_changes",
+        *(f"adapt.{f.name}" for f in dataclasses.fields(AdaptConfig) if f.name not in lora),
     )  # fmt: skip
     assert found == [name for name in names(dataclasses.asdict(Config())) if name not in cannot]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())

@@ -310,9 +310,10 @@ def test_an_intervention_sends_one_small_sum_over_model():
     base = layer_collectives(AdaptConfig(train=("norms",)), segments=True)
     more = added(layers, base)
     assert {(row.kind, row.axis) for row in more} == {("all-reduce", "model")}
-    # 4 rows of a device, 16 positions, two interventions of rank 3, in float32.
-    sizes = {c.payload for c in layers} - {c.payload for c in base}
-    assert max(sizes) <= 4 * 16 * 6 * 4
+    # The forward and the backward pass of 2 layers: 4 rows of a device, 16 positions, two
+    # interventions of rank 3, in float32; and what remat does again.
+    (row,) = more
+    assert row.payload in (2 * 2 * 4 * 16 * 6 * 4, 3 * 2 * 4 * 16 * 6 * 4), more
 
 
 LLAMA_7B = ModelConfig(

@@ -143,6 +143,9 @@ def test_command_line(monkeypatch, capsys):
     assert "DO NOT AGREE" in told.out and "do not agree" in told.err
 
 
+REFT = AdaptConfig("reft", 4, form="direft", tied=False)
+
+
 @pytest.mark.parametrize(
     ("adapt", "changes"),
     [
@@ -161,6 +164,9 @@ def test_command_line(monkeypatch, capsys):
                 "sliding_window": 6,
             },
         ),
+        (AdaptConfig("reft", 4, positions="f2"), {"remat": "attention", "kv_heads": 2}),
+        (REFT, {"remat": "full", "block": "serial"}),
+        (dataclasses.replace(REFT, form="loreft", layers=(1, 2)), {"remat": "dots"}),
     ],
     ids=[
         "lora",
@@ -170,6 +176,9 @@ def test_command_line(monkeypatch, capsys):
         "singular",
         "prefix-network",
         "prefix",
+        "loreft",
+        "direft",
+        "loreft-of-two-layers",
     ],
 )
 def test_frozen_weights_have_no_gradient_to_the_last_flop(adapt, changes):

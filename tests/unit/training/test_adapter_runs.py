@@ -16,7 +16,7 @@ from paxlike.interop.hf import to_hf
 from paxlike.interop.init_sources import open_initial
 from paxlike.training.checkpoint import write_arrays
 from paxlike.training.checkpoint_reader import CheckpointReader
-from paxlike.training.loaded_run import load_run
+from paxlike.training.loaded_run import evaluate_run, load_run
 from paxlike.training.loop import Result, train
 
 pytestmark = pytest.mark.slow
@@ -71,6 +71,28 @@ def test_a_run_of_singular_values_keeps_their_decomposition(config, tmp_path):
     write_arrays(folder / "derived", other)
     with pytest.raises(UserError, match="singular values of blocks/w.* differ from those of the b"):
         run(adapted, folder, 5)
+
+
+def test_a_run_of_reft_is_resumed_and_evaluated_as_it_was_trained(config, tmp_path):
+    source = write_run(config, tmp_path / "base", host_params(config))
+    adapt = AdaptConfig("reft", rank=2, positions="f1+l3", tied=False, layers=(1,))
+    optim = OptimConfig("adamw", 0.05, "constant", warmup_steps=0)
+    adapted = dataclasses.replace(config, adapt=adapt, init=InitConfig(str(source)), optim=optim)
+    whole, folder = run(adapted, tmp_path / "whole", 3), tmp_path / "parts"
+    run(adapted, folder, 2)
+    parts = run(adapted, folder, 3)
+    for name, leaf in flat((whole.state.params, whole.state.optimizer)).items():
+        other = flat((parts.state.params, parts.state.optimizer))[name]
+        np.testing.assert_array_equal(leaf, other, err_msg=name)
+    loaded = load_run(folder)
+    found = evaluate_run(loaded, folder, adapted.eval.batches)
+    assert parts.evaluation is not None
+    assert found["loss"] == pytest.approx(parts.evaluation["loss"], rel=1e-6)
+    base = evaluate_run(load_run(source), folder, adapted.eval.batches)
+    assert abs(base["loss"] - found["loss"]) > 1e-4
+    assert len(open_run(folder).generate(["alpha"], 2)) == 1
+    with pytest.raises(UserError, match="interventions on the residual stream cannot be merged"):
+        merge(folder, tmp_path / "merged")
 
 
 def test_an_adapter_run_from_start_to_a_base_that_changed(config, tmp_path):
