@@ -36,7 +36,7 @@ convert checkpoints
 adapt models
   adapt merge RUN OUT       Make a complete run of an adapter run and its base.
   adapt export RUN OUT      Export a LoRA adapter to a directory of PEFT.
-  adapt import DIR OUT      Import a LoRA adapter from a directory of PEFT.
+  adapt import DIR OUT      Import LoRA or a prefix from a directory of PEFT.
 
 prepare data
   data prepare              Tokenize text or conversations into a token store.

@@ -17,7 +17,7 @@ class MergeFlags:
 
 @dataclasses.dataclass(frozen=True)
 class ExportFlags:
-    """Export the LoRA adapter of RUN to a new directory OUT in PEFT's format."""
+    """Export the adapter of RUN (LoRA, a prefix) to a new directory OUT in PEFT's format."""
 
     step: int | None = None
     """Checkpoint step. Default: the newest."""
@@ -25,7 +25,7 @@ class ExportFlags:
 
 @dataclasses.dataclass(frozen=True)
 class ImportFlags:
-    """Import a LoRA adapter from PEFT's directory DIR as an adapter run OUT."""
+    """Import LoRA or a prefix from PEFT's directory DIR as an adapter run OUT."""
 
     base: str = ""
     """The adapted model: a Hugging Face directory or a run directory."""
