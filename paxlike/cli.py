@@ -35,7 +35,7 @@ convert checkpoints
 
 adapt models
   adapt merge RUN OUT       Make a complete run of an adapter run and its base.
-  adapt export RUN OUT      Export a LoRA adapter to a directory of PEFT.
+  adapt export RUN OUT      Export LoRA or a prefix to a directory of PEFT.
   adapt import DIR OUT      Import LoRA or a prefix from a directory of PEFT.
 
 prepare data

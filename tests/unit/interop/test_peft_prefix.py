@@ -28,15 +28,19 @@ DIRECT = AdaptConfig("prefix", prefix_length=4, prefix_hidden=0)
 NETWORK = AdaptConfig("prefix", prefix_length=4, prefix_hidden=6)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "command r, norms of heads", "llama 3.1", "mistral, a window", "qwen 3, windows",
-        "gemma 3", "olmo 2", "pythia", "gpt-2",
-    ],
-)  # fmt: skip
-def test_export_and_import_are_inverse(tmp_path, kind):
-    run = adapter_run(tmp_path, KINDS[kind], DIRECT)
+ALL = {
+    kind: KINDS[kind]
+    for kind in (
+        "command r, norms of heads", "llama 3.1", "mistral, a window", "gemma 3", "olmo 2",
+        "pythia", "gpt-2",
+    )
+}  # fmt: skip
+ALL["qwen 3, two periods"] = {**KINDS["qwen 3, windows"], "layers": 5}
+
+
+@pytest.mark.parametrize("shape", ALL.values(), ids=ALL)
+def test_export_and_import_are_inverse(tmp_path, shape):
+    run = adapter_run(tmp_path, shape, DIRECT)
     assert "from the base's" in export(run, tmp_path / "peft").checked
     load(tmp_path / "peft", tmp_path / "base", tmp_path / "again")
     config = read_config(tmp_path / "again")
