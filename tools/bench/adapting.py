@@ -5,10 +5,10 @@
     python -m tools.bench.adapting --seeds 0              only the times of steps
 
 The base is `configs/tiny.py`, trained on the default corpus (Python source). It is adapted to the
-English text of docs/, prepared with the base's tokenizer. Every way has its own learning rate and
-the same steps, batches and seeds. Steps are timed apart from that: all ways take turns in one
-process, and the shortest of their times counts, so that other work on the machine slows none more
-than another.
+English text of docs/: each paragraph is a prompt, its first third, and a completion, which is
+predicted. Every way has its own learning rate and the same steps, batches and seeds. Steps are
+timed apart from that: all ways take turns in one process, and the shortest of their times counts,
+so that other work on the machine slows none more than another.
 """
 
 import argparse
@@ -30,15 +30,26 @@ def lora(rank: int, **more) -> AdaptConfig:
     return AdaptConfig("lora", rank=rank, alpha=2.0 * rank, **more)
 
 
+def prefix(hidden: int, **more) -> AdaptConfig:
+    return AdaptConfig("prefix", prefix_length=PROMPT_TOKENS, prefix_hidden=hidden, **more)
+
+
+PROMPT = "A paragraph of the documentation, in plain American English"
+PROMPT_TOKENS = 25
+"""Of the prompt, with the tokenizer that is trained on the default corpus (Python 3.11)."""
+
 WAYS: dict[str, tuple[AdaptConfig, float]] = {
     "full fine-tuning": (AdaptConfig(), 1e-3),
     "LoRA, rank 2": (lora(2), 5e-3),
     "LoRA, rank 8": (lora(8), 5e-3),
     "LoRA, rank 32": (lora(32), 5e-3),
     "rsLoRA, rank 32": (AdaptConfig("lora", rank=32, alpha=8.0, rank_stabilized=True), 5e-3),
-    "LoRA of attention, rank 8": (lora(8, targets=("attention",)), 5e-3),
+    "prefix, random": (prefix(0), 2e-2),
+    "prefix, network": (prefix(128), 5e-3),
+    "prefix, start from a text": (prefix(0, prefix_prompt=PROMPT), 2e-2),
+    "LoReFT, rank 4": (AdaptConfig("reft", rank=4, positions="f4+l4", tied=False), 5e-3),
+    "singular values": (AdaptConfig("singular"), 2e-2),
     "norms alone": (AdaptConfig(train=("norms",)), 2e-2),
-    "last layer alone": (AdaptConfig(train=("layers",), layers=(3,)), 1e-3),
 }
 """Name -> (what is trained, peak learning rate)."""
 
@@ -66,13 +77,27 @@ def adapting_config(base: Path, store: Path, way: str, seed: int, steps: int) ->
 
 
 def prepare_text(base: Path, folder: Path) -> Path:
-    """A token store of docs/ with the base's tokenizer."""
+    """A token store of the paragraphs of docs/ with the base's tokenizer."""
     from paxlike.data.prepare import PrepareConfig, prepare
 
-    sources = (str(ROOT / "docs" / "*.md"), str(ROOT / "*.md"))
-    model = str(base / "tokenizer" / "tokenizer.model")
+    records = []
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        for paragraph in path.read_text().split("\n\n"):
+            words = paragraph.split()
+            if len(words) >= 24 and not paragraph.startswith(("|", "    ", "#")):
+                cut = len(words) // 3
+                prompt, rest = " ".join(words[:cut]), " " + " ".join(words[cut:])
+                records.append(json.dumps({"prompt": prompt, "completion": rest}))
+    (folder / "text.jsonl").write_text("\n".join(records) + "\n")
     prepare(
-        PrepareConfig(sources, str(folder / "text"), tokenizer_model=model, validation_fraction=0.2)
+        PrepareConfig(
+            (str(folder / "text.jsonl"),),
+            str(folder / "text"),
+            format="prompt-completion",
+            tokenizer=str(base),
+            sequence_length=base_config().data.sequence_length,
+            validation_fraction=0.2,
+        )
     )
     return folder / "text"
 
@@ -159,7 +184,7 @@ def table(rows: dict[str, list[dict]], seconds: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--base", type=Path, help="a run of configs/tiny.py; default: train one")
     arguments = parser.parse_args()
