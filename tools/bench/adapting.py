@@ -37,6 +37,9 @@ WAYS: dict[str, tuple[AdaptConfig, float]] = {
     "LoRA, rank 32": (lora(32), 5e-3),
     "rsLoRA, rank 32": (AdaptConfig("lora", rank=32, alpha=8.0, rank_stabilized=True), 5e-3),
     "LoRA of attention, rank 8": (lora(8, targets=("attention",)), 5e-3),
+    "singular values": (AdaptConfig("singular"), 2e-2),
+    # In plain text a prompt is one token, so there is little to learn.
+    "LoReFT, rank 8": (AdaptConfig("reft", rank=8), 5e-3),
     "norms alone": (AdaptConfig(train=("norms",)), 2e-2),
     "last layer alone": (AdaptConfig(train=("layers",), layers=(3,)), 1e-3),
 }
