@@ -35,8 +35,9 @@ convert checkpoints
 
 adapt models
   adapt merge RUN OUT       Make a complete run of an adapter run and its base.
-  adapt export RUN OUT      Export LoRA to a directory of PEFT, ReFT to one of pyreft.
-  adapt import DIR OUT      Import LoRA from a directory of PEFT, ReFT from one of pyreft.
+  adapt export RUN OUT      Export LoRA or a prefix to a directory of PEFT, ReFT to one of pyreft.
+  adapt import DIR OUT      Import LoRA or a prefix from PEFT, ReFT from pyreft.
+  prune RUN OUT --layers 2  Drop the layers that change the residual stream least.
 
 prepare data
   data prepare              Tokenize text or conversations into a token store.
@@ -74,6 +75,7 @@ COMMANDS = {
     "adapt merge": ("adapt", "merge_adapter"),
     "adapt export": ("adapt", "export_adapter"),
     "adapt import": ("adapt", "import_adapter"),
+    "prune": ("prune", "prune_command"),
     "report": ("analysis", "report_command"),
     "plan": ("analysis", "plan_command"),
     "data prepare": ("data", "prepare_data"),

@@ -7,6 +7,7 @@ shardings of the rules, so that their results and gradients can be compared with
 import functools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig
+from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, to_json
+from paxlike.data.tokenizer import load_tokenizer
 from paxlike.nn.attention import Scores, attention, own_kv_head
 from paxlike.nn.collectives import on_devices, total
 from paxlike.nn.einsum import Kernel, Multiplier, einsum
@@ -23,6 +25,7 @@ from paxlike.nn.embedding import own_rows
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.stream import Stream, scatter_stream
 from paxlike.parallel.mesh import make_mesh, spec, weight_spec
+from paxlike.training.checkpoint import write_checkpoint
 from paxlike.training.loss import Head, Losses, sum_losses
 from paxlike.training.state import abstract_params
 from paxlike.training.step import DeviceBatch, loss_gradients, losses_of
@@ -93,6 +96,15 @@ def host_batch(
     targets = np.where(random.random((B, T)) < 0.1, -1, stream[:, 1:]).astype(np.int32)
     starts = random.random((B, T)).argsort(-1).argsort(-1) < 2
     return Batch(stream[:, :-1], targets, starts.cumsum(-1).astype(np.int32) if segments else None)
+
+
+def write_run(config: Config, folder: Path, params: dict) -> Path:
+    """A run directory with these parameters at step 0."""
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(config))
+    load_tokenizer(Path(config.data.store)).save(folder / "tokenizer")
+    write_checkpoint(folder / "checkpoints", {"params": params}, 0, {"step": 0})
+    return folder
 
 
 def place(config: Config, params: dict) -> dict:

@@ -17,8 +17,8 @@ class MergeFlags:
 
 @dataclasses.dataclass(frozen=True)
 class ExportFlags:
-    """Export the adapter of RUN to a new directory OUT: LoRA in PEFT's format, ReFT in the layout
-    of pyreft."""
+    """Export the adapter of RUN to a new directory OUT: LoRA or a prefix in PEFT's format, ReFT in
+    the layout of pyreft."""
 
     step: int | None = None
     """Checkpoint step. Default: the newest."""
@@ -26,8 +26,8 @@ class ExportFlags:
 
 @dataclasses.dataclass(frozen=True)
 class ImportFlags:
-    """Import an adapter from DIR as an adapter run OUT: LoRA in PEFT's format, or ReFT in the
-    layout of pyreft."""
+    """Import an adapter from DIR as an adapter run OUT: LoRA or a prefix in PEFT's format, or ReFT
+    in the layout of pyreft."""
 
     base: str = ""
     """The adapted model: a Hugging Face directory or a run directory."""

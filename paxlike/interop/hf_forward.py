@@ -12,23 +12,27 @@ import numpy as np
 from paxlike.interop.families.family import no_sliding_window
 from paxlike.interop.hf_forward_others import OTHERS
 from paxlike.interop.hf_layout import is_tied
-from paxlike.interop.hf_numpy import attend, norm, rotate
+from paxlike.interop.hf_numpy import NO_PAST, Past, attend, norm, rotate
 
 Array = np.ndarray
 
 
-def logits(hf_config: dict, read: Callable[[str], Array], tokens_T: Array) -> Array:
+def logits(
+    hf_config: dict, read: Callable[[str], Array], tokens_T: Array, past: Past = NO_PAST
+) -> Array:
     """Returns float32 logits [T, V] of one sequence.
 
-    hf_config: the contents of config.json. read(name): returns a tensor.
+    hf_config: the contents of config.json. read(name): returns a tensor. past: what the tokens
+    follow.
     """
 
     def w(name: str) -> Array:
         name = name if name.endswith(".bias") else f"{name}.weight"
-        return read(name).astype(np.float32)
+        # In one order, so that the same values give the same bits.
+        return read(name).astype(np.float32, order="C")
 
     if hf_config["model_type"] in OTHERS:
-        return OTHERS[hf_config["model_type"]](hf_config, w, tokens_T)
+        return OTHERS[hf_config["model_type"]](hf_config, w, tokens_T, past)
     cohere = hf_config["model_type"] == "cohere"
 
     def window(layer: int) -> int:
@@ -43,7 +47,8 @@ def logits(hf_config: dict, read: Callable[[str], Array], tokens_T: Array) -> Ar
     for layer in range(hf_config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
         y = norm(x, w(f"{prefix}.input_layernorm"), epsilon, centered=cohere)
-        mixed = _attention(hf_config, _below(w, f"{prefix}.self_attn"), y, window(layer))
+        projections = _below(w, f"{prefix}.self_attn")
+        mixed = _attention(hf_config, projections, y, window(layer), past, layer)
         if cohere:
             x = x + mixed + _feed_forward(_below(w, f"{prefix}.mlp"), y)
         else:
@@ -64,7 +69,9 @@ def _feed_forward(w: Callable[[str], Array], x: Array) -> Array:
     return (gate / (1 + np.exp(-gate)) * (x @ w("up_proj").T)) @ w("down_proj").T
 
 
-def _attention(hf_config: dict, w: Callable[[str], Array], x: Array, window: int) -> Array:
+def _attention(
+    hf_config: dict, w: Callable[[str], Array], x: Array, window: int, past: Past, layer: int
+) -> Array:
     T, N = len(x), hf_config["num_attention_heads"]
     H = hf_config.get("head_dim") or hf_config["hidden_size"] // N
     kind, epsilon = hf_config["model_type"], hf_config.get("rms_norm_eps", 0.0)
@@ -80,4 +87,5 @@ def _attention(hf_config: dict, w: Callable[[str], Array], x: Array, window: int
     if hf_config.get("use_qk_norm"):  # Cohere
         epsilon = hf_config["layer_norm_eps"]
         q, k = (norm(h, w(f"{n}_norm"), epsilon, True) for h, n in ((q, "q"), (k, "k")))
-    return project(attend(rotate(hf_config, q), rotate(hf_config, k), v, window=window), "o")
+    q, k = (rotate(hf_config, heads, past.length) for heads in (q, k))
+    return project(attend(q, *past.before(layer, k, v), window=window), "o")

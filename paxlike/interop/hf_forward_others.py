@@ -6,14 +6,14 @@ from collections.abc import Callable
 import numpy as np
 
 from paxlike.interop.hf_layout import is_tied
-from paxlike.interop.hf_numpy import attend, gelu_tanh, norm, rotate
+from paxlike.interop.hf_numpy import Past, attend, gelu_tanh, norm, rotate
 
 Array = np.ndarray
 Read = Callable[[str], Array]
 """A tensor by its name; without `.weight` if it is one."""
 
 
-def _gpt_neox(hf_config: dict, w: Read, tokens_T: Array) -> Array:
+def _gpt_neox(hf_config: dict, w: Read, tokens_T: Array, past: Past) -> Array:
     epsilon, N = hf_config["layer_norm_eps"], hf_config["num_attention_heads"]
     T, rope = len(tokens_T), hf_config.get("rope_parameters") or {}
     fraction = rope.get("partial_rotary_factor", hf_config.get("rotary_pct", 0.25))
@@ -37,10 +37,10 @@ def _gpt_neox(hf_config: dict, w: Read, tokens_T: Array) -> Array:
         qkv = linear(f"{at}.attention.query_key_value", normed(f"{at}.input_layernorm", x))
         q, k, v = np.moveaxis(qkv.reshape(T, N, 3, H), 2, 0)
         q, k = (
-            np.concatenate([rotate(hf_config, h[..., :rotated]), h[..., rotated:]], -1)
+            np.concatenate([rotate(hf_config, h[..., :rotated], past.length), h[..., rotated:]], -1)
             for h in (q, k)
         )
-        mixed = linear(f"{at}.attention.dense", attend(q, k, v))
+        mixed = linear(f"{at}.attention.dense", attend(q, *past.before(layer, k, v)))
         parallel = hf_config.get("use_parallel_residual", True)
         y = normed(f"{at}.post_attention_layernorm", x if parallel else x + mixed)
         hidden = act(linear(f"{at}.mlp.dense_h_to_4h", y))
@@ -49,7 +49,7 @@ def _gpt_neox(hf_config: dict, w: Read, tokens_T: Array) -> Array:
     return normed("gpt_neox.final_layer_norm", x) @ w(head).T
 
 
-def _gpt2(hf_config: dict, w: Read, tokens_T: Array) -> Array:
+def _gpt2(hf_config: dict, w: Read, tokens_T: Array, past: Past) -> Array:
     N, T = hf_config["n_head"], len(tokens_T)
     erf = np.vectorize(math.erf, otypes=[np.float32])
     act = {
@@ -64,19 +64,19 @@ def _gpt2(hf_config: dict, w: Read, tokens_T: Array) -> Array:
     def linear(name: str, x: Array) -> Array:
         return x @ w(name) + w(f"{name}.bias")
 
-    x = w("transformer.wte")[tokens_T] + w("transformer.wpe")[:T]
+    x = w("transformer.wte")[tokens_T] + w("transformer.wpe")[past.length : past.length + T]
     for layer in range(hf_config["n_layer"]):
         at = f"transformer.h.{layer}"
         qkv = linear(f"{at}.attn.c_attn", normed(f"{at}.ln_1", x))
         q, k, v = (part.reshape(T, N, -1) for part in np.split(qkv, 3, axis=1))
-        x = x + linear(f"{at}.attn.c_proj", attend(q, k, v))
+        x = x + linear(f"{at}.attn.c_proj", attend(q, *past.before(layer, k, v)))
         hidden = act(linear(f"{at}.mlp.c_fc", normed(f"{at}.ln_2", x)))
         x = x + linear(f"{at}.mlp.c_proj", hidden)
     head = "transformer.wte" if is_tied(hf_config) else "lm_head"
     return normed("transformer.ln_f", x) @ w(head).T
 
 
-def _gemma(hf_config: dict, w: Read, tokens_T: Array) -> Array:
+def _gemma(hf_config: dict, w: Read, tokens_T: Array, past: Past) -> Array:
     c, T, H = hf_config, len(tokens_T), hf_config.get("head_dim", 256)
     third = c["model_type"] == "gemma3_text"
     local_rope = {
@@ -95,9 +95,8 @@ def _gemma(hf_config: dict, w: Read, tokens_T: Array) -> Array:
             q, k = normed(f"{at}.self_attn.q_norm", q), normed(f"{at}.self_attn.k_norm", k)
         rope = local_rope if third and local else c
         mixed = attend(
-            rotate(rope, q),
-            rotate(rope, k),
-            v,
+            rotate(rope, q, past.length),
+            *past.before(layer, rotate(rope, k, past.length), v),
             c["query_pre_attn_scalar"] ** -0.5,
             c.get("attn_logit_softcapping") or 0.0,
             c["sliding_window"] if local else 0,
@@ -112,7 +111,7 @@ def _gemma(hf_config: dict, w: Read, tokens_T: Array) -> Array:
     return cap * np.tanh(logits / np.float32(cap)) if cap else logits
 
 
-def _olmo2(hf_config: dict, w: Read, tokens_T: Array) -> Array:
+def _olmo2(hf_config: dict, w: Read, tokens_T: Array, past: Past) -> Array:
     c, T = hf_config, len(tokens_T)
     H = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
 
@@ -125,7 +124,8 @@ def _olmo2(hf_config: dict, w: Read, tokens_T: Array) -> Array:
         q, k, v = (x @ w(f"{at}.self_attn.{n}_proj").T for n in "qkv")
         q, k = normed(f"{at}.self_attn.q_norm", q), normed(f"{at}.self_attn.k_norm", k)
         q, k, v = (heads.reshape(T, -1, H) for heads in (q, k, v))
-        mixed = attend(rotate(c, q), rotate(c, k), v) @ w(f"{at}.self_attn.o_proj").T
+        q, k = (rotate(c, one, past.length) for one in (q, k))
+        mixed = attend(q, *past.before(layer, k, v)) @ w(f"{at}.self_attn.o_proj").T
         x = x + normed(f"{at}.post_attention_layernorm", mixed)
         gate, up = x @ w(f"{at}.mlp.gate_proj").T, x @ w(f"{at}.mlp.up_proj").T
         out = (gate / (1 + np.exp(-gate)) * up) @ w(f"{at}.mlp.down_proj").T
@@ -134,11 +134,11 @@ def _olmo2(hf_config: dict, w: Read, tokens_T: Array) -> Array:
     return normed("model.norm", x) @ head.T
 
 
-OTHERS: dict[str, Callable[[dict, Read, Array], Array]] = {
+OTHERS: dict[str, Callable[[dict, Read, Array, Past], Array]] = {
     "gpt_neox": _gpt_neox,
     "gpt2": _gpt2,
     "gemma2": _gemma,
     "gemma3_text": _gemma,
     "olmo2": _olmo2,
 }
-"""model_type -> logits [T, V] from (config.json, tensors, tokens)."""
+"""model_type -> logits [T, V] from (config.json, tensors, tokens, what they follow)."""

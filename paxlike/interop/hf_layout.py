@@ -119,7 +119,7 @@ def _conversion(spec: WeightSpec, model: ModelConfig, rotated: bool) -> Conversi
         return Conversion(whole, lambda x: x.reshape(-1), lambda x: x.reshape(shape))
     inner = 1 if spec.letters[0] == "D" else len(shape) - 1
     inputs = math.prod(shape[:inner])
-    out, back = (_interleave, _split) if rotated else (lambda x: x, lambda x: x)
+    out, back = (interleave, split_pairs) if rotated else (lambda x: x, lambda x: x)
     return Conversion(
         (math.prod(shape[inner:]), inputs),
         lambda x: out(x).reshape(inputs, -1).T,
@@ -127,15 +127,14 @@ def _conversion(spec: WeightSpec, model: ModelConfig, rotated: bool) -> Conversi
     )
 
 
-def _interleave(x: Array) -> Array:
-    """Permutes [D, heads, H]: dimensions i and i + H/2, a RoPE pair, become 2i and 2i + 1."""
-    D, heads, H = x.shape
-    return x.reshape(D, heads, 2, H // 2).swapaxes(2, 3).reshape(x.shape)
+def interleave(x: Array) -> Array:
+    """Permutes the last dimension H: i and i + H/2, a RoPE pair, become 2i and 2i + 1."""
+    return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-2, -1).reshape(x.shape)
 
 
-def _split(x: Array) -> Array:
-    D, heads, H = x.shape
-    return x.reshape(D, heads, H // 2, 2).swapaxes(2, 3).reshape(x.shape)
+def split_pairs(x: Array) -> Array:
+    """The inverse of `interleave`."""
+    return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-2, -1).reshape(x.shape)
 
 
 def _same(x: Array) -> Array:
@@ -183,7 +182,8 @@ def to_config(model: ModelConfig, sequence_length: int, dtype: str, eod: int) ->
         "hidden_act": "silu",
         "attention_bias": model.attention_bias != "none",
         "attention_dropout": 0.0,
-        "max_position_embeddings": sequence_length,
+        # transformers gives the learned positions of GPT-2 this size.
+        "max_position_embeddings": model.learned_positions or sequence_length,
         **rotary,
         of.epsilon: model.norm_epsilon,
         **({"logit_scale": model.logits_factor} if of.scaled_logits else {}),

@@ -1,10 +1,33 @@
 """Parts of the forward passes in NumPy: norms, attention, rotary embeddings, activations."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from paxlike.interop.hf_rope import parameters
 
 Array = np.ndarray
+
+
+class Past(NamedTuple):
+    """Keys and values in front of the tokens, as a cache has them: keys are rotated."""
+
+    layers: tuple[tuple[Array, Array], ...] = ()
+    """(keys, values) of every layer, [P, K, H]; empty: none."""
+
+    @property
+    def length(self) -> int:
+        return len(self.layers[0][0]) if self.layers else 0
+
+    def before(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """The keys and values of a layer with these in front."""
+        if not self.layers:
+            return k, v
+        past_k, past_v = self.layers[layer]
+        return np.concatenate((past_k, k)), np.concatenate((past_v, v))
+
+
+NO_PAST = Past()
 
 
 def norm(x: Array, scale: Array, epsilon: float, centered: bool) -> Array:
@@ -16,18 +39,20 @@ def norm(x: Array, scale: Array, epsilon: float, centered: bool) -> Array:
 def attend(
     q: Array, k: Array, v: Array, scale: float = 0.0, softcap: float = 0.0, window: int = 0
 ) -> Array:
-    """Causal attention of heads [T, N or K, H]; returns [T, N * H].
+    """Causal attention of heads [T, N, H] over [S, K, H]; returns [T, N * H].
 
-    scale: of the scores, by default 1/sqrt(H). window: tokens that one attends to, by default all.
+    The queries are those of the last T of S positions. scale: of the scores, by default 1/sqrt(H).
+    window: tokens that one attends to, by default all.
     """
     T, N, H = q.shape
-    K = k.shape[1]
+    S, K, _ = k.shape
     k, v = np.repeat(k, N // K, axis=1), np.repeat(v, N // K, axis=1)
     q, k, v = (heads.swapaxes(0, 1) for heads in (q, k, v))
     scores = q @ k.swapaxes(1, 2) * np.float32(scale or H**-0.5)
     if softcap:
         scores = softcap * np.tanh(scores / np.float32(softcap))
-    seen = np.tril(np.ones((T, T), bool)) & ~np.tril(np.ones((T, T), bool), -(window or T))
+    every = np.ones((T, S), bool)
+    seen = np.tril(every, S - T) & ~np.tril(every, S - T - (window or S))
     scores = np.where(seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
@@ -38,11 +63,13 @@ def gelu_tanh(z: Array) -> Array:
     return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
 
 
-def rotate(hf_config: dict, x: Array) -> Array:
-    """Rotates (2i, 2i + 1) for Cohere, otherwise (i, i + H/2), by t times the frequencies."""
+def rotate(hf_config: dict, x: Array, start: int) -> Array:
+    """Rotates (2i, 2i + 1) for Cohere, otherwise (i, i + H/2), by the position times the
+    frequencies. start: the position of the first token.
+    """
     T, _, H = x.shape
     frequencies, magnitude = frequencies_of(hf_config, H)
-    angles = np.outer(np.arange(T), frequencies).astype(np.float32)[:, None]
+    angles = np.outer(np.arange(start, start + T), frequencies).astype(np.float32)[:, None]
     cos, sin = np.cos(angles) * np.float32(magnitude), np.sin(angles) * np.float32(magnitude)
     rotated = np.empty_like(x)
     first, second = (

@@ -52,8 +52,7 @@ def write_adapter_run(
 
     params: by checkpoint name. Call it with an active mesh.
     """
-    init = InitConfig(str(base.path.absolute()))
-    config = dataclasses.replace(base.config, adapt=adapt, init=init)
+    config = _of_adapter(base, adapt)
     expected = dict(trained_shapes(config.model, adapt))
     assert {name: value.shape for name, value in params.items()} == expected
     (folder / "config.json").write_text(to_json(config))
@@ -63,6 +62,16 @@ def write_adapter_run(
     weights = read_base(config, numerics_of(config), base.source)
     record_base(folder, config, weights)
     return config, weights
+
+
+def _of_adapter(base: Base, adapt: AdaptConfig) -> Config:
+    """Learned positions that a prefix takes are not left for a sequence."""
+    model, data = base.config.model, base.config.data
+    if adapt.kind == "prefix" and model.learned_positions:
+        left = model.learned_positions - adapt.prefix_length
+        data = dataclasses.replace(data, sequence_length=min(data.sequence_length, left))
+    init = InitConfig(str(base.path.absolute()))
+    return dataclasses.replace(base.config, data=data, adapt=adapt, init=init)
 
 
 def _config(base: Path) -> Config:

@@ -14,27 +14,35 @@ from paxlike.models.branch import Context
 from paxlike.models.decoder import Decoder, sequence
 from paxlike.nn.collectives import on_devices
 from paxlike.nn.numerics import Numerics
+from paxlike.nn.prefix import NAME, Prefix, PrefixWeights
 from paxlike.parallel.mesh import make_mesh
 
 NUMERICS = Numerics(compute="float32", params="float32", gradients="float32", attention="reference")
 
 
 def logits(
-    model: ModelConfig, read: Callable[[str, int | None], np.ndarray], tokens_T: np.ndarray
+    model: ModelConfig,
+    read: Callable[[str, int | None], np.ndarray],
+    tokens_T: np.ndarray,
+    prefixes: dict[str, PrefixWeights] | None = None,
 ) -> np.ndarray:
     """float32 [T, vocab_size] of one sequence. `read(name, layer)` gives a parameter, or one layer
-    of a stacked parameter.
+    of a stacked parameter. prefixes: what the sequence follows, by group, on the host.
 
     Runs the decoder's own parts, with one layer's parameters in memory besides the embedding.
     """
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    positions_BT = np.arange(len(tokens_T), dtype=np.int32)[None]
+    start = next(iter(prefixes.values())).length if prefixes else 0
+    positions_BT = np.arange(start, start + len(tokens_T), dtype=np.int32)[None]
 
     def alone(function: Callable) -> Callable:
         return jax.jit(on_devices(function, P(), P()))
 
+    def on_device(value: np.ndarray) -> jax.Array:
+        return jax.device_put(np.asarray(value, np.float32), NamedSharding(mesh, P()))
+
     def placed(name: str, layer: int | None = None) -> jax.Array:
-        return jax.device_put(np.asarray(read(name, layer), np.float32), NamedSharding(mesh, P()))
+        return on_device(read(name, layer))
 
     def layer_function(block) -> Callable:
         def run(params, x_BTD):
@@ -53,10 +61,13 @@ def logits(
         )
         x_BTD = embed(outer, tokens_BT, positions)
         for number, (group, index) in enumerate(layer_places(model)):
-            params = {
+            params: dict = {
                 spec.name: placed(f"{group.name}/{spec.name}", index)
                 for spec in group.block.weights(model)
             }
+            if prefixes:
+                keys_and_values = prefixes[group.name].k, prefixes[group.name].v
+                params[NAME] = Prefix(*(on_device(stack[index][None]) for stack in keys_and_values))
             kind = model.block_kinds[number % len(model.block_kinds)]
             x_BTD = functions[kind](params, x_BTD)
         finish = alone(lambda params, x: Decoder(model, NUMERICS, params).finish(x))

@@ -46,6 +46,8 @@ from paxlike.parallel.mesh import spec
 Array = jax.Array
 Caches = dict[str, dict[str, Cache]]
 """Group of blocks -> branch -> name -> array, layers first."""
+WATCHED = "watched"
+"""What `Decoder.run` returns in place of a branch's name."""
 
 
 class HeadWeight(NamedTuple):
@@ -121,32 +123,42 @@ class Decoder:
         run: Callable[[Cache], RunBranch],
         caches: Caches | None = None,
         prompts: Prompts | None = None,
+        watch: Callable[[Array], Array] | None = None,
     ) -> tuple[Array, Caches]:
         """The stack: x_BTD after all layers, and what their branches cache, layers first.
 
         `run(cache of a layer)` gives the forward pass of its branches. prompts: of the tokens; None
-        after them, where ReFT changes nothing.
+        after them, where ReFT changes nothing. watch: what to keep of the input x_BTD of each
+        layer; it is returned beside the caches of branches, under `WATCHED`.
         """
         c, n = self.config, self.numerics
 
-        def period(stack: tuple[Group, ...], x_BTD: Array, layer: tuple) -> tuple[Array, dict]:
-            params, layer_caches = layer
-            found = {}
+        def layer(block: Block, x_BTD: Array, params: dict, caches: dict) -> tuple[Array, dict]:
             if n.ring:
                 # Without it TPU compilers copy the whole stack of saved streams into another
                 # layout, in every layer of the backward pass (docs/performance.md).
                 x_BTD = jax.lax.optimization_barrier(x_BTD)
-            for name, block, _ in stack:
-                w = Weights(block, c, n, params[name], self.sum_gradients)
-                cache = layer_caches[name] if layer_caches else {}
-                x_BTD, found[name] = run_block(block, c, w, x_BTD, run(cache))
-                if prompts is not None and intervention.NAME in params[name]:
-                    x_BTD = intervene(params[name][intervention.NAME], x_BTD, prompts, n)
+            w = Weights(block, c, n, params, self.sum_gradients)
+            watched = {WATCHED: {"input": watch(x_BTD)}} if watch else {}
+            x_BTD, found = run_block(block, c, w, x_BTD, run(caches))
+            if prompts is not None and intervention.NAME in params:
+                x_BTD = intervene(params[intervention.NAME], x_BTD, prompts, n)
+            return x_BTD, {**found, **watched}
+
+        def period(layers: dict[str, Callable], x_BTD: Array, of: tuple) -> tuple[Array, dict]:
+            params, old = of
+            found = {}
+            for name, one in layers.items():
+                x_BTD, found[name] = one(x_BTD, params[name], old[name] if old else {})
             return x_BTD, found
 
         found: Caches = {}
         for stack in filter(None, (repeated(c), rest(c))):
-            body = remat.of_block(c.remat, functools.partial(period, stack), n.ring)
+            layers = {
+                name: remat.of_block(c.remat, functools.partial(layer, block), n.ring)
+                for name, block, _ in stack
+            }
+            body = functools.partial(period, layers)
             old = caches and {group.name: caches[group.name] for group in stack}
             for stacked in self._segments(stack):
                 x_BTD, new = jax.lax.scan(body, x_BTD, (stacked, old))

@@ -1,12 +1,9 @@
 """A plan or a sweep as one HTML file, in the style of the report."""
 
-import io
 from html import escape
 
-from rich.console import Console
-from rich.table import Table
-
 from paxlike.accounting.report.bars import Bar
+from paxlike.accounting.report.cards import card
 from paxlike.accounting.report.charts import COLORS, bar_chart
 from paxlike.accounting.report.document import document
 from paxlike.accounting.units import GiB, gib
@@ -26,7 +23,7 @@ def plan_page(result: dict, facts: Facts, step: Step) -> str:
         _heading(title, tables.summary(result)),
         f'<p class="figure {fits}">{escape(tables.verdict(result))}</p>',
     ]
-    table, *others = map(_part, tables.tables(result))
+    table, *others = map(card, tables.tables(result))
     drawn = _memory(result["memory"])
     body.append(f'<div class="grid">{drawn}{table}</div>' if drawn else table)
     if step.timeline.step:
@@ -51,7 +48,7 @@ def sweep_page(name: str, cluster: str, usable: int | None, rows: list[dict]) ->
     body = [_heading(title, f"{len(rows)} meshes, remat policies and batch sizes, each compiled")]
     if points:
         body.append(scatter(points, usable / GiB if usable else None))
-    body.append(_part(tables.sweep_table(rows)))
+    body.append(card(tables.sweep_table(rows)))
     return document("plan", title, "\n".join(body))
 
 
@@ -93,39 +90,3 @@ def _memory(memory: dict) -> str:
         else "the memory limit is not known"
     )
     return bar_chart("Memory by part", [bar], gib, result, max(whole, usable or 0), usable)
-
-
-def _part(part: Table | str) -> str:
-    """Terminal output as a card. A string is a sentence."""
-    inside = f"<p>{escape(part.strip())}</p>" if isinstance(part, str) else _table(part)
-    return f'<div class="card scroll part">{inside}</div>'
-
-
-def _table(table: Table) -> str:
-    """A rich table as HTML."""
-    title = f"<h2>{escape(str(table.title))}</h2>" if table.title else ""
-    kinds = [' class="number"' if column.justify == "right" else "" for column in table.columns]
-    head = "".join(
-        f"<th{kind}>{escape(str(column.header))}</th>"
-        for kind, column in zip(kinds, table.columns, strict=True)
-    )
-    columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
-    rows = [
-        "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
-        for row in zip(*columns, strict=True)
-    ]
-    return (
-        title
-        + "<table>"
-        + (f"<tr>{head}</tr>" if table.show_header else "")
-        + "".join(f"<tr>{row}</tr>" for row in rows)
-        + "</table>"
-    )
-
-
-def _plain(cell: object) -> str:
-    if isinstance(cell, str):
-        return cell
-    text = io.StringIO()
-    Console(file=text, width=200).print(cell, end="")
-    return text.getvalue()

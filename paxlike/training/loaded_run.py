@@ -9,8 +9,14 @@ import jax
 
 from paxlike.accounting.parameters import stored_shapes
 from paxlike.adapt.merge import assembled
-from paxlike.config import Config, ConfigError, MeshConfig, ModelConfig, divisors
-from paxlike.data.source import check_unchanged, open_data, validation_batches, weights_at
+from paxlike.config import Config, ConfigError, DataConfig, MeshConfig, ModelConfig, divisors
+from paxlike.data.source import (
+    AnySource,
+    check_unchanged,
+    open_data,
+    validation_batches,
+    weights_at,
+)
 from paxlike.data.store import open_store
 from paxlike.data.tokenizer import Tokenizer, load_tokenizer
 from paxlike.nn.numerics import Numerics
@@ -114,10 +120,7 @@ def evaluate_run(run: LoadedRun, folder: Path, batches: int, store: str = "") ->
     train = run.config.train
     with jax.set_mesh(run.mesh):
         data = run.config.data
-        recorded = read_data(folder)
-        several = (data.seqio_mixture or data.mixture) and not store
-        dataset = open_data(data) if several else open_store(store or recorded["store"])
-        check_unchanged(dataset, recorded["fingerprint"])
+        dataset = open_recorded(folder, data, store)
         sources = validation_batches(dataset, data, train)
         rows = local_rows(train.batch_size, train.accumulate)
         eval_step = make_eval_step(run.config, run.numerics)
@@ -128,3 +131,15 @@ def evaluate_run(run: LoadedRun, folder: Path, batches: int, store: str = "") ->
 
         parts = {name: on_devices(one) for name, one in sources.items()}
         return evaluate_parts(eval_step, run.params, parts, weights_at(dataset, run.step))
+
+
+def open_recorded(folder: Path, data: DataConfig, store: str = "") -> AnySource:
+    """The data that the run in `folder` was trained on. store: where its store was moved to.
+
+    Raises UserError if it cannot be opened or its content has changed.
+    """
+    recorded = read_data(folder)
+    several = (data.seqio_mixture or data.mixture) and not store
+    dataset = open_data(data) if several else open_store(store or recorded["store"])
+    check_unchanged(dataset, recorded["fingerprint"])
+    return dataset

@@ -452,6 +452,8 @@ def test_plan_prints_writes_and_exits_by_whether_it_fits(run, monkeypatch, tmp_p
         ("plan", TINY, "--topology", "cpu:8", "--trace", "mine"),
         ("report", *PLAIN, "--html", "mine"),
         ("pack", "runs/any", "mine"),
+        ("prune", "runs/any", "mine", "--layers", "1"),
+        ("prune", "runs/any", "--html", "mine"),
         ("convert", "to-hf", "runs/any", "mine"),
         ("convert", "to-t5x", "runs/any", "mine"),
         ("convert", "from-hf", "any", "mine"),

@@ -220,6 +220,15 @@ def test_a_given_step_and_a_missing_step(tmp_path):
         to_hf(run, tmp_path / "eighth", step=8)
 
 
+def test_the_longest_sequence_is_that_of_the_learned_positions():
+    """Also where the run was trained on shorter ones: the table has its size in transformers."""
+    gpt2, palm = case(**KINDS["gpt-2"]).model, case().model
+    found = [
+        hf_layout.to_config(m, 48, "float32", 0)["max_position_embeddings"] for m in (gpt2, palm)
+    ]
+    assert found == [64, 48]
+
+
 # ---- errors leave nothing behind -----------------------------------------------------------------
 
 
@@ -229,7 +238,7 @@ def contents(folder: Path) -> set[str]:
 
 def test_a_wrong_layout_raises_and_leaves_nothing(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", case())
-    monkeypatch.setattr(hf_layout, "_interleave", lambda x: x)
+    monkeypatch.setattr(hf_layout, "interleave", lambda x: x)
     with pytest.raises(UserError, match="logits differ from the original's by"):
         to_hf(run, tmp_path / "out")
     assert contents(tmp_path) == {"run"}

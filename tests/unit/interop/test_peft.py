@@ -1,33 +1,19 @@
-"""PEFT folders of every family: exported, imported, merged; and what does not fit is named."""
+"""LoRA in PEFT folders: exported, imported, merged; and what does not fit is named."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from helpers import SHAPE, error, flat, host_params, mesh_of
+from adapter_cases import adapter_run, config_of, params_of, rewrite
+from helpers import error, flat, host_params
 
-from paxlike.accounting.adapted_parameters import trained_shapes
-from paxlike.config import (
-    AdaptConfig,
-    Config,
-    DataConfig,
-    InitConfig,
-    ModelConfig,
-    UserError,
-    to_json,
-)
-from paxlike.data.tokenizer import BytesTokenizer
-from paxlike.interop import safetensors
+from paxlike.config import AdaptConfig, UserError
 from paxlike.interop.adapted_runs import merge
-from paxlike.interop.hf import nested, to_hf
-from paxlike.interop.peft import WEIGHTS, export, load
-from paxlike.interop.peft_layout import PREFIX
-from paxlike.training.base import record_base
-from paxlike.training.checkpoint import write_checkpoint
+from paxlike.interop.hf import to_hf
+from paxlike.interop.peft import export, load
+from paxlike.interop.peft_lora_layout import PREFIX
 from paxlike.training.checkpoint_reader import CheckpointReader
 
 pytestmark = pytest.mark.slow
@@ -51,42 +37,6 @@ FAMILIES = {
         "layers": 3, "pattern": ("serial_local", "serial"), "logit_scale": 1.0,
     },
 }  # fmt: skip
-
-
-def write_run(config: Config, folder: Path, params: dict) -> Path:
-    (folder / "tokenizer").mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(config))
-    BytesTokenizer().save(folder / "tokenizer")
-    write_checkpoint(folder / "checkpoints", {"params": params}, 0, {"step": 0})
-    return folder
-
-
-def config_of(shape: dict) -> Config:
-    model = ModelConfig(**{**SHAPE, "vocab_size": 270, **shape})
-    return Config(model=model, data=DataConfig(sequence_length=64))
-
-
-def adapter_run(folder: Path, shape: dict, adapt: AdaptConfig) -> Path:
-    """The run `folder`/run with random factors, beside its base `folder`/base."""
-    config = config_of(shape)
-    model = config.model
-    base = host_params(config)
-    source = write_run(config, folder / "base", base)
-    config = dataclasses.replace(config, adapt=adapt, init=InitConfig(str(source)))
-    random = np.random.default_rng(3)
-    factors = {
-        name: random.standard_normal(size).astype(np.float32) / 4
-        for name, size in trained_shapes(model, adapt)
-    }
-    run = write_run(config, folder / "run", nested(factors))
-    with jax.set_mesh(mesh_of()):
-        record_base(run, config, jax.tree.map(jax.numpy.asarray, base))
-    return run
-
-
-def params_of(run: Path, like: dict) -> dict:
-    stored = CheckpointReader(run / "checkpoints")
-    return {name: stored.param(name) for name in like}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +88,7 @@ def folder(tmp_path_factory):
     [
         ({"use_dora": True}, "has use_dora True; supported is False"),
         ({"bias": "all"}, "has bias 'all'"),
-        ({"peft_type": "IA3"}, "has peft_type 'IA3'; LORA is supported"),
+        ({"peft_type": "IA3"}, "has peft_type 'IA3'; supported is LORA or PREFIX_TUNING"),
         ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, r"o_proj.lora_A.weight is missing"),
         ({"r": 4}, r"q_proj.lora_A.weight and lora_B are \(2, 32\).* not \(\(4, 32\)"),
     ],
@@ -166,11 +116,7 @@ def test_settings_without_an_equivalent_are_refused(folder, tmp_path, setting, m
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(folder, tmp_path, change, message):
     shutil.copytree(folder / "peft", tmp_path / "peft")
-    files = safetensors.Tensors(tmp_path / "peft", WEIGHTS)
-    tensors = {name: files.read(name) for name in files.shapes}
-    change(tensors)
-    entries = [safetensors.Entry(n, v.shape, lambda v=v: v) for n, v in tensors.items()]
-    safetensors.write_file(tmp_path / "peft" / WEIGHTS, entries, np.dtype("float32"))
+    rewrite(tmp_path / "peft", change)
     with pytest.raises(UserError, match=message):
         load(tmp_path / "peft", folder / "base", tmp_path / "out")
     assert not (tmp_path / "out").exists()

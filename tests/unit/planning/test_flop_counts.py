@@ -48,6 +48,12 @@ SHAPE = {
             "T": 256,
         },
         {
+            "remat": "full",
+            "pattern": ("serial", "parallel_local"),
+            "layers": 5,
+            "sliding_window": 8,
+        },
+        {
             "remat": "dots",
             "block": "parallel_local",
             "sliding_window": 8,
@@ -148,6 +154,16 @@ REFT = AdaptConfig("reft", 4, form="direft", tied=False)
         (AdaptConfig(train=("embeddings", "norms")), {"attention": "blocked"}),
         (AdaptConfig("singular", layers=(1, 2)), {"remat": "dots", "block": "serial"}),
         (AdaptConfig("singular", targets=("wq", "feed-forward")), {"remat": "none"}),
+        (AdaptConfig("prefix", prefix_length=8, prefix_hidden=32), {"remat": "full"}),
+        (
+            AdaptConfig("prefix", prefix_length=8, prefix_hidden=0),
+            {
+                "remat": "attention",
+                "attention": "blocked",
+                "block": "serial_local",
+                "sliding_window": 6,
+            },
+        ),
         (AdaptConfig("reft", 4, positions="f2"), {"remat": "attention", "kv_heads": 2}),
         (REFT, {"remat": "full", "block": "serial"}),
         (dataclasses.replace(REFT, form="loreft", layers=(1, 2)), {"remat": "dots"}),
@@ -158,6 +174,8 @@ REFT = AdaptConfig("reft", 4, form="direft", tied=False)
         "embeddings",
         "singular-of-two-layers",
         "singular",
+        "prefix-network",
+        "prefix",
         "loreft",
         "direft",
         "loreft-of-two-layers",

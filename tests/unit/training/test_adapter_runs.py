@@ -1,37 +1,40 @@
 """Runs that adapt a base: resumed bit for bit, with small checkpoints, refused on another base."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from helpers import error, flat, host_params
+from helpers import error, flat, host_params, write_run
 
+from paxlike.adapt.parts import split
 from paxlike.api.run import open_run
-from paxlike.config import AdaptConfig, Config, InitConfig, OptimConfig, UserError, to_json
+from paxlike.config import (
+    AdaptConfig,
+    Config,
+    InitConfig,
+    OptimConfig,
+    PrecisionConfig,
+    UserError,
+)
 from paxlike.data.tokenizer import load_tokenizer
+from paxlike.infer.stream import prompt_tokens
 from paxlike.interop.adapted_runs import merge
 from paxlike.interop.hf import to_hf
 from paxlike.interop.init_sources import open_initial
-from paxlike.training.checkpoint import write_arrays, write_checkpoint
+from paxlike.parallel.mesh import make_mesh
+from paxlike.training.checkpoint import write_arrays
 from paxlike.training.checkpoint_reader import CheckpointReader
-from paxlike.training.loaded_run import evaluate_run, load_run
+from paxlike.training.loaded_run import evaluate_run, load_run, numerics_of
 from paxlike.training.loop import Result, train
+from paxlike.training.state import initial_params
 
 pytestmark = pytest.mark.slow
 
 LORA = AdaptConfig("lora", rank=2, alpha=8.0, dropout=0.1, train=("norms",), layers=(1,))
-
-
-def write_run(config: Config, folder: Path, params: dict) -> Path:
-    """A run directory with these parameters at step 0."""
-    (folder / "tokenizer").mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(config))
-    load_tokenizer(Path(config.data.store)).save(folder / "tokenizer")
-    write_checkpoint(folder / "checkpoints", {"params": params}, 0, {"step": 0})
-    return folder
 
 
 def run(config: Config, folder: Path, steps: int) -> Result:
@@ -39,6 +42,11 @@ def run(config: Config, folder: Path, steps: int) -> Result:
     config = dataclasses.replace(config, train=steps_config)
     config, source = open_initial(config, folder, frozenset())
     return train(config, folder, source)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "event" not in line]
 
 
 def test_a_run_of_singular_values_keeps_their_decomposition(config, tmp_path):
@@ -156,3 +164,56 @@ def test_an_adapter_run_from_start_to_a_base_that_changed(config, tmp_path):
     ):
         with pytest.raises(UserError, match="was trained on another base.*fingerprint"):
             attempt()
+
+
+def test_a_prefix_run_from_a_text(config, tmp_path):
+    source = write_run(config, tmp_path / "base", host_params(config))
+    text = "alpha beta"
+    length = len(prompt_tokens(load_tokenizer(Path(config.data.store)), text))
+    adapt = AdaptConfig("prefix", prefix_length=length, prefix_hidden=0, prefix_prompt=text)
+    adapted = dataclasses.replace(config, adapt=adapt, init=InitConfig(str(source)))
+    wrong = dataclasses.replace(adapt, prefix_length=length + 1)
+    message = f"prefix_prompt has {length} tokens .*prefix_length is {length + 1}; set it to"
+    with pytest.raises(UserError, match=message):
+        run(dataclasses.replace(adapted, adapt=wrong), tmp_path / "wrong", 2)
+    assert not (tmp_path / "wrong").exists()
+
+    whole = run(adapted, tmp_path / "whole", 4)
+    run(adapted, tmp_path / "parts", 2)
+    parts = run(adapted, tmp_path / "parts", 4)
+    state, other = (flat((r.state.params, r.state.optimizer)) for r in (whole, parts))
+    for name, leaf in state.items():
+        np.testing.assert_array_equal(leaf, other[name], err_msg=name)
+    random = dataclasses.replace(adapted, adapt=dataclasses.replace(adapt, prefix_prompt=""))
+    run(random, tmp_path / "random", 1)
+    assert abs(losses(tmp_path / "random")[0] - losses(tmp_path / "whole")[0]) > 1e-3
+
+    # A checkpoint has the prefix alone, and what loads the run has it too.
+    assert set(flat(whole.state.params)) == {f"blocks/prefix_{x}_QKH" for x in "kv"}
+    stored = CheckpointReader(tmp_path / "whole" / "checkpoints", trained_only=True)
+    with pytest.raises(UserError, match="embedding_VD cannot be read"):
+        stored.param("embedding_VD")
+    loaded = load_run(tmp_path / "whole")
+    prefix = jax.device_get(loaded.params["blocks"]["prefix"])
+    np.testing.assert_array_equal(prefix.k, stored.param("blocks/prefix_k_QKH"))
+    found = evaluate_run(loaded, tmp_path / "whole", config.eval.batches)
+    assert found == pytest.approx(whole.evaluation, rel=1e-5)
+    assert len(open_run(tmp_path / "whole").generate(["alpha"], 2)) == 1
+    with pytest.raises(UserError, match="a prefix cannot be merged"):
+        merge(tmp_path / "whole", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_float32_adapters_of_a_bfloat16_base(config, tmp_path):
+    adapt = AdaptConfig("lora", rank=2)
+    config = dataclasses.replace(config, adapt=adapt, precision=PrecisionConfig(params="bfloat16"))
+    state = run(config, tmp_path / "run", 6).state
+    with jax.set_mesh(make_mesh(config.mesh)):
+        base = initial_params(config, numerics_of(config))
+        frozen = flat(split(config.model, adapt, base).frozen)
+    assert {leaf.dtype.name for leaf in frozen.values()} == {"bfloat16"}
+    for name, leaf in flat(state.frozen).items():
+        np.testing.assert_array_equal(leaf, frozen[name], err_msg=name)
+    assert {leaf.dtype.name for leaf in flat(state.params).values()} == {"float32"}
+    found = losses(tmp_path / "run")
+    assert found[-1] < found[0] - 0.05

@@ -3,6 +3,7 @@
 A rewound run equals a run that never had those batches.
 """
 
+import dataclasses
 import json
 import math
 
@@ -10,11 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import flat, numerics_of
 
-from paxlike.config import GuardConfig, UserError
+from paxlike.adapt.parts import split
+from paxlike.config import AdaptConfig, GuardConfig, UserError
+from paxlike.parallel.mesh import make_mesh
 from paxlike.training import loop
 from paxlike.training.guard import Guard, SkippedBatches, Spike
 from paxlike.training.loop import train
+from paxlike.training.state import initial_params
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +156,19 @@ def test_a_rewound_run_equals_a_run_that_never_had_the_batches(
     train(longer, tmp_path / "spiked")
     train(longer, tmp_path / "clean")
     assert losses(tmp_path / "spiked") == losses(tmp_path / "clean")
+
+
+def test_a_rewound_adapter_run_keeps_its_base(guarded, tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(guarded, adapt=AdaptConfig("lora", rank=2))
+    poison(monkeypatch, {5})
+    state = train(config, tmp_path / "run").state
+    assert capsys.readouterr().out.count("Rewound to step") == 1
+    assert all(np.isfinite(leaf).all() for leaf in flat(state.params).values())
+    with jax.set_mesh(make_mesh(config.mesh)):
+        base = initial_params(config, numerics_of(config))
+        frozen = flat(split(config.model, config.adapt, base).frozen)
+    for name, leaf in flat(state.frozen).items():
+        np.testing.assert_array_equal(leaf, frozen[name], err_msg=name)
 
 
 def test_the_run_fails_after_the_maximum_number_of_rewinds(guarded, tmp_path, monkeypatch):

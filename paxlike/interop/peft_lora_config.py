@@ -1,13 +1,12 @@
-"""adapter_config.json of PEFT: what is written, and what is honored or refused."""
+"""adapter_config.json of a LoRA adapter: what is written, and what is honored or refused."""
 
-import json
 import re
-from pathlib import Path
 from typing import NamedTuple
 
-from paxlike.config import Config, ModelConfig, UserError
+from paxlike.config import Config, ModelConfig
 from paxlike.interop.hf_layout import family
-from paxlike.interop.peft_layout import modules
+from paxlike.interop.peft_folder import Folder
+from paxlike.interop.peft_lora_layout import modules
 
 REFUSED = {
     "use_dora": (False,),
@@ -45,9 +44,6 @@ def written(config: Config, ranks: dict[str, int]) -> dict:
         for name, rank in other.items()
     }
     return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": config.init.source or None,
         "r": adapt.rank,
         "lora_alpha": adapt.alpha,
         "use_rslora": adapt.rank_stabilized,
@@ -59,7 +55,6 @@ def written(config: Config, ranks: dict[str, int]) -> dict:
         "bias": "none",
         "fan_in_fan_out": family(config.model).inputs_first,
         "init_lora_weights": True,
-        "inference_mode": True,
         "use_dora": False,
         "modules_to_save": None,
     }
@@ -95,23 +90,9 @@ class Settings(NamedTuple):
         return default
 
 
-def read(folder: Path, model: ModelConfig) -> Settings:
-    """Raises UserError if the settings cannot be read or have no equivalent."""
-    path = folder / "adapter_config.json"
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    if values.get("peft_type") != "LORA":
-        raise UserError(f"{path} has peft_type {values.get('peft_type')!r}; LORA is supported.")
+def read(folder: Folder, model: ModelConfig) -> Settings:
+    """Raises UserError if a setting has no equivalent."""
     # PEFT itself corrects the setting for GPT-2's weights.
     layouts = (False, True) if family(model).inputs_first else (False,)
-    for name, supported in {**REFUSED, "fan_in_fan_out": layouts}.items():
-        if name in values and values[name] not in supported:
-            raise UserError(
-                f"{path} has {name} {values[name]!r}; supported is "
-                f"{' or '.join(map(repr, supported))}."
-            )
-    return Settings(values)
+    folder.check_settings({**REFUSED, "fan_in_fan_out": layouts})
+    return Settings(folder.settings)

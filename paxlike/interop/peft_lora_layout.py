@@ -8,7 +8,7 @@ several of our weights are one tensor there (GPT-NeoX), its rank is the sum of t
 own columns of lora_B. What does not fit is found by comparing the products.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +18,8 @@ from paxlike.architecture.lora import lora_factors
 from paxlike.architecture.stack import groups, layer_places
 from paxlike.config import ModelConfig, UserError
 from paxlike.interop.hf_layout import Tensor, by_name, family, joined, tensors
+from paxlike.interop.peft_folder import Array, Read
 
-Array = np.ndarray
 PREFIX = "base_model.model."
 
 
@@ -151,9 +151,6 @@ def _converted(model: ModelConfig, module: Module, tensor: Tensor, value: Array)
 
 def _zeros(tensor: Tensor, model: ModelConfig) -> Array:
     return np.zeros(_spec(tensor).shape(model), np.float32)
-
-
-Read = Callable[[str], Array]
 
 
 def with_update(read: Read, updates: dict[str, Array]) -> Read:
