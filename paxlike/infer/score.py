@@ -70,11 +70,12 @@ class Scorer:
         sequences: Sequence[Sequence[int] | np.ndarray],
         starts: Sequence[int],
         adapter: int = 0,
+        prompts: Sequence[int] | None = None,
     ) -> list[Score]:
-        """Returns for each sequence the scores of tokens[start:], start >= 1, after the prompt
-        tokens[:start].
+        """Returns for each sequence the scores of tokens[start:], start >= 1.
 
-        adapter: of all sequences, where the parameters have several (`nn/rows.py`). Raises
+        adapter: of all sequences, where the parameters have several (`nn/rows.py`). prompts: the
+        lengths of their prompts, in which ReFT changes the stream; by default starts. Raises
         UserError naming a sequence that is too long or outside of the vocabulary.
         """
         arrays = [np.asarray(tokens, np.int64) for tokens in sequences]
@@ -85,7 +86,8 @@ class Scorer:
         for first in range(0, len(order), self.batch_size):
             numbers = order[first : first + self.batch_size]
             batch = [arrays[number] for number in numbers]
-            results = self._batch(batch, [starts[number] for number in numbers], adapter)
+            lengths = [(prompts or starts)[number] for number in numbers]
+            results = self._batch(batch, lengths, adapter)
             for row, number in enumerate(numbers):
                 scored = slice(starts[number] - 1, arrays[number].size - 1)
                 scores[number] = Score(*(array[row, scored] for array in results))
@@ -109,7 +111,7 @@ class Scorer:
             )
 
     def _batch(
-        self, arrays: list[np.ndarray], starts: list[int], adapter: int
+        self, arrays: list[np.ndarray], prompts: list[int], adapter: int
     ) -> tuple[np.ndarray, ...]:
         """Returns a score's arrays, [rows, T] or [rows, T, alternatives], for the tokens after the
         first.
@@ -122,8 +124,8 @@ class Scorer:
         B = rounded_up(self.batch_size, axis_sizes()["pod"] * axis_sizes()["data"])
         tokens_BT = np.zeros((B, T + 1), np.int32)
         prompts_B = np.ones(B, np.int32)
-        for row, (array, start) in enumerate(zip(arrays, starts, strict=True)):
-            tokens_BT[row, : array.size], prompts_B[row] = array, start
+        for row, (array, length) in enumerate(zip(arrays, prompts, strict=True)):
+            tokens_BT[row, : array.size], prompts_B[row] = array, length
         mesh = jax.sharding.get_mesh()
         sharding = NamedSharding(mesh, spec("BT", (B, T)))
         inputs, targets = (
@@ -135,9 +137,9 @@ class Scorer:
             "alternatives": self.alternatives,
         }
         rows = NamedSharding(mesh, spec("B", (B,)))
-        prompts = jax.device_put(prompts_B, rows)
+        lengths_B = jax.device_put(prompts_B, rows)
         params = with_rows(self.params, jax.device_put(np.full(B, adapter, np.int32), rows))
-        results = _score(params, inputs, targets, prompts, **static)
+        results = _score(params, inputs, targets, lengths_B, **static)
         return tuple(np.asarray(array) for array in results)
 
 

@@ -126,7 +126,9 @@ class Engine:
         """Log-probabilities of the prompts, for texts that requested them."""
         for job in jobs:
             if job.text.asks_prompt_logprobs:
-                (score,) = self._scorer.score([job.prompt], [1], job.adapter)
+                (score,) = self._scorer.score(
+                    [job.prompt], [1], job.adapter, prompts=[len(job.prompt)]
+                )
                 job.text.prompt_logprobs(
                     score.logprobs.tolist(), score.best.tolist(), score.best_logprobs.tolist()
                 )

@@ -109,10 +109,10 @@ def reference_loss(config: Config, base: dict, weights: dict, batch: Batch) -> f
     return loss / (batch.targets >= 0).sum()
 
 
-@pytest.fixture(scope="module", params=[LOREFT, DIREFT], ids=["loreft", "direft"])
-def expected(request):
-    """(adapter, base, weights, loss, directions, slopes of the loss along them, in float64)."""
-    config = config_of(request.param)
+@functools.cache
+def expected(adapt: AdaptConfig) -> tuple:
+    """(base, weights, loss, directions, slopes of the loss along them, in float64)."""
+    config = config_of(adapt)
     base, weights = host_params(config), host_weights(config)
     batch = host_batch(config, segments=True)
     directions, slopes = {}, {}
@@ -124,20 +124,21 @@ def expected(request):
             ends.append(reference_loss(config, base, moved, batch))
         directions[name], slopes[name] = direction, (ends[0] - ends[1]) / 2e-5
     loss = reference_loss(config, base, weights, batch)
-    return request.param, base, weights, loss, directions, slopes
+    return base, weights, loss, directions, slopes
 
 
 CASES = {
-    "1x1-none": ((1, 1, 1), {"remat": "none"}, False),
-    "8x1-full": ((1, 8, 1), {"remat": "full"}, False),
-    "1x8-attention": ((1, 1, 8), {"remat": "attention"}, False),
-    "2x4-ring": ((1, 2, 4), {}, True),
+    "1x1-none": (LOREFT, (1, 1, 1), {"remat": "none"}, False),
+    "8x1-full": (LOREFT, (1, 8, 1), {"remat": "full"}, False),
+    "1x8-attention": (LOREFT, (1, 1, 8), {"remat": "attention"}, False),
+    "2x4-ring": (LOREFT, (1, 2, 4), {}, True),
+    "direft-2x4": (DIREFT, (1, 2, 4), {}, False),
 }
 
 
-@pytest.mark.parametrize(("sizes", "shape", "ring"), CASES.values(), ids=CASES)
-def test_losses_and_gradients_are_those_of_the_formulas(expected, sizes, shape, ring):
-    adapt, base, weights, expected_loss, directions, slopes = expected
+@pytest.mark.parametrize(("adapt", "sizes", "shape", "ring"), CASES.values(), ids=CASES)
+def test_losses_and_gradients_are_those_of_the_formulas(adapt, sizes, shape, ring):
+    base, weights, expected_loss, directions, slopes = expected(adapt)
     config = config_of(adapt, **shape)
     if ring:
         train = dataclasses.replace(config.train, accumulate=2)
@@ -165,10 +166,6 @@ def test_a_new_adapter_changes_no_bit(adapt):
     before, _ = loss_and_gradients(plain, mesh_of(), base, host_batch(config), inside=True)
     assert loss == before
     assert any(np.linalg.norm(gradient) > 1e-4 for gradient in gradients["blocks"].values())
-    with jax.set_mesh(mesh_of()):
-        state = make_state(config, numerics, Program.of(config, numerics).optimizer)
-        for name, value in state.params["blocks"].items():
-            np.testing.assert_allclose(value, fresh[name], atol=2e-6)
 
 
 def test_rows_stay_orthonormal_on_every_mesh():
@@ -262,15 +259,14 @@ def run_params(config: Config, base: dict, weights: dict) -> dict:
     return assembled(config, numerics, place(config, base), trained)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 4)])
-def test_texts_from_the_cache_equal_those_without_and_one_by_one(sizes):
+def test_texts_from_the_cache_equal_those_without_and_one_by_one():
     """The adapter is in layer 1 of 2; prompts have different lengths."""
     adapt = dataclasses.replace(LOREFT, layers=(1,))
     config = config_of(adapt)
     model, numerics, base = config.model, numerics_of(config), host_params(config)
     weights = {name: value[:1] * 2 for name, value in host_weights(config).items()}
     prompts = [RNG.integers(1, 90, n).tolist() for n in (2, 4, 9)]
-    with jax.set_mesh(mesh_of(*sizes)):
+    with jax.set_mesh(mesh_of(1, 2, 4)):
         params, plain = run_params(config, base, weights), place(config, base)
 
         def texts(params, prompts):

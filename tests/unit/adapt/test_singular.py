@@ -188,14 +188,11 @@ def test_only_without_remat_the_shifted_weights_are_kept_for_the_backward_pass()
     """`remat none` keeps them: a copy of the parameters in every layer."""
     peaks = {}
     for remat in ("none", "dots"):
-        for adapt in (SINGULAR, AdaptConfig("lora", rank=1)):
-            config = config_of(adapt, remat=remat, layers=16, d_ff=2048)
-            with jax.set_mesh(mesh_of()):
-                numerics = numerics_of(config)
-                peaks[remat, adapt.kind] = temporaries(config, numerics)
+        config = config_of(SINGULAR, remat=remat, layers=16, d_ff=2048)
+        with jax.set_mesh(mesh_of()):
+            peaks[remat] = temporaries(config, numerics_of(config))
     kernels = 16 * 3 * 32 * 2048 * 4
-    assert peaks["none", "singular"] - peaks["none", "lora"] > kernels
-    assert peaks["dots", "singular"] - peaks["dots", "lora"] < kernels / 4
+    assert peaks["none"] - peaks["dots"] > kernels > 2 * peaks["dots"]
 
 
 def test_the_memory_of_the_decompositions_is_that_of_their_shards():
@@ -230,8 +227,8 @@ def test_a_bitnet_model_is_trained_and_merged_as_the_same_model():
     whole = merged_on(config, (1, 1, 1), base, derived, shifts)
     plain = dataclasses.replace(config, adapt=AdaptConfig())
     expected, _ = loss_and_gradients(plain, mesh_of(), whole, host_batch(plain), inside=True)
-    without, _ = loss_and_gradients(plain, mesh_of(), base, host_batch(plain), inside=True)
-    assert loss == pytest.approx(expected, rel=1e-6) and abs(loss - without) > 1e-3
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert error(whole["blocks"]["wq_DNH"], base["blocks"]["wq_DNH"]) > 0.1
 
 
 def test_the_number_of_shifts_of_palm_8b():
