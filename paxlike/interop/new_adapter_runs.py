@@ -65,13 +65,16 @@ def write_adapter_run(
 
 
 def _of_adapter(base: Base, adapt: AdaptConfig) -> Config:
-    """Learned positions that a prefix takes are not left for a sequence."""
+    """The config of an adapter run. The base's may leave no positions for a prefix, or name an
+    attention kernel that has none."""
     model, data = base.config.model, base.config.data
-    if adapt.kind == "prefix" and model.learned_positions:
-        left = model.learned_positions - adapt.prefix_length
-        data = dataclasses.replace(data, sequence_length=min(data.sequence_length, left))
+    if adapt.kind == "prefix":
+        model = dataclasses.replace(model, attention="auto")
+        if model.learned_positions:
+            left = model.learned_positions - adapt.prefix_length
+            data = dataclasses.replace(data, sequence_length=min(data.sequence_length, left))
     init = InitConfig(str(base.path.absolute()))
-    return dataclasses.replace(base.config, data=data, adapt=adapt, init=init)
+    return dataclasses.replace(base.config, model=model, data=data, adapt=adapt, init=init)
 
 
 def _config(base: Path) -> Config:

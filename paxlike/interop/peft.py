@@ -45,17 +45,22 @@ def export(run: Path, out: Path, step: int | None = None) -> Converted:
     model, adapt = config.model, config.adapt
     if adapt.kind not in FORMATS or adapt.train:
         also = f" and also trains {', '.join(adapt.train)}" if adapt.train else ""
+        remedy = "Merge the run instead (paxlike adapt merge)."
+        if adapt.kind == "prefix":  # which cannot be merged
+            remedy = "Train the prefix without adapt.train."
         raise UserError(
-            f"{run} has adapt.kind {adapt.kind}{also}; a PEFT folder has a {' or '.join(FORMATS)} "
-            "adapter only. Merge the run instead (paxlike adapt merge)."
+            f"{run} has adapt.kind {adapt.kind}{also}; a PEFT folder has an adapter alone, which "
+            f"is {' or '.join(FORMATS)}. {remedy}"
         )
     form = FORMATS[adapt.kind]
     with new_folder(out) as folder, on_one_device():
         trained = _trained(config, run, step)
-        write(folder, config, form.peft_type, form.write(config, trained))
+        written = form.write(config, trained)
+        write(folder, config, form.peft_type, written)
         base = base_of(run, config, open_source)
         difference = _check(config, base, trained, form.read(Folder(folder), model))
-    return Converted(out, trained_count(model, adapt), difference, [])
+    count = sum(tensor.size for tensor in written.tensors.values())
+    return Converted(out, count, difference, [])
 
 
 def load(source: Path, base: Path, out: Path) -> Converted:
@@ -80,13 +85,13 @@ def _trained(config: Config, run: Path, step: int | None) -> dict:
 
 def _read_folder(source: Path, model: ModelConfig) -> Loaded:
     folder = Folder(source)
-    found, types = folder.settings.get("peft_type"), [f.peft_type for f in FORMATS.values()]
-    for form in FORMATS.values():
-        if form.peft_type == found:
-            return form.read(folder, model)
-    raise UserError(
-        f"{source / SETTINGS} has peft_type {found!r}; supported is {' or '.join(types)}."
-    )
+    forms = {form.peft_type: form for form in FORMATS.values()}
+    found = folder.settings.get("peft_type")
+    if found not in forms:
+        raise UserError(
+            f"{source / SETTINGS} has peft_type {found!r}; supported is {' or '.join(forms)}."
+        )
+    return forms[found].read(folder, model)
 
 
 def _hf_reader(model: ModelConfig, base: dict) -> Read:

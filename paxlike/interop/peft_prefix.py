@@ -24,13 +24,9 @@ _SUPPORTED: dict[str, tuple] = {"num_transformer_submodules": (1,), "modules_to_
 def _write(config: Config, trained: dict) -> Written:
     model, adapt = config.model, config.adapt
     prefixes = jax.device_get(flattened(model, adapt, numerics_of(config), trained))
-    k_LQKH, v_LQKH = (
-        np.stack([stacks[group.name][at] for group, at in layer_places(model)])
-        for stacks in (
-            {name: prefix.k for name, prefix in prefixes.items()},
-            {name: prefix.v for name, prefix in prefixes.items()},
-        )
-    )
+    layers = [(prefixes[group.name], at) for group, at in layer_places(model)]
+    k_LQKH = np.stack([prefix.k[at] for prefix, at in layers])
+    v_LQKH = np.stack([prefix.v[at] for prefix, at in layers])
     if family(model).interleaved:
         k_LQKH = interleave(k_LQKH)
     rows = np.stack((k_LQKH, v_LQKH), 1).transpose(2, 0, 1, 3, 4).reshape(adapt.prefix_length, -1)
