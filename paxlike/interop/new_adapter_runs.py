@@ -52,7 +52,7 @@ def write_adapter_run(
 
     params: by checkpoint name. Call it with an active mesh.
     """
-    config = _of_adapter(base, adapt)
+    config = adapter_config(base.config, adapt, base.path)
     expected = dict(trained_shapes(config.model, adapt))
     assert {name: value.shape for name, value in params.items()} == expected
     (folder / "config.json").write_text(to_json(config))
@@ -64,17 +64,17 @@ def write_adapter_run(
     return config, weights
 
 
-def _of_adapter(base: Base, adapt: AdaptConfig) -> Config:
+def adapter_config(config: Config, adapt: AdaptConfig, base: Path) -> Config:
     """The config of an adapter run. The base's may leave no positions for a prefix, or name an
     attention kernel that has none."""
-    model, data = base.config.model, base.config.data
+    model, data = config.model, config.data
     if adapt.kind == "prefix":
         model = dataclasses.replace(model, attention="auto")
         if model.learned_positions:
             left = model.learned_positions - adapt.prefix_length
             data = dataclasses.replace(data, sequence_length=min(data.sequence_length, left))
-    init = InitConfig(str(base.path.absolute()))
-    return dataclasses.replace(base.config, model=model, data=data, adapt=adapt, init=init)
+    init = InitConfig(str(base.absolute()))
+    return dataclasses.replace(config, model=model, data=data, adapt=adapt, init=init)
 
 
 def _config(base: Path) -> Config:

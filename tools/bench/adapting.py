@@ -69,7 +69,7 @@ def adapting_config(base: Path, store: Path, way: str, seed: int, steps: int) ->
         adapt=adapt,
         init=InitConfig(str(base)),
         optim=optim,
-        data=dataclasses.replace(config.data, store=str(store), seed=seed),
+        data=dataclasses.replace(config.data, store=str(store), packing="whole", seed=seed),
         train=dataclasses.replace(config.train, steps=steps, batch_size=4, seed=seed),
         checkpoint=dataclasses.replace(config.checkpoint, every=steps),
         eval=dataclasses.replace(config.eval, every=0, batches=8),

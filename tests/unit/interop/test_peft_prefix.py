@@ -13,9 +13,10 @@ from interop_cases import KINDS, case
 from paxlike.accounting.adapted_parameters import trained_shapes
 from paxlike.config import AdaptConfig, UserError
 from paxlike.infer.logits import logits
-from paxlike.interop import peft, peft_prefix, safetensors
+from paxlike.interop import peft_prefix, safetensors
 from paxlike.interop.hf import to_hf
 from paxlike.interop.init_sources import open_source
+from paxlike.interop.new_adapter_runs import adapter_config
 from paxlike.interop.peft import export, load
 from paxlike.interop.peft_folder import WEIGHTS
 from paxlike.interop.peft_prefix import TENSOR
@@ -88,7 +89,7 @@ def test_a_run_that_also_trains_weights_is_refused(tmp_path):
 
 def test_an_imported_run_has_room_for_its_prefix():
     base = case(**KINDS["gpt-2"], attention="splash")
-    config = peft._adapter_config(base, DIRECT, Path("base"))
+    config = adapter_config(base, DIRECT, Path("base"))
     assert base.data.sequence_length == config.model.learned_positions == 64
     assert config.data.sequence_length == 60 and config.model.attention == "auto"
 
