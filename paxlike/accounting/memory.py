@@ -23,6 +23,7 @@ from paxlike.parallel.axes import is_stacked
 BYTES = {"float32": 4, "bfloat16": 2}
 LOSS_CHUNK_ELEMENTS = 2**27
 """Maximum number of logits in memory at once on a device (`training/loss.py`)."""
+KERNELS = ("kernel", "expert", "router")
 FACTOR_FROM = 128
 """Adafactor does not factor moments with an axis shorter than this (`optim/optimizer.py`)."""
 
@@ -111,7 +112,8 @@ def memory_estimate(
 
 
 def _stored(weight: Weight, elements: int, data: int, model: int) -> int:
-    return -(-elements // (model if weight.kind in ("scale", "bias") else data * model))
+    sharded = data * model if weight.kind in (*KERNELS, "embedding") else model
+    return -(-elements // sharded)
 
 
 def optimizer_elements(config: Config, data: int = 1, model: int = 1) -> int:
@@ -128,6 +130,8 @@ def optimizer_elements(config: Config, data: int = 1, model: int = 1) -> int:
 
 def moment_elements(weight: Weight, optim: OptimConfig) -> int:
     """Returns the elements of one parameter's optimizer state, over all layers and devices."""
+    if weight.kind == "selection":
+        return 0
     if optim.name != "adafactor":
         return weight.stored_count * (1 if optim.name == "lion" else 2)
     shape = weight.stored_shape or weight.shape
@@ -186,7 +190,7 @@ class _Step:
         pattern of several blocks, the mean over them.
         """
         c = self.config
-        kernels = [w for w in weights(c.model) if is_stacked(w.name) and w.kind == "kernel"]
+        kernels = [w for w in weights(c.model) if is_stacked(w.name) and w.kind in KERNELS]
         matrices = sum(w.count for w in kernels) // c.model.layers // self.model
         own = {w.name for w in trained_weights(c.model, c.adapt)}
         reduced = sum(w.count for w in kernels if w.name in own) // c.model.layers // self.model

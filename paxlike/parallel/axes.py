@@ -20,6 +20,11 @@ ALPHABET = {
     "W": "tokens of a sliding window",
     "P": "rows of the table of learned positions",
     "R": "adapter rank",
+    "E": "experts",
+    "J": "experts that one token uses",
+    "C": "rows of the experts: one for each token and each of its experts",
+    "M": "feed-forward width of an expert",
+    "U": "feed-forward width of the shared experts together",
 }
 
 LOGICAL_AXES = {
@@ -62,6 +67,10 @@ def sizes(model: ModelConfig) -> dict[str, int]:
         "L": model.layers,
         "P": model.learned_positions,
         "W": model.sliding_window,
+        "E": model.experts.count,
+        "J": model.experts.top_k,
+        "M": model.experts.d_ff,
+        "U": model.experts.shared * model.experts.d_ff,
     }
 
 

@@ -11,11 +11,12 @@ activations:
   `model`, so activations saved per layer are fully sharded. A projection gathers D over `model` and
   computes its own heads or feed-forward columns; the output projection reduce-scatters over D.
 
-Four cases follow from the letters and need no rows:
+Five cases follow from the letters and need no rows:
 
 - A matrix with no letter on `model` (key/value weights with fewer heads than model shards, as in
   multi-query attention) has its D sharded over `model` and `data` together, and its product is
   summed over `model`.
+- A router's weight is such a matrix, too: E is not sharded, so every device computes all logits.
 - A vector (norm scales, D alone) is sharded like the activation that it multiplies, because it is
   too small to be worth a gather.
 - K is replicated if there are fewer key/value heads than model shards. Each shard then uses the
@@ -45,11 +46,14 @@ WEIGHTS: dict[str, Axis] = {
     "P": "model",
     "H": None,
     "R": "data",
+    "E": None,
+    "M": "model",
+    "U": "model",
 }
 ACTIVATIONS: dict[str, Axis] = {
     "A": None, "B": ("pod", "data"), "T": None, "S": None, "W": None,
     "D": "model", "N": "model", "K": "model", "F": "model", "V": "model", "H": None,
-    "R": None,
+    "R": None, "E": None, "M": "model", "U": "model",
 }  # fmt: skip
 
 MESH_AXES = ("pod", "data", "model")
@@ -151,5 +155,7 @@ def _remedy(letter: str) -> str:
         "N": "model.heads, mesh.model",
         "K": "model.kv_heads, mesh.model",
         "F": "model.d_ff, mesh.model",
+        "M": "model.experts.d_ff, mesh.model",
+        "U": "model.experts.shared, model.experts.d_ff, mesh.model",
         "D": "model.d_model, mesh.data, mesh.model",
     }.get(letter, "mesh.data, mesh.model")

@@ -26,6 +26,9 @@ SIZES = {
     "P": 32,
     "R": 4,
     "W": 6,
+    "E": 4,
+    "M": 24,
+    "U": 48,
 }
 
 
@@ -37,10 +40,11 @@ def shape(dims):
 ACTIVATION = {
     "A": None, "B": ("pod", "data"), "T": None, "S": None, "W": None, "D": "model", "F": "model",
     "N": "model", "K": "model", "H": None, "V": "model", "R": None,
+    "E": None, "M": "model", "U": "model",
 }  # fmt: skip
 WEIGHT = {
     "L": None, "D": "data", "F": "model", "N": "model", "K": "model", "H": None, "V": "model",
-    "P": "model", "R": "data",
+    "P": "model", "R": "data", "E": None, "M": "model", "U": "model",
 }  # fmt: skip
 
 
