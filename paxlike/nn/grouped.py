@@ -13,10 +13,12 @@ Letters: C rows, E groups (experts); the weight is E x inputs x outputs.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from paxlike.accounting.grouped_rows import scope
 from paxlike.nn.collectives import gather_weight, scatter_gradient
 from paxlike.nn.differentiated import differentiated
 from paxlike.nn.einsum import Kernel
@@ -80,72 +82,81 @@ def _ragged_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
 
 
 # ---- by blocks of rows ---------------------------------------------------------------------------
-# Both are jitted under their names, by which `accounting/jaxpr.py` counts them: the number of
-# blocks is not in the jaxpr.
+# The outer loop is over experts, so that a weight is copied once and not for every block. The name
+# of the inner loop's scope tells `accounting/` the number of rows: that of blocks depends on the
+# data.
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def grouped_product(x: Array, weight: Array, sizes_E: Array, transposed: bool) -> Array:
+class _Rows(NamedTuple):
+    """The rows of one expert."""
+
+    begin: Array
+    count: Array
+
+
+def _block_product(x: Array, weight: Array, sizes_E: Array, transposed: bool) -> Array:
     """x W, or x W^T if transposed: [C, outputs]."""
-    contracted = 2 if transposed else 1
-    size, rows = _padded(x), x.shape[0]
+    contracted = 1 if transposed else 0
+    size, rows = _block_rows(x), x.shape[0]
     padded = jnp.pad(x, ((0, size), (0, 0)))
-    y = jnp.zeros((rows + size, weight.shape[3 - contracted]), x.dtype)
-    for expert, begin in enumerate(_begins(sizes_E)):
-        own = weight[expert]  # outside of the loop, which would copy it for every block
 
-        def block(number, y, own=own, begin=begin):
-            at = begin + number * size
+    def expert(y: Array, own: tuple[Array, _Rows]) -> tuple[Array, None]:
+        w, mine = own
+
+        def block(number: Array, y: Array) -> Array:
+            at = mine.begin + number * size
             part = jax.lax.dynamic_slice_in_dim(padded, at, size)
-            out = jax.lax.dot_general(part, own, (((1,), (contracted - 1,)), ((), ())))
+            out = jax.lax.dot_general(part, w, (((1,), (contracted,)), ((), ())))
             return jax.lax.dynamic_update_slice_in_dim(y, out, at, 0)
 
-        y = _for_blocks(sizes_E[expert], size, block, y)
-    return y[:rows]
+        return _for_blocks(mine, x, sizes_E, block, y), None
+
+    start = jnp.zeros((rows + size, weight.shape[2 - contracted]), x.dtype)
+    return jax.lax.scan(expert, start, (weight, _rows_of(sizes_E)))[0][:rows]
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def grouped_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
+def _block_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
     """x^T dy of each expert's rows: [E, inputs, outputs]. Zeros for an expert without rows."""
-    size = _padded(x)
+    size = _block_rows(x)
     padded_x, padded_dy = (jnp.pad(array, ((0, size), (0, 0))) for array in (x, dy))
-    found = []
-    for expert, begin in enumerate(_begins(sizes_E)):
-        end = begin + sizes_E[expert]
 
-        def block(number, dw, begin=begin, end=end):
-            at = begin + number * size
-            own = (at + jnp.arange(size, dtype=jnp.int32) < end)[:, None]
-            part = jax.lax.dynamic_slice_in_dim(padded_x, at, size)
-            dpart = jax.lax.dynamic_slice_in_dim(padded_dy, at, size)
+    def expert(_: None, mine: _Rows) -> tuple[None, Array]:
+        def block(number: Array, dw: Array) -> Array:
+            begin = number * size
+            is_own = (begin + jnp.arange(size, dtype=jnp.int32) < mine.count)[:, None]
+
+            def own(rows: Array) -> Array:
+                part = jax.lax.dynamic_slice_in_dim(rows, mine.begin + begin, size)
+                return jnp.where(is_own, part, 0)
+
+            pair = own(padded_x), own(padded_dy)
             return dw + jax.lax.dot_general(
-                jnp.where(own, part, 0),
-                jnp.where(own, dpart, 0),
-                (((0,), (0,)), ((), ())),
-                preferred_element_type=dw.dtype,
+                *pair, (((0,), (0,)), ((), ())), preferred_element_type=dw.dtype
             )
 
-        zeros = jnp.zeros((x.shape[1], dy.shape[1]), dtype)
-        found.append(_for_blocks(sizes_E[expert], size, block, zeros))
-    return jnp.stack(found)
+        start = jnp.zeros((x.shape[1], dy.shape[1]), dtype)
+        return None, _for_blocks(mine, x, sizes_E, block, start)
+
+    return jax.lax.scan(expert, None, _rows_of(sizes_E))[1]
 
 
-def _padded(x: Array) -> int:
+def _block_rows(x: Array) -> int:
     """Rows of a block, and of the padding behind the last row."""
     return min(BLOCK_ROWS, x.shape[0])
 
 
-def _begins(sizes_E: Array) -> Array:
-    """The first row of each expert."""
-    return jnp.cumsum(sizes_E) - sizes_E
+def _rows_of(sizes_E: Array) -> _Rows:
+    return _Rows(jnp.cumsum(sizes_E) - sizes_E, sizes_E)
 
 
-def _for_blocks(rows: Array, size: int, block: Callable, start: Array) -> Array:
-    return jax.lax.fori_loop(0, (rows + size - 1) // size, block, start)
+def _for_blocks(mine: _Rows, x: Array, sizes_E: Array, block: Callable, start: Array) -> Array:
+    size = _block_rows(x)
+    with jax.named_scope(scope(x.shape[0], sizes_E.shape[0], size)):
+        return jax.lax.fori_loop(0, (mine.count + size - 1) // size, block, start)
 
 
 IMPLEMENTATIONS: dict[str, tuple[Callable, Callable]] = {
     "ragged": (_ragged_product, _ragged_gradient),
-    "blocks": (grouped_product, grouped_gradient),
+    "blocks": (_block_product, _block_gradient),
 }
 """Name -> (product(x, weight, sizes, transposed), weight gradient(x, dy, sizes, dtype))."""

@@ -29,7 +29,8 @@ ALPHABET = {
 
 LOGICAL_AXES = {
     "B": "batch", "T": "length", "S": "length", "D": "embed", "F": "mlp", "N": "heads",
-    "K": "heads", "H": "kv", "V": "vocab", "L": "layers",
+    "K": "heads", "H": "kv", "V": "vocab", "L": "layers", "E": "expert", "M": "expert_mlp",
+    "U": "mlp",
 }  # fmt: skip
 """T5X's standard logical axis of each dimension of a model."""
 
