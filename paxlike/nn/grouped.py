@@ -91,7 +91,7 @@ class _Rows(NamedTuple):
     """The rows of one expert."""
 
     begin: Array
-    count: Array
+    size: Array
 
 
 def _block_product(x: Array, weight: Array, sizes_E: Array, transposed: bool) -> Array:
@@ -123,7 +123,7 @@ def _block_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
     def expert(_: None, mine: _Rows) -> tuple[None, Array]:
         def block(number: Array, dw: Array) -> Array:
             begin = number * size
-            is_own = (begin + jnp.arange(size, dtype=jnp.int32) < mine.count)[:, None]
+            is_own = (begin + jnp.arange(size, dtype=jnp.int32) < mine.size)[:, None]
 
             def own(rows: Array) -> Array:
                 part = jax.lax.dynamic_slice_in_dim(rows, mine.begin + begin, size)
@@ -152,7 +152,7 @@ def _rows_of(sizes_E: Array) -> _Rows:
 def _for_blocks(mine: _Rows, x: Array, sizes_E: Array, block: Callable, start: Array) -> Array:
     size = _block_rows(x)
     with jax.named_scope(scope(x.shape[0], sizes_E.shape[0], size)):
-        return jax.lax.fori_loop(0, (mine.count + size - 1) // size, block, start)
+        return jax.lax.fori_loop(0, (mine.size + size - 1) // size, block, start)
 
 
 IMPLEMENTATIONS: dict[str, tuple[Callable, Callable]] = {
