@@ -21,6 +21,7 @@ from paxlike.accounting.flops import (
     recomputed,
     skipped_flops,
 )
+from paxlike.accounting.parameters import KERNELS
 from paxlike.architecture.adapters import adapted, trained_whole
 from paxlike.architecture.remat_policies import KEPT, PROJECTION, STREAM
 from paxlike.architecture.stack import groups, outer_weights
@@ -150,8 +151,8 @@ def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
         mine = round(layers * share_chosen)
         for spec in block.weights(model):
             trains_layers |= f"{group}/{spec.name}" in whole or spec.name in updates.get(group, {})
-            if spec.kind == "kernel":
-                size = math.prod(spec.shape(model))
+            if spec.kind in KERNELS:
+                size = math.prod(spec.active_shape(model))
                 kernels += layers * size
                 trained += mine * size * (f"{group}/{spec.name}" in whole)
         for name, pair in updates.get(group, {}).items():

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from paxlike.accounting.adapted_parameters import ADAPTERS, trained_weights
-from paxlike.accounting.parameters import Weight, weights
+from paxlike.accounting.parameters import KERNELS, Weight, weights
 from paxlike.architecture.branch import Activation, ActivationSizes
 from paxlike.architecture.remat_policies import BLOCK_INPUT, KEPT
 from paxlike.architecture.stack import groups
@@ -23,7 +23,6 @@ from paxlike.parallel.axes import is_stacked
 BYTES = {"float32": 4, "bfloat16": 2}
 LOSS_CHUNK_ELEMENTS = 2**27
 """Maximum number of logits in memory at once on a device (`training/loss.py`)."""
-KERNELS = ("kernel", "expert", "router")
 FACTOR_FROM = 128
 """Adafactor does not factor moments with an axis shorter than this (`optim/optimizer.py`)."""
 

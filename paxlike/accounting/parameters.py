@@ -8,6 +8,9 @@ from paxlike.architecture.stack import groups, outer_weights
 from paxlike.config import ModelConfig
 from paxlike.parallel.axes import is_stacked
 
+KERNELS = ("kernel", "expert", "router")
+"""Kinds of weights that are matrices (`architecture.branch.WeightSpec`)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
@@ -56,10 +59,7 @@ def _weight(model: ModelConfig, spec: WeightSpec, prefix: str, copies: int) -> W
     stored = spec.shape(model)
     rows = {"V": model.vocab_size}
     counted = tuple(rows.get(d, n) for d, n in zip(spec.letters, stored, strict=True))
-    used = counted
-    if spec.kind == "expert":
-        chosen = {"E": model.experts.top_k}
-        used = tuple(chosen.get(d, n) for d, n in zip(spec.letters, counted, strict=True))
+    used = spec.active_shape(model) if spec.kind == "expert" else counted
     return Weight(prefix + spec.name, spec.part, counted, copies, stored, spec.kind, used)
 
 

@@ -42,6 +42,12 @@ class WeightSpec:
         size = {**sizes(model), "R": self.rank}
         return tuple(size[letter] for letter in self.letters)
 
+    def active_shape(self, model: ModelConfig) -> tuple[int, ...]:
+        """What one token uses of it: of all experts, `top_k`."""
+        size = {**sizes(model), "R": self.rank}
+        size["E"] = model.experts.top_k if self.kind == "expert" else size["E"]
+        return tuple(size[letter] for letter in self.letters)
+
 
 class Product(NamedTuple):
     """A matrix product of the forward pass."""
