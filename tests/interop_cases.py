@@ -8,7 +8,14 @@ import numpy as np
 from helpers import host_params, model_config
 from reference import logits as reference_logits
 
-from paxlike.config import Config, DataConfig, PrecisionConfig, RopeScalingConfig, to_json
+from paxlike.config import (
+    Config,
+    DataConfig,
+    ExpertsConfig,
+    PrecisionConfig,
+    RopeScalingConfig,
+    to_json,
+)
 from paxlike.data.tokenizer import BytesTokenizer, Tokenizer
 from paxlike.training.checkpoint import write_checkpoint
 
@@ -65,6 +72,13 @@ KINDS = {
         "rope_scaling": RopeScalingConfig("linear", 4.0),
     },
     "olmo 2": {**LLAMA, "norm_placement": "after", "qk_norm": "heads"},
+    "mixtral": {
+        **LLAMA, "block": "serial_experts", "d_ff": 24, "experts": ExpertsConfig(4, 2, 24),
+    },
+    "qwen 3, experts": {
+        **LLAMA, "block": "serial_experts", "qk_norm": "head", "head_dim": 8,
+        "experts": ExpertsConfig(5, 3, 24, renormalize=False),
+    },
     "gpt-2": {
         "block": "serial", "norm_bias": True, "feed_forward": "gelu", "feed_forward_bias": True,
         "attention_bias": "qkvo", "learned_positions": 64, "kv_heads": 8, "logit_scale": 1.0,

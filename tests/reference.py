@@ -110,6 +110,45 @@ def feed_forward(x: np.ndarray, block: dict, kind: str) -> np.ndarray:
     return hidden @ block["wdown_FD"] + block.get("bdown_D", 0.0)
 
 
+def experts(x: np.ndarray, block: dict, model: ModelConfig, routed: list) -> np.ndarray:
+    """A mixture of experts, one token at a time. Appends (balance loss, z-loss) to `routed`.
+
+    Of equal scores the first is chosen. A selection bias changes only what is chosen (arXiv
+    2408.15664, section 3).
+    """
+    c, y = model.experts, np.zeros_like(x)
+    chosen, probabilities, z = np.zeros(c.count), np.zeros(c.count), 0.0
+    tokens = [(b, t) for b in range(x.shape[0]) for t in range(x.shape[1])]
+    for at in tokens:
+        logits = x[at] @ block["wrouter_DE"]
+        exps = np.exp(logits - logits.max())
+        scores = exps / exps.sum() if c.scores == "softmax" else 1 / (1 + np.exp(-logits))
+        biased = scores + block.get("selection_bias_E", 0.0)
+        best = np.argsort(-biased, kind="stable")[: c.top_k]
+        weights = scores[best] / (scores[best].sum() if c.renormalize else 1.0) * c.scaling
+        for expert, weight in zip(best, weights, strict=True):
+            own = {"wgate_DF": "wgate_EDM", "wup_DF": "wup_EDM", "wdown_FD": "wdown_EMD"}
+            network = {ours: block[theirs][expert] for ours, theirs in own.items()}
+            y[at] += weight * feed_forward(x[at], network, model.feed_forward)
+        chosen[best] += 1
+        probabilities += scores / scores.sum()
+        z += (np.log(exps.sum()) + logits.max()) ** 2
+    fractions, means = chosen / chosen.sum(), probabilities / len(tokens)
+    routed.append((c.count * fractions @ means, z / len(tokens)))
+    if c.shared:
+        own = {"wgate_DF": "wgate_DU", "wup_DF": "wup_DU", "wdown_FD": "wdown_UD"}
+        network = {ours: block[theirs] for ours, theirs in own.items()}
+        y += feed_forward(x, network, model.feed_forward)
+    return y
+
+
+def network(x: np.ndarray, block: dict, model: ModelConfig, routed: list) -> np.ndarray:
+    """The block's feed-forward network, or its mixture of experts."""
+    if "wrouter_DE" in block:
+        return experts(x, block, model, routed)
+    return feed_forward(x, block, model.feed_forward)
+
+
 def head_norm(x: np.ndarray, scale: np.ndarray, model: ModelConfig) -> np.ndarray:
     """x [B, T, heads, H]."""
     kind, how = model.qk_norm, (model.norm_epsilon, model.norm_offset)
@@ -146,12 +185,14 @@ def logits(
     tokens: np.ndarray,
     segments: np.ndarray | None = None,
     after_block: Callable[[int, np.ndarray], np.ndarray] = lambda layer, x: x,
+    routed: list | None = None,
 ) -> np.ndarray:
     """[B, T, vocab_size] (PaLM, arXiv 2204.02311, section 2).
 
     params: float64, in the layout of checkpoints. A pattern of blocks repeats over the layers.
-    after_block: changes the stream.
+    after_block: changes the stream. routed: gets (balance loss, z-loss) of each layer with experts.
     """
+    routed = [] if routed is None else routed
     x = params["embedding_VD"][tokens] * model.embedding_scale
     if model.learned_positions:
         x = x + params["positions_PD"][: tokens.shape[1]]
@@ -163,7 +204,7 @@ def logits(
         else:
             stacks = params[f"blocks_{index}" if len(kinds) > 1 else "blocks"]
         block = {name: stack[period] for name, stack in stacks.items()}
-        x = after_block(layer, run_block(x, block, kinds[index], model, segments))
+        x = after_block(layer, run_block(x, block, kinds[index], model, segments, routed))
     x = named_norm(x, params, "scale_D", model)
     head = "embedding_VD" if model.head == "tied" else "head_DV"
     weight = params[head].T if model.head == "tied" else params[head]
@@ -182,19 +223,26 @@ def named_norm(x: np.ndarray, block: dict, name: str, model: ModelConfig) -> np.
 
 
 def run_block(
-    x: np.ndarray, block: dict, kind: str, model: ModelConfig, segments: np.ndarray | None
+    x: np.ndarray,
+    block: dict,
+    kind: str,
+    model: ModelConfig,
+    segments: np.ndarray | None,
+    routed: list,
 ) -> np.ndarray:
     local, kind = kind.endswith("_local"), kind.removesuffix("_local")
+    second = "experts_scale_D" if kind.endswith("_experts") else "feed_forward_scale_D"
+    kind = kind.removesuffix("_experts")
     y = named_norm(x, block, "scale_D", model)
     mixed = mixer(y, block, model, segments, local)
     if kind == "parallel":
-        return x + feed_forward(y, block, model.feed_forward) + mixed
+        return x + network(y, block, model, routed) + mixed
     if kind == "parallel_two_norms":
-        z = named_norm(x, block, "feed_forward_scale_D", model)
-        return x + feed_forward(z, block, model.feed_forward) + mixed
+        z = named_norm(x, block, second, model)
+        return x + network(z, block, model, routed) + mixed
     x = x + named_norm(mixed, block, "attention_output_scale_D", model)
-    z = named_norm(x, block, "feed_forward_scale_D", model)
-    out = feed_forward(z, block, model.feed_forward)
+    z = named_norm(x, block, second, model)
+    out = network(z, block, model, routed)
     return x + named_norm(out, block, "feed_forward_output_scale_D", model)
 
 

@@ -27,7 +27,8 @@ TABLES = {
     "bitnet_2_7b": (1, 8, 8), "bitnet_6_7b": (1, 8, 8), "gpt3_125m": (1, 4, 2),
     "gpt3_350m": (1, 4, 2), "gpt3_760m": (1, 4, 2), "gpt3_1_3b": (1, 4, 2), "gpt3_2_7b": (1, 8, 4),
     "gpt3_6_7b": (1, 16, 4), "gpt3_13b": (1, 32, 4), "gpt3_175b": (2, 64, 8),
-    "adapt_lora": (1, 2, 4), "llama_70b": (1, 8, 8),
+    "adapt_lora": (1, 2, 4), "llama_70b": (1, 8, 8), "experts_tiny": (1, 2, 4),
+    "mixtral_8x7b": (1, 8, 8),
 }  # fmt: skip
 """Config -> mesh (pod, data, model)."""
 

@@ -30,6 +30,7 @@ from paxlike.accounting.flops import (
     recomputed,
     skipped_flops,
 )
+from paxlike.accounting.parameters import KERNELS
 from paxlike.architecture.adapters import added_weights, trained_whole
 from paxlike.architecture.lora import inputs_outputs, lora_updates
 from paxlike.architecture.reft import interventions
@@ -201,8 +202,8 @@ def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
         trains_layers |= bool(added.layers.get(group))
         for spec in block.weights(model):
             trains_layers |= f"{group}/{spec.name}" in whole
-            if spec.kind == "kernel":
-                size = math.prod(spec.shape(model))
+            if spec.kind in KERNELS:
+                size = math.prod(spec.active_shape(model))
                 kernels += layers * size
                 trained += mine * size * (f"{group}/{spec.name}" in whole | added.composed)
                 if f"{group}/{spec.name}" in added.composed:

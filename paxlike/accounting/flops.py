@@ -14,7 +14,8 @@ FLOPs; only matrix products count.
 
 N counts the parameters that multiply each token. It includes a tied embedding, which computes the
 logits. It excludes the input embedding of an untied model, which is only looked up, as in
-llm-foundry and MaxText; the untied head is included. Hence E is the tied embedding, and for an
+llm-foundry and MaxText; the untied head is included. Of routed experts, N counts the k that a token
+uses ("active" parameters). Hence E is the tied embedding, and for an
 untied model palm and palm_no_embedding are equal. N includes norm scales, although they multiply no
 matrix (a few millionths), and excludes rows that pad the vocabulary and learned positions. In a
 local layer with a window of W < T tokens, T is W in the first two conventions; the causal one
@@ -32,7 +33,7 @@ The branches declare the products (`architecture/`).
 import dataclasses
 from typing import NamedTuple
 
-from paxlike.accounting.parameters import parameter_count, parameters_by_part
+from paxlike.accounting.parameters import active_parameter_count, parameters_by_part
 from paxlike.architecture.branch import Product
 from paxlike.architecture.remat_policies import ATTENTION, KEPT
 from paxlike.architecture.stack import groups
@@ -126,12 +127,12 @@ def flops_by_part(
 
 
 def counted_parameters(model: ModelConfig) -> int:
-    """Returns N: all parameters, except learned positions and the input embedding of an untied
-    model.
+    """Returns N: all parameters that a token uses, except learned positions and the input embedding
+    of an untied model.
     """
     parts = parameters_by_part(model)
     looked_up = parts["embedding"] if model.head == "untied" else 0
-    return parameter_count(model) - looked_up - parts.get("positions", 0)
+    return active_parameter_count(model) - looked_up - parts.get("positions", 0)
 
 
 def model_flops(model: ModelConfig, sequence_length: int, convention: str = "palm") -> Count:

@@ -19,6 +19,7 @@ import json
 import math
 import re
 
+from paxlike.accounting.grouped_rows import flops_of_all
 from paxlike.accounting.hlo import (
     Computation,
     Instruction,
@@ -70,6 +71,7 @@ def count_matmuls(text: str | Module) -> Matmuls:
         if flops is None:
             uncounted[kind] = uncounted.get(kind, 0) + times
         elif flops:
+            flops = flops_of_all(instruction.op_name, flops)
             found.append(
                 Matmul(kind, instruction.name, instruction.op_name, flops, times, bool(loops))
             )

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from paxlike.accounting.grouped_rows import is_counted
 from paxlike.accounting.hlo import Computation, Instruction, Module
 
 
@@ -72,12 +73,14 @@ def fused(module: Module, instruction: Instruction) -> Computation | None:
 
 
 def unknown_loops(module: Module) -> list[str]:
-    """Returns the loops with an unknown trip count. `walk` counts their bodies once."""
+    """Returns the loops with an unknown trip count, except those of products in blocks
+    (`grouped_rows.py`). `walk` counts their bodies once."""
     visits = (visit for visit in walk(module) if visit.instruction.opcode == "while")
     return [
         v.instruction.name
         for v in visits
         if trip_count(module, v.computation, v.instruction) is None
+        and not is_counted(v.instruction.op_name)
     ]
 
 

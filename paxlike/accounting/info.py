@@ -19,6 +19,7 @@ from paxlike.accounting.flops import (
 )
 from paxlike.accounting.memory import memory_estimate
 from paxlike.accounting.parameters import (
+    active_parameter_count,
     packed_bytes,
     parameter_count,
     parameters_by_part,
@@ -45,6 +46,7 @@ def as_dict(config: Config, devices: int | None = None, energy: bool = False) ->
             "total": parameter_count(model),
             "by_part": parameters_by_part(model),
             "stored": stored_parameter_count(model),
+            **({"active": active_parameter_count(model)} if model.experts.active else {}),
             **({"packed_bytes": packed_bytes(model)} if model.quant.active else {}),
             **({"trained": trained_count(model, config.adapt)} if config.adapt.active else {}),
         },
@@ -142,6 +144,9 @@ def _parameters(result: dict):
     padding = parameters["stored"] - parameters["total"]
     table.add_section()
     table.add_row("total", f"{parameters['total']:,}", "")
+    if "active" in parameters:
+        share = f"{parameters['active'] / parameters['total']:.1%}"
+        table.add_row("active: what one token uses", f"{parameters['active']:,}", share)
     if padding:
         table.add_row("additionally stored: rows that pad the vocabulary", f"{padding:,}", "")
     if "trained" in parameters:

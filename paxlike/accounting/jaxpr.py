@@ -1,11 +1,11 @@
 """Counts the FLOPs of the matrix products of a traced program, for any architecture.
 
 Reads a jaxpr (JAX's representation of a function before compilation) without importing JAX. A
-multiply-add is 2 FLOPs. Only matrix products count: `dot_general`, `conv_general_dilated`, and
-known attention kernels (`pallas_call`, cuDNN), which are matched by name and counted by a formula.
-A loop's body is multiplied by its number of iterations, a conditional counts as its most expensive
-branch, and the body of a `shard_map` is multiplied by the number of devices, because its shapes are
-one device's.
+multiply-add is 2 FLOPs. Only matrix products count: `dot_general`, `ragged_dot_general` (every row
+with the weight of its group), `conv_general_dilated`, and known attention kernels (`pallas_call`,
+cuDNN), which are matched by name and counted by a formula. A loop's body is multiplied by its
+number of iterations, a conditional counts as its most expensive branch, and the body of a
+`shard_map` is multiplied by the number of devices, because its shapes are one device's.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from paxlike.accounting.grouped_rows import flops_of_all, is_counted
 from paxlike.accounting.kernel_window import keys_per_query
 
 _KERNELS = {
@@ -73,8 +74,8 @@ def _walk(
         name, parameters = equation.primitive.name, equation.params
         scopes = f"{outer}/{equation.source_info.name_stack}"
         at = "/".join(path)
-        if name in ("dot_general", "conv_general_dilated"):
-            flops = (_dot if name == "dot_general" else _convolution)(equation)
+        if name in _FLOPS:
+            flops = flops_of_all(scopes, _FLOPS[name](equation))
             yield Product(name, at, _shapes(equation.invars), flops * devices, times)
         elif name == "pallas_call" or name.startswith("dot_product_attention"):
             kernel = str(parameters.get("name", name))
@@ -95,7 +96,7 @@ def _walk(
             inside = tuple(_jaxprs(parameters))
             if not inside and _MAY_CONTAIN_PRODUCTS.search(name):
                 yield f"primitive {name}"
-            if name == "while":
+            if name == "while" and not is_counted(scopes):
                 yield f"while loop in {at or 'the program'}: its length is not in the jaxpr"
             length = parameters["length"] if name == "scan" else 1
             shards = (
@@ -109,9 +110,7 @@ def _walk(
                 yield from _walk(body, times * length, devices * shards, where, scopes)
 
 
-_MAY_CONTAIN_PRODUCTS = re.compile(
-    r"ragged_dot|custom_call|ffi_call|triton|cudnn|scaled_matmul|fft"
-)
+_MAY_CONTAIN_PRODUCTS = re.compile(r"custom_call|ffi_call|triton|cudnn|scaled_matmul|fft")
 
 
 def _cost(items: list) -> int:
@@ -139,8 +138,8 @@ def _shapes(variables: Sequence) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(getattr(variable.aval, "shape", ())) for variable in variables)
 
 
-def _dot(equation: Any) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
+def _dot(equation: Any, numbers: Any = None) -> int:
+    (contracted, _), _ = numbers or equation.params["dimension_numbers"]
     lhs = equation.invars[0].aval.shape
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[dim] for dim in contracted)
 
@@ -151,6 +150,23 @@ def _convolution(equation: Any) -> int:
     kernel = equation.invars[1].aval.shape
     features, *window = (kernel[dim] for dim in numbers.rhs_spec[1:])
     return 2 * math.prod(equation.outvars[0].aval.shape) * features * math.prod(window)
+
+
+def _ragged_dot(equation: Any) -> int:
+    """Rows of groups times a weight each; or, for its gradient, a product over each group's rows.
+
+    Every row is counted once, as if it belongs to a group.
+    """
+    flops = _dot(equation, equation.params["ragged_dot_dimension_numbers"].dot_dimension_numbers)
+    (lhs, *_), out = equation.invars, equation.outvars[0]
+    return flops // out.aval.shape[0] if len(out.aval.shape) > len(lhs.aval.shape) else flops
+
+
+_FLOPS = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+    "ragged_dot_general": _ragged_dot,
+}
 
 
 def _kernel(name: str, equation: Any, scopes: str) -> int | None:

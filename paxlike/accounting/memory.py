@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from paxlike.accounting.adapted_flops import chosen_layers
 from paxlike.accounting.adapted_parameters import ADAPTERS, trained_weights
-from paxlike.accounting.parameters import Weight, weights
+from paxlike.accounting.parameters import KERNELS, Weight, weights
 from paxlike.architecture.adapters import added_weights
 from paxlike.architecture.branch import Activation, ActivationSizes
 from paxlike.architecture.remat_policies import BLOCK_INPUT, KEPT, STREAM
@@ -128,7 +128,8 @@ def memory_estimate(
 
 
 def _stored(weight: Weight, elements: int, data: int, model: int) -> int:
-    return -(-elements // (model if weight.kind in ("scale", "bias") else data * model))
+    sharded = data * model if weight.kind in (*KERNELS, "embedding") else model
+    return -(-elements // sharded)
 
 
 def derived_elements(config: Config, pod: int, data: int, model: int) -> int:
@@ -171,6 +172,8 @@ def optimizer_elements(config: Config, data: int = 1, model: int = 1) -> int:
 
 def moment_elements(weight: Weight, optim: OptimConfig) -> int:
     """Returns the elements of one parameter's optimizer state, over all layers and devices."""
+    if weight.kind == "selection":
+        return 0
     if optim.name != "adafactor":
         return weight.stored_count * (1 if optim.name == "lion" else 2)
     shape = weight.stored_shape or weight.shape
@@ -233,7 +236,7 @@ class _Step:
         pattern of several blocks, the mean over them.
         """
         c = self.config
-        kernels = [w for w in weights(c.model) if is_stacked(w.name) and w.kind == "kernel"]
+        kernels = [w for w in weights(c.model) if is_stacked(w.name) and w.kind in KERNELS]
         matrices = sum(w.count for w in kernels) // c.model.layers // self.model
         own = {w.name for w in trained_weights(c.model, c.adapt)}
         own |= added_weights(c.model, c.adapt).composed

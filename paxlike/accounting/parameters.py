@@ -8,6 +8,9 @@ from paxlike.architecture.stack import groups, outer_weights
 from paxlike.config import ModelConfig
 from paxlike.parallel.axes import is_stacked
 
+KERNELS = ("kernel", "expert", "router")
+"""Kinds of weights that are matrices (`architecture.branch.WeightSpec`)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
@@ -22,10 +25,17 @@ class Weight:
     """Stored shape in one layer, with rows that pad the vocabulary."""
     kind: str = "kernel"
     """See `architecture.branch.WeightSpec`."""
+    active_shape: tuple[int, ...] = ()
+    """`shape` with the experts that one token uses. Empty: `shape`."""
 
     @property
     def count(self) -> int:
         return self.copies * math.prod(self.shape)
+
+    @property
+    def active_count(self) -> int:
+        """What one token uses of it."""
+        return self.copies * math.prod(self.active_shape or self.shape)
 
     @property
     def stored_count(self) -> int:
@@ -49,7 +59,8 @@ def _weight(model: ModelConfig, spec: WeightSpec, prefix: str, copies: int) -> W
     stored = spec.shape(model)
     rows = {"V": model.vocab_size}
     counted = tuple(rows.get(d, n) for d, n in zip(spec.letters, stored, strict=True))
-    return Weight(prefix + spec.name, spec.part, counted, copies, stored, spec.kind)
+    used = spec.active_shape(model) if spec.kind == "expert" else counted
+    return Weight(prefix + spec.name, spec.part, counted, copies, stored, spec.kind, used)
 
 
 def stored_shapes(model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
@@ -65,6 +76,11 @@ def stored_shapes(model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
 def parameter_count(model: ModelConfig) -> int:
     """Returns the number of parameters, without rows that pad the vocabulary."""
     return sum(weight.count for weight in weights(model))
+
+
+def active_parameter_count(model: ModelConfig) -> int:
+    """Returns the number of parameters that one token uses: of the routed experts, `top_k`."""
+    return sum(weight.active_count for weight in weights(model))
 
 
 def parameters_by_part(model: ModelConfig) -> dict[str, int]:

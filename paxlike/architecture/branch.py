@@ -20,8 +20,14 @@ class WeightSpec:
     """Ends in the letters of its dimensions: `wq_DNH`."""
     part: str
     """The part of the model that it is counted under, such as `attention q`."""
-    kind: Literal["kernel", "embedding", "scale", "bias"] = "kernel"
-    """kernel: drawn from N(0, 1/sqrt(fan-in)). embedding: N(0, 1). scale: ones. bias: zeros."""
+    kind: Literal["kernel", "expert", "router", "embedding", "scale", "bias", "selection"] = (
+        "kernel"
+    )
+    """kernel: drawn from N(0, 1/sqrt(fan-in)). embedding: N(0, 1). scale: ones. bias: zeros.
+    expert: kernels of all experts. router: a kernel that multiplies in float32. Both start as a
+    kernel does, and are neither quantized nor adapted. selection: a bias without a gradient, which
+    starts at 0 and which the train step moves (`nn/routing.py`).
+    """
     feeds_activation: bool = False
     """Whether the result goes through the feed-forward's non-linearity (BitNet's shifted input)."""
     more: tuple[tuple[str, int], ...] = ()
@@ -34,6 +40,12 @@ class WeightSpec:
     def shape(self, model: ModelConfig) -> tuple[int, ...]:
         """As stored, without layers: V counts the rows that pad the vocabulary."""
         size = {**sizes(model), **dict(self.more)}
+        return tuple(size[letter] for letter in self.letters)
+
+    def active_shape(self, model: ModelConfig) -> tuple[int, ...]:
+        """What one token uses of it: of all experts, `top_k`."""
+        size = {**sizes(model), **dict(self.more)}
+        size["E"] = model.experts.top_k if self.kind == "expert" else size["E"]
         return tuple(size[letter] for letter in self.letters)
 
 

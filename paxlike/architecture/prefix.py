@@ -2,7 +2,7 @@
 
 Every layer has trained keys and values of `adapt.prefix_length` positions, to which all tokens
 attend. With `adapt.prefix_hidden` they are the output of a small network, which has one input for
-all layers: rows [Q, D], a layer of M hidden units, and a linear map to the keys and values of each
+all layers: rows [Q, D], a layer of I hidden units, and a linear map to the keys and values of each
 layer (section 4.3). Otherwise they are parameters.
 """
 
@@ -11,9 +11,9 @@ from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.stack import groups
 from paxlike.config import AdaptConfig, ConfigError, ModelConfig
 
-NETWORK = ("prefix_rows_QD", "prefix_in_DM", "prefix_in_bias_M")
+NETWORK = ("prefix_rows_QD", "prefix_in_DI", "prefix_in_bias_I")
 """The network's weights outside of the layers."""
-OUTPUT = ("prefix_k_out_MKH", "prefix_k_bias_KH", "prefix_v_out_MKH", "prefix_v_bias_KH")
+OUTPUT = ("prefix_k_out_IKH", "prefix_k_bias_KH", "prefix_v_out_IKH", "prefix_v_bias_KH")
 """The network's last map, to the keys and values of one layer."""
 DIRECT = ("prefix_k_QKH", "prefix_v_QKH")
 
@@ -25,7 +25,7 @@ def added(model: ModelConfig, adapt: AdaptConfig) -> Added:
             f"adapt.layers is {' '.join(map(str, adapt.layers))}, but a prefix is in all layers; "
             "leave it empty."
         )
-    more = (("Q", adapt.prefix_length), ("M", adapt.prefix_hidden))
+    more = (("Q", adapt.prefix_length), ("I", adapt.prefix_hidden))
 
     def specs(names: tuple[str, ...]) -> tuple[WeightSpec, ...]:
         return tuple(WeightSpec(name, "adapters", more=more) for name in names)

@@ -3,6 +3,7 @@
     parallel            x + attention(norm(x)) + feed_forward(norm(x))   (PaLM, section 2)
     parallel_two_norms  the same, with a norm for each branch            (GPT-NeoX)
     serial              x = x + attention(norm(x)); x + feed_forward(norm(x))
+    …_experts           the same, with a mixture of experts for the feed-forward
     …_local             the same, with attention in a sliding window
 
 Serial blocks can have norms after their branches, too: x + norm(attention(norm(x))), and so on.
@@ -25,6 +26,7 @@ from paxlike.architecture.branch import (
     Product,
     WeightSpec,
 )
+from paxlike.architecture.experts import Experts
 from paxlike.architecture.feed_forward import FeedForward
 from paxlike.architecture.remat_policies import BLOCK_INPUT, STREAM
 from paxlike.config import ModelConfig
@@ -98,9 +100,12 @@ def norm_weights(model: ModelConfig, scale: str) -> tuple[WeightSpec, ...]:
 
 _KINDS = ("parallel", "parallel_two_norms", "serial")
 BLOCKS = {
-    f"{kind}{suffix}": Block(kind, (Attention(local=bool(suffix)), FeedForward()))
+    f"{kind}{experts}{local}": Block(
+        kind, (Attention(local=bool(local)), Experts() if experts else FeedForward())
+    )
     for kind in _KINDS
-    for suffix in ("", "_local")
+    for experts in ("", "_experts")
+    for local in ("", "_local")
 }
 """Every kind of block by its name in the config."""
 

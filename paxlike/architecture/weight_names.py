@@ -44,6 +44,8 @@ def trainable(model: ModelConfig) -> dict[str, set[str]]:
     """A word of `adapt.train` -> the checkpoint names that it stands for."""
     found: dict[str, set[str]] = {"norms": set(), "biases": set(), "embeddings": set()}
     for name, spec in all_weights(model):
+        if spec.kind == "selection":
+            continue
         words = {stem(spec.name)}
         if spec.kind == "scale" or (spec.kind == "bias" and spec.part == "norms"):
             words.add("norms")
@@ -56,9 +58,14 @@ def trainable(model: ModelConfig) -> dict[str, set[str]]:
     for group, block, _ in groups(model):
         for branch in block.branches:
             found.setdefault(branch.name.replace("_", "-"), set()).update(
-                f"{group}/{spec.name}" for spec in branch.weights(model)
+                f"{group}/{spec.name}" for spec in branch.weights(model) if spec.kind != "selection"
             )
-    found["layers"] = {f"{g}/{s.name}" for g, b, _ in groups(model) for s in b.weights(model)}
+    found["layers"] = {
+        f"{group}/{spec.name}"
+        for group, block, _ in groups(model)
+        for spec in block.weights(model)
+        if spec.kind != "selection"
+    }
     return {word: names for word, names in found.items() if names}
 
 

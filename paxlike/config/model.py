@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
+from paxlike.config.experts import ExpertsConfig
 from paxlike.config.quantization import QuantConfig
 from paxlike.config.rope import RopeScalingConfig
 from paxlike.config.validation import positive, require, suggest_divisors, typed
@@ -30,10 +31,12 @@ class ModelConfig:
     block: Literal[
         "parallel", "parallel_two_norms", "serial",
         "parallel_local", "parallel_two_norms_local", "serial_local",
+        "parallel_experts", "parallel_two_norms_experts", "serial_experts",
+        "parallel_experts_local", "parallel_two_norms_experts_local", "serial_experts_local",
     ] = "parallel"  # fmt: skip
     """parallel: x + attention(norm(x)) + feed_forward(norm(x)), one norm. parallel_two_norms: each
-    branch has its own norm. serial: attention, then feed-forward, two norms. local: attention sees
-    `sliding_window` tokens.
+    branch has its own norm. serial: attention, then feed-forward, two norms. experts: a mixture of
+    `experts` instead of the feed-forward. local: attention sees `sliding_window` tokens.
     """
     pattern: tuple[str, ...] = ()
     """Block kinds, repeated over the layers, such as `serial_local serial`. The last repetition may
@@ -88,6 +91,7 @@ class ModelConfig:
     remat: Literal["none", "full", "attention", "palm", "dots"] = "none"
     """What the backward pass recomputes instead of saving (see `nn/remat.py`)."""
     quant: QuantConfig = dataclasses.field(default_factory=QuantConfig)
+    experts: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
 
     def __post_init__(self):
         typed(self, "model")
@@ -119,6 +123,7 @@ class ModelConfig:
             f"model.norm_offset is set, but model.norm is {self.norm}; set model.norm to rms.",
         )
         self._check_blocks()
+        self._check_experts()
         self._check_numbers()
         self._check_quant()
 
@@ -151,6 +156,26 @@ class ModelConfig:
         require(
             local or not self.local_rope_theta,
             f"model.local_rope_theta is {self.local_rope_theta}, but no block is local.",
+        )
+
+    def _check_experts(self) -> None:
+        blocks = any("experts" in kind for kind in self.block_kinds)
+        require(
+            blocks == self.experts.active,
+            f"model.experts.count is {self.experts.count}, and the blocks are "
+            f"{' '.join(self.block_kinds)}; blocks with experts in their name require a count "
+            "above 0, and only they have experts.",
+        )
+        require(
+            not blocks or (self.gated and not self.feed_forward_bias),
+            f"model.feed_forward is {self.feed_forward} and model.feed_forward_bias is "
+            f"{self.feed_forward_bias}; experts are gated and have no biases: choose swiglu or "
+            "geglu, without biases.",
+        )
+        require(
+            not blocks or not self.quant.active,
+            f"model.quant.weights is {self.quant.weights}, but blocks with experts are not "
+            "quantized; set it to none.",
         )
 
     def _check_numbers(self) -> None:

@@ -46,6 +46,8 @@ def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 
     hf_config = hf_layout.to_config(model, config.data.sequence_length, dtype, tokenizer.eod)
     stored = CheckpointReader(run / "checkpoints", step)
     table = hf_layout.tensors(model, hf_layout.family(model))
+    # All experts of a layer are one parameter, and a tensor each.
+    param = functools.lru_cache(maxsize=1)(stored.param)
     with new_folder(out) as folder:
         notes = hf_tokenizer.write(folder, tokenizer, config.data.sequence_length)
         notes += hf_tokenizer.copy_template(run / "tokenizer", folder, tokenizer)
@@ -53,7 +55,7 @@ def to_hf(run: Path, out: Path, step: int | None = None, shard_bytes: int = 5 * 
 
         def read(name: str) -> np.ndarray:
             shared = tensors[name]
-            return hf_layout.joined(shared, [stored.param(t.param, t.layer) for t in shared])
+            return hf_layout.joined(shared, [param(t.param, t.layer) for t in shared])
 
         tensors = hf_layout.by_name(table)
         entries = [
@@ -132,9 +134,9 @@ def check(
 def _load_params(source: HfSource, model: ModelConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
     """The parameters, with zeros where rows pad the vocabulary."""
     params = {name: np.zeros(shape, dtype) for name, shape in stored_shapes(model)}
-    for tensor in source.tensors:
-        found = source.param(tensor.param, tensor.layer)
-        target = params[tensor.param][... if tensor.layer is None else tensor.layer]
+    for name, layer in source.params:
+        found = source.param(name, layer)
+        target = params[name][... if layer is None else layer]
         target[tuple(slice(size) for size in found.shape)] = found
     return params
 

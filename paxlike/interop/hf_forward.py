@@ -54,7 +54,7 @@ def logits(
         else:
             x = x + mixed
             y = norm(x, w(f"{prefix}.post_attention_layernorm"), epsilon, centered=False)
-            x = x + _feed_forward(_below(w, f"{prefix}.mlp"), y)
+            x = x + _network(hf_config, _below(w, prefix), y)
     x = norm(x, w("model.norm"), epsilon, centered=cohere)
     head = w("model.embed_tokens" if is_tied(hf_config) else "lm_head")
     return x @ head.T * (hf_config.get("logit_scale", 0.0625) if cohere else 1.0)
@@ -64,9 +64,37 @@ def _below(w: Callable[[str], Array], prefix: str) -> Callable[[str], Array]:
     return lambda name: w(f"{prefix}.{name}")
 
 
-def _feed_forward(w: Callable[[str], Array], x: Array) -> Array:
-    gate = x @ w("gate_proj").T
-    return (gate / (1 + np.exp(-gate)) * (x @ w("up_proj").T)) @ w("down_proj").T
+def _network(hf_config: dict, w: Callable[[str], Array], x: Array) -> Array:
+    """The feed-forward network of a layer, or its mixture of experts."""
+    kind = hf_config["model_type"]
+    if kind not in ("mixtral", "qwen3_moe"):
+        return _feed_forward(_below(w, "mlp"), x)
+    at = "block_sparse_moe" if kind == "mixtral" else "mlp"
+    names = ("w1", "w3", "w2") if kind == "mixtral" else _NAMES
+    logits = x @ w(f"{at}.gate").T
+    scores = np.exp(logits - logits.max(-1, keepdims=True))
+    scores /= scores.sum(-1, keepdims=True)
+    chosen = np.argsort(-scores, axis=-1, kind="stable")[:, : hf_config["num_experts_per_tok"]]
+    weights = np.take_along_axis(scores, chosen, -1)
+    if kind == "mixtral" or hf_config.get("norm_topk_prob"):
+        weights /= weights.sum(-1, keepdims=True)
+    out = np.zeros_like(x)
+    for expert in np.unique(chosen):
+        tokens, places = np.nonzero(chosen == expert)
+        part = _feed_forward(_below(w, f"{at}.experts.{expert}"), x[tokens], names)
+        out[tokens] += weights[tokens, places, None] * part
+    return out
+
+
+_NAMES = ("gate_proj", "up_proj", "down_proj")
+
+
+def _feed_forward(
+    w: Callable[[str], Array], x: Array, names: tuple[str, str, str] = _NAMES
+) -> Array:
+    gate_name, up, down = names
+    gate = x @ w(gate_name).T
+    return (gate / (1 + np.exp(-gate)) * (x @ w(up).T)) @ w(down).T
 
 
 def _attention(
@@ -82,7 +110,7 @@ def _attention(
         return x @ w(f"{name}_proj").T + bias
 
     q, k, v = (project(x, name).reshape(T, -1, H) for name in "qkv")
-    if kind == "qwen3":
+    if kind in ("qwen3", "qwen3_moe"):
         q, k = (norm(h, w(f"{n}_norm"), epsilon, False) for h, n in ((q, "q"), (k, "k")))
     if hf_config.get("use_qk_norm"):  # Cohere
         epsilon = hf_config["layer_norm_eps"]

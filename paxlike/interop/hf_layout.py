@@ -6,6 +6,7 @@ together; where a family rotates 2i and 2i + 1, query and key heads are permuted
 does not scale its logits and the model does, the last norm is written with the factor.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.stack import layer_places
 from paxlike.config import ModelConfig, RopeScalingConfig, UserError
 from paxlike.interop.families import FAMILIES, Family
-from paxlike.interop.families.family import Conversion, no_sliding_window
+from paxlike.interop.families.family import Conversion, no_sliding_window, required
 from paxlike.interop.hf_rope import parameters, read_rope, rope_parameters
 
 Array = np.ndarray
@@ -34,6 +35,8 @@ class Tensor(NamedTuple):
     from_hf: Callable[[Array], Array]
     axis: int = 0
     """Along which the parts of a shared tensor are joined."""
+    expert: int | None = None
+    """The expert in the parameter, of which `from_hf` gives this one alone."""
 
 
 def family(model: ModelConfig) -> Family:
@@ -80,7 +83,10 @@ def tensors(model: ModelConfig, of: Family) -> list[Tensor]:
     for layer, (group, index) in enumerate(layer_places(model)):
         specs = {spec.name: spec for spec in group.block.weights(model)}
         for name, tensor in of.names.items():
-            if name in specs:
+            if name in specs and specs[name].kind == "expert":
+                place = Place(f"{of.layers}.{layer}.{tensor}", f"{group.name}/{name}", index)
+                table += _of_experts(place, specs[name].shape(model))
+            elif name in specs:
                 rotated = of.interleaved and name in ("wq_DNH", "wk_DKH")
                 how = of.convert(specs[name], model) or _conversion(specs[name], model, rotated)
                 theirs = f"{of.layers}.{layer}.{tensor}"
@@ -94,6 +100,27 @@ def tensors(model: ModelConfig, of: Family) -> list[Tensor]:
         out, back = (lambda x: x[:, :V].T), (lambda x: _padded(x, model.vocab_rows).T)
         table.append(Tensor(of.outer["head_DV"], (V, D), "head_DV", None, out, back))
     return table
+
+
+class Place(NamedTuple):
+    """A name with `{expert}` in it, and the parameter that has all experts."""
+
+    name: str
+    param: str
+    layer: int
+
+
+def _of_experts(place: Place, shape: tuple[int, ...]) -> list[Tensor]:
+    """The tensors of a parameter [experts, inputs, outputs]: [outputs, inputs] of each."""
+    count, inputs, outputs = shape
+
+    def tensor(expert: int) -> Tensor:
+        name = place.name.format(expert=expert)
+        out = lambda x: x[expert].T  # noqa: E731
+        how = out, (lambda x: x.T), 0, expert
+        return Tensor(name, (outputs, inputs), place.param, place.layer, *how)
+
+    return [tensor(expert) for expert in range(count)]
 
 
 def by_name(table: Iterable[Tensor]) -> dict[str, list[Tensor]]:
@@ -114,7 +141,10 @@ def joined(shared: Sequence[Tensor], params: Sequence[Array]) -> Array:
 def _conversion(spec: WeightSpec, model: ModelConfig, rotated: bool) -> Conversion:
     """The usual correspondence. rotated: RoPE pairs the dimensions of a head as 2i and 2i + 1."""
     shape = spec.shape(model)
-    if spec.kind != "kernel":  # a scale, or a bias of heads that are one dimension there
+    if spec.kind not in (
+        "kernel",
+        "router",
+    ):  # a scale, or a bias of heads that are one dimension there
         whole = (math.prod(shape),)
         return Conversion(whole, lambda x: x.reshape(-1), lambda x: x.reshape(shape))
     inner = 1 if spec.letters[0] == "D" else len(shape) - 1
@@ -222,11 +252,7 @@ def from_config(hf_config: dict) -> ModelConfig:
             f"is not supported for {of.model_type}."
         )
 
-    def require(name: str):
-        if hf_config.get(name) is None:
-            raise UserError(f"config.json has no {name}.")
-        return hf_config[name]
-
+    require = functools.partial(required, hf_config)
     d_model, heads = require("hidden_size"), require("num_attention_heads")
     theta, scaling = read_rope(hf_config) if of.rope else (10_000.0, RopeScalingConfig())
     shape = {field: values[0] for field, values in of.shape.items() if values}

@@ -35,12 +35,22 @@ class HfSource:
         self.length: int | None = self.model.learned_positions or self.config.get(
             "max_position_embeddings"
         )
-        self._by_param = {(tensor.param, tensor.layer): tensor for tensor in self.tensors}
+        self._by_param: dict[tuple[str, int | None], list[Tensor]] = {}
+        for tensor in self.tensors:
+            self._by_param.setdefault((tensor.param, tensor.layer), []).append(tensor)
 
     def param(self, name: str, layer: int | None) -> np.ndarray:
-        """As `Source.param`: usually a view of the file, of which a part reads only its pages."""
-        tensor = self._by_param[name, layer]
-        return tensor.from_hf(self.files.view(tensor.name))
+        """As `Source.param`: usually a view of the file, of which a part reads only its pages.
+        Experts, which are tensors of their own, are copied into one array.
+        """
+        parts = self._by_param[name, layer]
+        found = [tensor.from_hf(self.files.view(tensor.name)) for tensor in parts]
+        return found[0] if parts[0].expert is None else np.stack(found)
+
+    @property
+    def params(self) -> list[tuple[str, int | None]]:
+        """(name, layer) of every parameter, in the order of the files' tensors."""
+        return list(self._by_param)
 
     def read_tokenizer(self) -> Tokenizer:
         """Raises UserError if there is none, or it does not match the model."""

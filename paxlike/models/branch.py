@@ -45,3 +45,6 @@ class Forward(NamedTuple):
 
     The token's position in the cache is its position in the sequence.
     """
+    statistics: tuple[str, ...] = ()
+    """Names among the arrays of `sequence` that are not cached: sums over this device's tokens,
+    which losses and metrics are made of (`training/router_losses.py`)."""

@@ -91,6 +91,15 @@ class Decoder:
         An objective (`training/objective.py`) turns them into a loss, `logits` into logits.
         prompts: where ReFT changes the stream; None: every row is a prompt.
         """
+        return self.with_statistics(tokens_BT, segments_BT, prompts)[0]
+
+    def with_statistics(
+        self,
+        tokens_BT: Array,
+        segments_BT: Array | None = None,
+        prompts: Prompts | None = None,
+    ) -> tuple[Array, Caches]:
+        """The same, and the statistics of every layer's branches (`Forward.statistics`)."""
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
         if (before := prefix_lengths(self.params)) is not None:
             # Each document follows the prefix, at the positions that it has alone in a row.
@@ -101,7 +110,8 @@ class Decoder:
             B, T = tokens_BT.shape
             prompts = row_prompts(B, T)
         run = sequence(context, keep_cache=False)
-        return self.finish(self.run(x_BTD, run, prompts=prompts)[0])
+        x_BTD, found = self.run(x_BTD, run, prompts=prompts)
+        return self.finish(x_BTD), found
 
     def embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
         """positions_BT: int32; the batch may be 1."""
@@ -160,8 +170,12 @@ class Decoder:
             }
             body = functools.partial(period, layers)
             old = caches and {group.name: caches[group.name] for group in stack}
+            parts = []
             for stacked in self._segments(stack):
                 x_BTD, new = jax.lax.scan(body, x_BTD, (stacked, old))
+                parts.append(new)
+            if len(parts) > 1:
+                new = jax.tree.map(lambda *layers: jnp.concatenate(layers), *parts)
             found |= new
         return x_BTD, found
 
@@ -203,8 +217,11 @@ def sequence(context: Context, keep_cache: bool) -> Callable[[Cache], RunBranch]
     """
 
     def run(branch, w, y_BTD):
-        partial_BTD, cache = FORWARD[branch.name].sequence(w, y_BTD, context)
-        return partial_BTD, cache if keep_cache else {}
+        forward = FORWARD[branch.name]
+        partial_BTD, found = forward.sequence(w, y_BTD, context)
+        if not keep_cache:
+            found = {name: found[name] for name in forward.statistics}
+        return partial_BTD, found
 
     return lambda _: run
 

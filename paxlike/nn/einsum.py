@@ -13,10 +13,9 @@ import jax.numpy as jnp
 
 from paxlike.nn.collectives import gather_weight, own_part, scatter_gradient, total
 from paxlike.nn.differentiated import differentiated
-from paxlike.nn.ring import Partial, multiply_for_scatter, multiply_gathered
+from paxlike.nn.ring import Partial, multiply_for_scatter, multiply_gathered, uses_ring
 from paxlike.nn.stream import Stream
 from paxlike.parallel import rules
-from paxlike.parallel.mesh import axis_sizes
 
 Array = jax.Array
 
@@ -57,10 +56,10 @@ class Kernel:
     def einsum(self, equation: str, x: Array | Stream) -> Array | Partial:
         static = equation, self.places, self.gradients
         if not isinstance(x, Stream):
-            if self._in_ring(x) and equation.endswith("->BTD"):
+            if uses_ring(self.ring, x) and equation.endswith("->BTD"):
                 return Partial(multiply_for_scatter(static, x, self.shard))
             return _multiply(static, x, self.shard)
-        ring = self._in_ring(x.shard_BTD)
+        ring = uses_ring(self.ring, x.shard_BTD)
         if not sums_over_model(self.places):
             if ring:
                 return multiply_gathered(static, x.pieces_BTD, self.shard)
@@ -74,10 +73,6 @@ class Kernel:
 
     def read(self, x: Array | Stream) -> Array | Stream:
         return x
-
-    def _in_ring(self, x: Array) -> bool:
-        """A single token is gathered whole: it takes one latency instead of one per step."""
-        return self.ring and axis_sizes()["model"] > 1 and x.shape[1] > 1
 
 
 def sums_over_model(places: tuple[rules.Axis, ...]) -> bool:

@@ -23,6 +23,9 @@ class Numerics:
     """Whether quantized weights are multiplied in int8, if the hardware supports it. Results are
     equal.
     """
+    experts: str = "ragged"
+    """How experts are multiplied: `ragged` or `blocks` (`nn/grouped.py`), or `dense`: all experts
+    for every token, which tests compare with."""
 
     @classmethod
     def of(cls, model: ModelConfig, precision: PrecisionConfig, platform: str) -> "Numerics":
@@ -37,7 +40,9 @@ class Numerics:
             attention = {"tpu": "splash", "gpu": on_gpu}.get(platform, "blocked")
         integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
         ring = platform == "tpu"
-        return cls(compute, precision.params, precision.gradients, attention, ring, integer)
+        experts = "blocks" if model.experts.active and platform == "cpu" else "ragged"
+        formats = compute, precision.params, precision.gradients
+        return cls(*formats, attention, ring, integer, experts)
 
     @classmethod
     def of_run(cls, config: Config, platform: str) -> "Numerics":

@@ -88,18 +88,18 @@ class PrefixNetwork(Wrapped):
     hidden: int
 
     def whole(self, name: str, config: ModelConfig, numerics: Numerics, summed: bool) -> Prefix:
-        more = (("Q", self.length), ("M", self.hidden))
+        more = (("Q", self.length), ("I", self.hidden))
 
         def weight(name: str) -> Array:
             value = self.outer[name] if name in NETWORK else self.layers[name]
             spec = WeightSpec(name, "", more=more)
             return whole_weight(spec, value, config, numerics, summed)
 
-        rows_QD, in_DM, bias_M = map(weight, NETWORK)
-        k_out_LMKH, k_bias_LKH, v_out_LMKH, v_bias_LKH = map(weight, OUTPUT)
-        hidden_QM = jnp.tanh(jnp.einsum("QD,DM->QM", rows_QD, in_DM) + bias_M[None])
-        k_LQKH = jnp.einsum("QM,LMKH->LQKH", hidden_QM, k_out_LMKH) + k_bias_LKH[:, None]
-        v_LQKH = jnp.einsum("QM,LMKH->LQKH", hidden_QM, v_out_LMKH) + v_bias_LKH[:, None]
+        rows_QD, in_DI, bias_I = map(weight, NETWORK)
+        k_out_LIKH, k_bias_LKH, v_out_LIKH, v_bias_LKH = map(weight, OUTPUT)
+        hidden_QI = jnp.tanh(jnp.einsum("QD,DI->QI", rows_QD, in_DI) + bias_I[None])
+        k_LQKH = jnp.einsum("QI,LIKH->LQKH", hidden_QI, k_out_LIKH) + k_bias_LKH[:, None]
+        v_LQKH = jnp.einsum("QI,LIKH->LQKH", hidden_QI, v_out_LIKH) + v_bias_LKH[:, None]
         return Prefix(k_LQKH[:, None], v_LQKH[:, None])
 
     def lengths(self) -> int:

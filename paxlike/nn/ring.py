@@ -32,6 +32,12 @@ def offsets() -> list[int]:
     return [0, *both_ways, *([devices // 2] if devices % 2 == 0 else [])]
 
 
+def uses_ring(ring: bool, x_BTD: Array) -> bool:
+    """Whether products with the stream are in ring steps. A single token is gathered whole: it
+    takes one latency instead of one per step. ring: see `Numerics`."""
+    return ring and axis_sizes()["model"] > 1 and x_BTD.shape[1] > 1
+
+
 def first_entry(offset: int, shard_size: int) -> Array:
     """The first entry of a piece in D, on this device."""
     return (jax.lax.axis_index("model") + offset) % axis_sizes()["model"] * shard_size
@@ -106,6 +112,11 @@ class Partial:
             else:
                 sums[offset - step] += _from(sums[offset], -step)
         return sums[0]
+
+
+def in_pieces(partial_BTD: Array) -> Partial:
+    """A device's term of a sum over `model`, which has all of D."""
+    return Partial(tuple(_parts(partial_BTD, 2)))
 
 
 def _widened(x: Array, before: int, after: int) -> Array:

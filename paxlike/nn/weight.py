@@ -26,7 +26,11 @@ Array = jax.Array
 
 
 def fan_in(letters: str, size: dict[str, int]) -> int:
-    """Inputs summed by one output: D where it is first (D -> others), else all but the last."""
+    """Inputs summed by one output: D where it is first (D -> others), else all but the last.
+
+    Every expert has its own inputs.
+    """
+    letters = letters.removeprefix("E")
     return size["D"] if letters[0] == "D" else math.prod(size[letter] for letter in letters[:-1])
 
 
@@ -38,10 +42,10 @@ def initial(spec: WeightSpec, config: ModelConfig, keys: Iterator[Array], dtype:
     """
     shape = spec.shape(config)
     sharding = weight_spec(spec.letters, shape)
-    if spec.kind in ("scale", "bias"):
+    if spec.kind in ("scale", "bias", "selection"):
         ones = spec.kind == "scale" and not config.norm_offset
         return jnp.full(shape, ones, dtype, out_sharding=sharding)
-    deviation = fan_in(spec.letters, sizes(config)) ** -0.5 if spec.kind == "kernel" else 1.0
+    deviation = 1.0 if spec.kind == "embedding" else fan_in(spec.letters, sizes(config)) ** -0.5
     draw = jax.random.normal(next(keys), shape, jnp.float32, out_sharding=sharding)
     return (draw * deviation).astype(dtype)
 
@@ -77,7 +81,7 @@ def in_use(
             value, layout, settings, config.quant.nonnegative and spec.feeds_activation
         )
     assert not isinstance(value, QuantizedWeight)
-    if spec.kind != "kernel":
+    if spec.kind not in ("kernel", "expert", "router"):
         return value
     return Kernel(value, places, numerics.gradients, numerics.ring)
 
@@ -86,7 +90,10 @@ def with_summed_gradient(
     spec: WeightSpec, value: Array, config: ModelConfig, numerics: Numerics
 ) -> Array:
     """A weight's shard, whose gradient is summed over the devices that hold copies of it."""
-    dtype = numerics.gradients if spec.kind in ("kernel", "embedding") else "float32"
+    if spec.kind == "selection":
+        return value  # without a gradient
+    narrow = spec.kind in ("kernel", "expert", "embedding")
+    dtype = numerics.gradients if narrow else "float32"
     return sum_gradient_over_copies(value, places_of(spec, config), dtype)
 
 

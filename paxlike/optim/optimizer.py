@@ -22,6 +22,7 @@ import optax
 from optax import apply_updates
 from optax.tree_utils import tree_norm as global_norm
 
+from paxlike.architecture.experts import SELECTION_BIAS
 from paxlike.config import OptimConfig
 from paxlike.optim.schedules import make_schedule, weight_decay_factor
 from paxlike.parallel.axes import is_stacked
@@ -55,7 +56,7 @@ def make_optimizer(optim: OptimConfig, steps: int) -> Optimizer:
 
     def init(params):
         zeros = jax.tree_util.tree_map_with_path(
-            lambda path, p: rule.moments(p, _stacked(path)), params
+            lambda path, p: {} if _is_moved(path) else rule.moments(p, _stacked(path)), params
         )
         return {"step": jnp.zeros((), jnp.int32), "moments": zeros}
 
@@ -65,6 +66,8 @@ def make_optimizer(optim: OptimConfig, steps: int) -> Optimizer:
         rate, step = schedule(state["step"]), state["step"] + 1
 
         def one(path, p, g, old):
+            if _is_moved(path):
+                return jnp.zeros_like(p), {}
             new_p, new = rule.update(
                 rate, step.astype(jnp.float32), _float32(g), old, _float32(p), path
             )
@@ -208,6 +211,12 @@ def _zeros(like: jax.Array) -> jax.Array:
 
 def _stacked(path: tuple) -> bool:
     return is_stacked(path[0].key)
+
+
+def _is_moved(path: tuple) -> bool:
+    """Whether the train step moves a parameter by a rule of its own: the selection bias of a
+    router. It has no gradient, no moments and no weight decay."""
+    return path[-1].key == SELECTION_BIAS
 
 
 def _layer_axes(x: jax.Array, stacked: bool) -> tuple[int, ...]:

@@ -21,12 +21,18 @@ ALPHABET = {
     "P": "rows of the table of learned positions",
     "R": "adapter rank",
     "Q": "positions of a prefix",
-    "M": "hidden units of a prefix's network",
+    "I": "hidden units of a prefix's network",
+    "E": "experts",
+    "J": "experts that one token uses",
+    "C": "rows of the experts: one for each token and each of its experts",
+    "M": "feed-forward width of an expert",
+    "U": "feed-forward width of the shared experts together",
 }
 
 LOGICAL_AXES = {
     "B": "batch", "T": "length", "S": "length", "D": "embed", "F": "mlp", "N": "heads",
-    "K": "heads", "H": "kv", "V": "vocab", "L": "layers",
+    "K": "heads", "H": "kv", "V": "vocab", "L": "layers", "E": "expert", "M": "expert_mlp",
+    "U": "mlp",
 }  # fmt: skip
 """T5X's standard logical axis of each dimension of a model."""
 
@@ -64,6 +70,10 @@ def sizes(model: ModelConfig) -> dict[str, int]:
         "L": model.layers,
         "P": model.learned_positions,
         "W": model.sliding_window,
+        "E": model.experts.count,
+        "J": model.experts.top_k,
+        "M": model.experts.d_ff,
+        "U": model.experts.shared * model.experts.d_ff,
     }
 
 

@@ -11,16 +11,17 @@ activations:
   `model`, so activations saved per layer are fully sharded. A projection gathers D over `model` and
   computes its own heads or feed-forward columns; the output projection reduce-scatters over D.
 
-Four cases follow from the letters and need no rows:
+Five cases follow from the letters and need no rows:
 
 - A matrix with no letter on `model` (key/value weights with fewer heads than model shards, as in
   multi-query attention) has its D sharded over `model` and `data` together, and its product is
   summed over `model`.
+- A router's weight is such a matrix, too: E is not sharded, so every device computes all logits.
 - A vector (norm scales, D alone) is sharded like the activation that it multiplies, because it is
   too small to be worth a gather.
 - K is replicated if there are fewer key/value heads than model shards. Each shard then uses the
   head that its query heads share.
-- R, Q and M, the letters of adapters, are replicated if another letter is over `data`, or if `data`
+- R, Q and I, the letters of adapters, are replicated if another letter is over `data`, or if `data`
   does not divide them: an adapter is thousands of times smaller than its base.
 
 `spec` and `weight_spec` raise ConfigError for a letter without a row, for two letters on one mesh
@@ -46,12 +47,15 @@ WEIGHTS: dict[str, Axis] = {
     "H": None,
     "R": "data",
     "Q": "data",
-    "M": "data",
+    "I": "data",
+    "E": None,
+    "M": "model",
+    "U": "model",
 }
 ACTIVATIONS: dict[str, Axis] = {
     "A": None, "B": ("pod", "data"), "T": None, "S": None, "W": None,
     "D": "model", "N": "model", "K": "model", "F": "model", "V": "model", "H": None,
-    "R": None, "M": None,
+    "R": None, "I": None, "E": None, "M": "model", "U": "model",
 }  # fmt: skip
 
 MESH_AXES = ("pod", "data", "model")
@@ -75,7 +79,7 @@ def weight_spec(dims: str, shape: tuple[int, ...], mesh: Mapping[str, int]) -> t
             [None] * (len(dims) - 1) + [_row(ACTIVATIONS, matrix, shape[-1], mesh)],
         )
     places = [_row(WEIGHTS, d, n, mesh) for d, n in zip(dims, shape, strict=True)]
-    for letter in "RQM":
+    for letter in "RQI":
         if letter in dims and ("D" in dims or shape[dims.index(letter)] % mesh["data"]):
             places[dims.index(letter)] = None
     if "model" not in places and "D" in dims:
@@ -154,5 +158,7 @@ def _remedy(letter: str) -> str:
         "N": "model.heads, mesh.model",
         "K": "model.kv_heads, mesh.model",
         "F": "model.d_ff, mesh.model",
+        "M": "model.experts.d_ff, mesh.model",
+        "U": "model.experts.shared, model.experts.d_ff, mesh.model",
         "D": "model.d_model, mesh.data, mesh.model",
     }.get(letter, "mesh.data, mesh.model")

@@ -25,6 +25,9 @@ _VALUES = {
     "scale": "ones",
     "embedding": "N(0, 1)",
     "kernel": "N(0, 1/sqrt(fan-in))",
+    "expert": "N(0, 1/sqrt(fan-in))",
+    "router": "N(0, 1/sqrt(fan-in))",
+    "selection": "zeros",
 }
 
 

@@ -49,6 +49,8 @@ class Losses(NamedTuple):
     """z * log^2 Z."""
     correct: Leaf
     """Number of tokens predicted correctly, by the largest logit."""
+    statistics: Leaf = {}  # noqa: RUF012 - never changed in place
+    """What routers are reported from (`training/router_losses.py`): nested dicts of arrays."""
 
 
 class Head(NamedTuple):
@@ -126,8 +128,9 @@ def _chunks(head, x_TD, weight, targets_T, gradients):
     x_TD = jnp.pad(x_TD, ((0, padding), (0, 0)))
     targets_T = jnp.pad(targets_T, (0, padding), constant_values=-1)
     step = functools.partial(_chunk, head, weight, gradients)
+    zero = jnp.zeros((), jnp.float32)
     start = (
-        Losses(*(jnp.zeros((), jnp.float32),) * len(Losses._fields)),
+        Losses(zero, zero, zero, zero),
         jnp.zeros(weight.shape if "weight" in gradients else (), head.gradients),
     )
     inputs = (x_TD.reshape(count, chunk, D), targets_T.reshape(count, chunk))

@@ -23,11 +23,17 @@ from paxlike.parallel.host_batches import to_devices
 from paxlike.parallel.mesh import axis_sizes, spec
 from paxlike.training.loss import Losses
 from paxlike.training.objective import OBJECTIVE, DeviceBatch
+from paxlike.training.router_losses import (
+    moved_biases,
+    no_statistics,
+    router_metrics,
+    with_router_losses,
+)
 from paxlike.training.state import State
 
 Array = jax.Array
 
-NO_LOSSES = Losses(*(np.zeros((), np.float32),) * len(Losses._fields))
+NO_LOSSES = Losses(*(np.zeros((), np.float32),) * 4)
 _SCALARS = Losses(*(PartitionSpec(),) * len(Losses._fields))
 
 
@@ -39,9 +45,9 @@ def make_train_step(
     The gradient is that of the mean loss over all predicted tokens of the batch, regardless of the
     number of accumulation steps. Metrics are scalars on the device. In float32: `loss`
     (cross-entropy in nats per token), `z_loss` (added to the cross-entropy), `accuracy`,
-    `gradient_norm` (before clipping), `learning_rate`, `tokens` (predicted) and, with
-    guard.skip_nonfinite, `skipped` (1 if the update was not applied). In uint32: `batch`, the
-    batch's fingerprint.
+    `gradient_norm` (before clipping), `learning_rate`, `tokens` (predicted), those of
+    `router_metrics` in a model with experts, and, with guard.skip_nonfinite, `skipped` (1 if the
+    update was not applied). In uint32: `batch`, the batch's fingerprint.
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict]:
@@ -49,6 +55,7 @@ def make_train_step(
         tokens = jnp.maximum(predicted.astype(jnp.float32), 1)
         draw = state.step if config.adapt.dropout else None
         gradients, losses = loss_gradients(config, numerics, state.parts, batch, tokens, draw)
+        routing = losses.statistics
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         metrics = {
             "loss": losses.cross_entropy / tokens,
@@ -58,9 +65,11 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "tokens": tokens,
             "batch": fingerprint,
+            **router_metrics(config.model, routing, tokens, batch.tokens_ABT.size),
         }
         params = apply_updates(state.params, updates)
         params = FORMS[config.adapt.kind].constrain(config.model, config.adapt, params)
+        params = moved_biases(config.model, params, routing)
         if config.guard.skip_nonfinite:
             is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
             new, old = (params, optimizer_state), (state.params, state.optimizer)
@@ -98,7 +107,8 @@ def loss_gradients(
             losses = model_losses(config, numerics, parts, part, sum_gradients=True, draw=draw)
             return share_over_model(losses.loss / tokens), losses
 
-        gradients, losses = _accumulated(part_loss, trained, batch, step is not None)
+        start = NO_LOSSES._replace(statistics=no_statistics(config.model))
+        gradients, losses = _accumulated(part_loss, trained, batch, start, step is not None)
         return gradients, _totals(losses)
 
     places = spec("ABT", batch.tokens_ABT.shape)
@@ -125,8 +135,9 @@ def model_losses(
     prompts = None
     if config.adapt.kind == "reft":
         prompts = document_prompts(part.targets_ABT, part.segments_ABT)
-    x_BTD = decoder(part.tokens_ABT, part.segments_ABT, prompts)
-    return OBJECTIVE(config, decoder, x_BTD, part)
+    x_BTD, found = decoder.with_statistics(part.tokens_ABT, part.segments_ABT, prompts)
+    losses = OBJECTIVE(config, decoder, x_BTD, part)
+    return with_router_losses(config.model, losses, found, part.targets_ABT)
 
 
 def _totals(losses: Losses) -> Losses:
@@ -137,13 +148,15 @@ def _totals(losses: Losses) -> Losses:
 def losses_of(
     config: Config, numerics: Numerics, params: dict | Parts, part: DeviceBatch
 ) -> Losses:
-    """Returns the losses of one accumulation step from global arrays [B, T], summed over tokens.
+    """Returns the losses of one accumulation step from global arrays [B, T], summed over tokens,
+    without statistics.
 
     Differentiable, but the train step takes its gradients inside the `shard_map` instead.
     """
 
     def device(params: dict | Parts, part: DeviceBatch) -> Losses:
-        return _totals(model_losses(config, numerics, params, part))
+        losses = model_losses(config, numerics, params, part)
+        return _totals(losses._replace(statistics={}))
 
     tokens = spec("BT", part.tokens_ABT.shape)
     parts = DeviceBatch(tokens, tokens, None if part.segments_ABT is None else tokens)
@@ -151,9 +164,12 @@ def losses_of(
 
 
 def _accumulated(
-    part_loss: Callable, params: dict, batch: DeviceBatch, numbered: bool
+    part_loss: Callable, params: dict, batch: DeviceBatch, start: Losses, numbered: bool
 ) -> tuple[dict, Losses]:
-    """Sums gradients and losses over the accumulation steps, which may be numbered from 0."""
+    """Sums gradients and losses over the accumulation steps, which may be numbered from 0.
+
+    start: zeros.
+    """
     gradient = jax.grad(part_loss, has_aux=True)
     steps = batch.tokens_ABT.shape[0]
     if steps == 1:
@@ -162,7 +178,7 @@ def _accumulated(
     def add(sums, part):
         return jax.tree.map(jnp.add, sums, gradient(params, *part)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params), NO_LOSSES
+    zeros = jax.tree.map(jnp.zeros_like, params), start
     numbers = jnp.arange(steps, dtype=jnp.uint32) if numbered else None
     return jax.lax.scan(add, zeros, (batch, numbers))[0]
 

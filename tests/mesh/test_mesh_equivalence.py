@@ -17,7 +17,7 @@ from helpers import (
     outside_and_inside,
 )
 
-from paxlike.config import PrecisionConfig, RopeScalingConfig
+from paxlike.config import ExpertsConfig, PrecisionConfig, RopeScalingConfig
 from paxlike.nn.collectives import gather, total
 from paxlike.training import step
 
@@ -58,6 +58,16 @@ OTHERS = {
         "block": "parallel_local", "sliding_window": 3, "learned_positions": 16, "kv_heads": 8,
         "qk_norm": "layer", "logit_scale": 0.5, "norm_bias": True, "remat": "full",
     },
+    "experts": {
+        "block": "serial_experts", "norm": "rms", "kv_heads": 2, "head": "untied",
+        "experts": ExpertsConfig(4, 2, 24, balance_loss=0.5, z_loss=0.1),
+    },
+    "shared-experts": {
+        "pattern": ("parallel", "parallel_two_norms_experts"), "layers": 3, "remat": "full",
+        "experts": ExpertsConfig(
+            4, 3, 16, 1, "sigmoid", renormalize=False, balance_loss=0.5, z_loss=0.1
+        ),
+    },
 }  # fmt: skip
 """Options of other families, each on one mesh."""
 MESHES = {"8x1": (1, 8, 1), "1x8": (1, 1, 8), "2x4": (1, 2, 4), "2x2x2": (2, 2, 2)}
@@ -84,7 +94,15 @@ def test_loss_and_gradients_are_those_of_one_device(alone, sizes):
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("gemma", (2, 2, 2)), ("olmo", (1, 1, 8)), ("learned-positions", (1, 2, 4))]
+    ("name", "sizes"),
+    [
+        ("gemma", (2, 2, 2)),
+        ("olmo", (1, 1, 8)),
+        ("learned-positions", (1, 2, 4)),
+        ("experts", (1, 8, 1)),
+        ("experts", (1, 2, 4)),
+        ("shared-experts", (2, 2, 2)),
+    ],
 )
 def test_options_of_other_families(name, sizes):
     """Scores near a softcap lose digits."""

@@ -16,6 +16,7 @@ from paxlike.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
+    ExpertsConfig,
     GuardConfig,
     InitConfig,
     LogConfig,
@@ -65,6 +66,26 @@ REFUSED = [
     (ModelConfig, {"layers": 4.0}, "model.layers is 4.0; it must be of type int"),
     (ModelConfig, {"heads": True}, "model.heads is True; it must be of type int"),
     (ModelConfig, {"rope_theta": "1e4"}, "model.rope_theta is '1e4'; it must be of type float"),
+    (ExpertsConfig, {"count": -1}, "model.experts.count is -1; it must be 0 or more"),
+    (ExpertsConfig, {"count": 4, "top_k": 5}, "top_k is 5, above model.experts.count 4"),
+    (ExpertsConfig, {"count": 4, "top_k": 0}, "model.experts.top_k is 0; it must be greater"),
+    (ExpertsConfig, {"count": 4, "d_ff": 0}, "model.experts.d_ff is 0; it must be greater"),
+    (ExpertsConfig, {"count": 4, "top_k": 1}, "top_k is 1 and .* unset renormalize"),
+    (ExpertsConfig, {"count": 4, "scores": "relu"}, "scores is 'relu'; choose among softmax, sig"),
+    (ExpertsConfig, {"count": 4, "balance_loss": -1.0}, "balance_loss is -1.0; it must be 0"),
+    (ExpertsConfig, {"top_k": 3, "shared": 1}, "top_k, shared is set, but .*count is 0"),
+    (ModelConfig, {"experts": ExpertsConfig(4)}, "count is 4, and the blocks are parallel;"),
+    (ModelConfig, {"block": "serial_experts"}, "count is 0, and the blocks are serial_experts;"),
+    (
+        ModelConfig,
+        {"block": "serial_experts", "experts": ExpertsConfig(4), "feed_forward": "gelu"},
+        "feed_forward is gelu .*experts are gated",
+    ),
+    (
+        ModelConfig,
+        {"block": "serial_experts", "experts": ExpertsConfig(4), "quant": QuantConfig("bitnet")},
+        "quant.weights is bitnet, but blocks with experts are not quantized",
+    ),
     (InitConfig, {"config": True}, "init.config is set, but init.source is empty"),
     (InitConfig, {"source": "a", "kv_heads": "min"}, "init.kv_heads is 'min'; choose among"),
     (DataConfig, {"sequence_length": 0}, "data.sequence_length is 0"),
@@ -338,7 +359,21 @@ def changed() -> Config:
     )
 
 
-@pytest.mark.parametrize("config", [Config(), changed()], ids=["default", "changed"])
+def with_experts() -> Config:
+    """A config whose experts differ from the defaults in every field."""
+    experts = ExpertsConfig(6, 3, 24, 2, "sigmoid", False, 2.5, 0.02, 0.002, 0.01)
+    return Config(model=ModelConfig(pattern=("serial", "serial_experts"), experts=experts))
+
+
+def test_every_field_of_experts_differs():
+    found = {line.split(":")[0] for line in differences(Config(), with_experts())}
+    fields = {f"model.experts.{field.name}" for field in dataclasses.fields(ExpertsConfig)}
+    assert fields < found
+
+
+@pytest.mark.parametrize(
+    "config", [Config(), changed(), with_experts()], ids=["default", "changed", "experts"]
+)
 def test_json_round_trip(config):
     again = from_json(to_json(config))
     assert again == config and differences(config, again) == []
@@ -359,11 +394,13 @@ def test_every_field_differs_by_its_dotted_name():
 
     lora = ("kind", "train", "layers", *FIELDS["lora"])
     # variant code excludes nonnegative, quantization norms of outputs, RMS norms a bias, RoPE
-    # learned positions, a mixture of seqio other sources, and LoRA other adapters.
+    # learned positions, a mixture of seqio other sources, LoRA other adapters, and quantization
+    # experts.
     cannot = (
         "model.quant.nonnegative", "model.norm_placement", "model.norm_bias",
         "model.learned_positions", "data.store", "data.mixture", "data.mixture_changes",
         *(f"adapt.{f.name}" for f in dataclasses.fields(AdaptConfig) if f.name not in lora),
+        *(f"model.experts.{field.name}" for field in dataclasses.fields(ExpertsConfig)),
     )  # fmt: skip
     assert found == [name for name in names(dataclasses.asdict(Config())) if name not in cannot]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())

@@ -76,7 +76,8 @@ class Family:
     epsilon: str = "rms_norm_eps"
     """The name of `norm_epsilon` in config.json."""
     names: dict[str, str] = dataclasses.field(default_factory=lambda: LLAMA_NAMES)
-    """A block's weight -> its tensor below `layers`."""
+    """A block's weight -> its tensor below `layers`. `{expert}` stands for the number of an
+    expert: each has a tensor of its own."""
     layers: str = "model.layers"
     outer: dict[str, str] = dataclasses.field(default_factory=lambda: LLAMA_OUTER)
     """A weight outside of the blocks -> its tensor."""
@@ -123,6 +124,13 @@ class Family:
         blocks = set(model.block_kinds)
         fits = fits and self.fits(model)
         return fits and blocks <= set(self.shape["block"]) and (self.patterned or len(blocks) == 1)
+
+
+def required(hf_config: dict, key: str) -> Any:
+    """A value of config.json. Raises UserError if there is none."""
+    if hf_config.get(key) is None:
+        raise UserError(f"config.json has no {key}.")
+    return hf_config[key]
 
 
 # ---- sliding windows -----------------------------------------------------------------------------

@@ -6,14 +6,15 @@ from paxlike.config import ModelConfig
 from paxlike.interop.families.family import SERIAL_RMS, Family, layers_of, no_sliding_window
 
 
-def _options(hf_config: dict) -> dict[str, Any]:
+def options(hf_config: dict, kind: str = "serial") -> dict[str, Any]:
+    """Fields of ModelConfig. kind: of the blocks."""
     # A window of the whole context masks nothing.
     if no_sliding_window(hf_config):
         return {}
-    return layers_of([True], hf_config["sliding_window"])
+    return layers_of([True], hf_config["sliding_window"], kind)
 
 
-def _keys(model: ModelConfig) -> dict[str, Any]:
+def keys(model: ModelConfig) -> dict[str, Any]:
     return {"sliding_window": model.sliding_window or None}
 
 
@@ -22,6 +23,6 @@ MISTRAL = Family(
     architecture="MistralForCausalLM",
     shape={**SERIAL_RMS, "block": ("serial", "serial_local")},
     supported={"hidden_act": ("silu",)},
-    options=_options,
-    keys=_keys,
+    options=options,
+    keys=keys,
 )

@@ -222,7 +222,7 @@ def test_a_trained_network_is_flattened_to_the_same_model(expected):
     with jax.set_mesh(mesh_of(1, 2, 4)):
         parts = placed_parts(config, base, trained)
         params = assembled(config, numerics, place(config, base), parts.trained)
-        assert "prefix_k_out_MKH" not in params["blocks"] and "prefix_rows_QD" not in params
+        assert "prefix_k_out_IKH" not in params["blocks"] and "prefix_rows_QD" not in params
         rows = device_batch(batch)
         run = jax.jit(functools.partial(losses_of, config, numerics))
         found = float(run(params, rows).loss) / float((batch.targets >= 0).sum())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from paxlike.config import ExpertsConfig
 from paxlike.infer.cache import decode, prefill
 
 WORDS = {
@@ -47,6 +48,12 @@ WORDS = {
         "qk_norm": "heads",
         "kv_heads": 8,
     },
+    "experts": {
+        "kv_heads": 2,
+        "pattern": ("serial", "serial_experts"),
+        "norm": "rms",
+        "experts": ExpertsConfig(4, 2, 32, 1, "sigmoid", bias_step=0.1),
+    },
     "serial": {
         "kv_heads": 2,
         "block": "serial",
@@ -73,6 +80,7 @@ CASES = [
     ("gemma", (2, 2, 2), "model"),
     ("learned-positions", (1, 2, 4), "model"),
     ("serial", (1, 2, 4), None),
+    ("experts", (1, 2, 4), None),
 ]
 
 

@@ -399,8 +399,20 @@ PUBLISHED = {
         "num_key_value_heads": 8, "intermediate_size": 33_792, "num_hidden_layers": 64,
         "vocab_size": 256_000, "layer_norm_eps": 1e-5, "rope_theta": 75e6, "use_qk_norm": True,
     },
+    46_702_792_704: {
+        "model_type": "mixtral", "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "vocab_size": 32_000, "num_local_experts": 8, "num_experts_per_tok": 2, **RMS,
+    },
+    30_532_122_624: {
+        "model_type": "qwen3_moe", "hidden_size": 2048, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144,
+        "moe_intermediate_size": 768, "num_hidden_layers": 48, "vocab_size": 151_936,
+        "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, **RMS,
+    },
 }  # fmt: skip
-"""Parameters of GPT-2, Gemma 2 2B and 9B, Gemma 3 1B, OLMo 2 7B, Mistral 7B and Command R+, as the
+"""Parameters of GPT-2, Gemma 2 2B and 9B, Gemma 3 1B, OLMo 2 7B, Mistral 7B, Command R+, Mixtral
+8x7B and Qwen 3 30B-A3B, as the
 model hub shows them -> their config.json."""
 
 

@@ -18,7 +18,7 @@ from helpers import (
     place,
 )  # fmt: skip
 
-from paxlike.config import RopeScalingConfig
+from paxlike.config import ExpertsConfig, RopeScalingConfig
 from paxlike.models.decoder import hidden_states, init_params
 
 pytestmark = pytest.mark.slow
@@ -62,6 +62,22 @@ ARCHITECTURES = {
         "block": "parallel_local", "sliding_window": 3, "learned_positions": 16, "kv_heads": 8,
         "qk_norm": "layer", "logit_scale": 0.5, "norm_bias": True, "remat": "full",
     },
+    "experts": {
+        "block": "serial_experts", "norm": "rms", "kv_heads": 2, "head": "untied",
+        "experts": ExpertsConfig(4, 2, 24, balance_loss=0.5, z_loss=0.1),
+    },
+    "shared-experts": {
+        "pattern": ("parallel", "parallel_two_norms_experts"), "layers": 3, "remat": "full",
+        "feed_forward": "geglu",
+        "experts": ExpertsConfig(
+            5, 3, 16, 2, "sigmoid", scaling=2.5, balance_loss=0.5, z_loss=0.1, bias_step=0.1
+        ),
+    },
+    "unnormalized-experts": {
+        "block": "serial_experts_local", "sliding_window": 5, "norm": "rms",
+        "norm_placement": "both",
+        "experts": ExpertsConfig(3, 1, 24, renormalize=False, balance_loss=0.5, z_loss=0.1),
+    },
 }  # fmt: skip
 
 
@@ -76,10 +92,12 @@ def case(request):
 
 
 def reference_loss(config, params, batch):
-    logits = reference.logits(params, config.model, batch.tokens, batch.segments)
-    return (
-        reference.losses(logits, batch.targets, config.train.z_loss)[0] / (batch.targets >= 0).sum()
-    )
+    routed: list[tuple[float, float]] = []
+    logits = reference.logits(params, config.model, batch.tokens, batch.segments, routed)
+    loss = reference.losses(logits, batch.targets, config.train.z_loss)[0]
+    loss /= (batch.targets >= 0).sum()
+    c = config.model.experts
+    return loss + sum(c.balance_loss * balance + c.z_loss * z for balance, z in routed)
 
 
 def test_loss_follows_the_formulas(case):

@@ -7,7 +7,12 @@ import jax
 import pytest
 from helpers import flat, mesh_of, numerics_of
 
-from paxlike.accounting.parameters import parameter_count, stored_parameter_count, stored_shapes
+from paxlike.accounting.parameters import (
+    active_parameter_count,
+    parameter_count,
+    stored_parameter_count,
+    stored_shapes,
+)
 from paxlike.config import Config, ModelConfig, load
 from paxlike.parallel.axes import sizes, stored_letters
 from paxlike.training.state import abstract_params
@@ -54,6 +59,17 @@ def test_counted_shapes_are_those_of_the_parameters(name):
     for parameter, shape in shapes.items():
         letters = stored_letters(parameter)
         assert shape == tuple(size[letter] for letter in letters), parameter
+
+
+def test_mixtral_counts():
+    """46.7 B parameters, of which a token uses 12.9 B (arXiv 2401.04088, section 1)."""
+    model = CONFIGS["mixtral_8x7b"].model
+    assert parameter_count(model) == 46_702_792_704
+    assert active_parameter_count(model) == 12_879_925_248
+
+
+def test_a_dense_model_is_active_as_a_whole():
+    assert active_parameter_count(LLAMA_2_7B) == parameter_count(LLAMA_2_7B)
 
 
 @pytest.mark.parametrize("name", PALM)

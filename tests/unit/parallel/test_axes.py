@@ -2,7 +2,7 @@
 
 import pytest
 
-from paxlike.config import ModelConfig
+from paxlike.config import ExpertsConfig, ModelConfig
 from paxlike.parallel.axes import ALPHABET, as_letters, letters_of, logical_axes, sizes
 
 
@@ -25,8 +25,14 @@ def test_a_name_without_letters(name):
         letters_of(name)
 
 
+EXPERTS = {
+    "block": "serial_experts",
+    "experts": ExpertsConfig(count=5, top_k=2, d_ff=30, shared=2),
+}
+
+
 def test_sizes_are_of_the_alphabet():
-    model = ModelConfig(3, 40, 6, 2, 10, 70, 100, 64, learned_positions=32)
+    model = ModelConfig(3, 40, 6, 2, 10, 70, 100, 64, learned_positions=32, **EXPERTS)
     expected = {
         "L": 3,
         "D": 40,
@@ -38,9 +44,13 @@ def test_sizes_are_of_the_alphabet():
         "V": 128,
         "P": 32,
         "W": 0,
+        "E": 5,
+        "J": 2,
+        "M": 30,
+        "U": 60,
     }
     assert sizes(model) == expected
-    assert set(sizes(model)) | set("ABTSR") == set(ALPHABET)
+    assert set(sizes(model)) | set("ABTSRCQI") == set(ALPHABET)
 
 
 def test_t5x_names_of_dimensions():

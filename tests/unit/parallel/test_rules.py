@@ -26,6 +26,11 @@ SIZES = {
     "P": 32,
     "R": 4,
     "W": 6,
+    "E": 4,
+    "M": 24,
+    "U": 48,
+    "Q": 8,
+    "I": 16,
 }
 
 
@@ -36,11 +41,12 @@ def shape(dims):
 # Batch over pod and data, wide dimensions over model, and a weight's width over data.
 ACTIVATION = {
     "A": None, "B": ("pod", "data"), "T": None, "S": None, "W": None, "D": "model", "F": "model",
-    "N": "model", "K": "model", "H": None, "V": "model", "R": None,
+    "N": "model", "K": "model", "H": None, "V": "model", "R": None, "I": None,
+    "E": None, "M": "model", "U": "model",
 }  # fmt: skip
 WEIGHT = {
     "L": None, "D": "data", "F": "model", "N": "model", "K": "model", "H": None, "V": "model",
-    "P": "model", "R": "data",
+    "P": "model", "R": "data", "Q": "data", "I": "data", "E": None, "M": "model", "U": "model",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from paxlike.accounting import flops
 from paxlike.accounting.flop_counts import TOLERANCE, FlopComparison
 from paxlike.accounting.flops import Count, Term
 from paxlike.cli import main
-from paxlike.config import AdaptConfig, Config, DataConfig, ModelConfig, load
+from paxlike.config import AdaptConfig, Config, DataConfig, ExpertsConfig, ModelConfig, load
 from paxlike.planning.flop_counts import count_three_ways
 
 pytestmark = pytest.mark.slow
@@ -60,6 +60,16 @@ SHAPE = {
             "attention": "splash",
             "learned_positions": 32,
             "kv_heads": 4,
+        },
+        {
+            "remat": "full",
+            "block": "serial_experts",
+            "experts": ExpertsConfig(4, 2, 48, 1, bias_step=0.1),
+        },
+        {
+            "remat": "dots",
+            "block": "parallel_experts",
+            "experts": ExpertsConfig(8, 3, 16),
         },
     ],
     ids=lambda value: "-".join(map(str, value.values())),

@@ -1,0 +1,162 @@
+"""Products of rows and the weight of their own group: y[c] = x[c] W[group of c].
+
+Rows are sorted by group, and every row belongs to one: the sizes of the groups add up to C. Two
+implementations, chosen by platform (`Numerics.experts`):
+
+- `ragged`: `jax.lax.ragged_dot`, which TPUs run natively.
+- `blocks`: a loop over each group's blocks of rows, for CPUs, where XLA multiplies every row with
+  the weights of all groups instead (docs/experts.md has measurements). The last block of a group
+  reaches into the next group's rows, whose own products overwrite its results.
+
+Letters: C rows, E groups (experts); the weight is E x inputs x outputs.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from paxlike.accounting.grouped_rows import scope
+from paxlike.nn.collectives import gather_weight, scatter_gradient
+from paxlike.nn.differentiated import differentiated
+from paxlike.nn.einsum import Kernel
+
+Array = jax.Array
+
+BLOCK_ROWS = 256
+"""Rows of a block. Half a block per group is computed in vain; smaller blocks are slower per row.
+"""
+
+
+def grouped(x: Array, kernel: Kernel, sizes_E: Array, implementation: str) -> Array:
+    """Rows times their expert's weight, on this device's arrays, in x's dtype.
+
+    x: [C, inputs], sorted by expert. sizes_E: int32, rows of each expert. Like `Kernel.einsum`, it
+    gathers the weight over `data` and computes its gradient in the dtype of gradients.
+    """
+    static = implementation, kernel.places, kernel.gradients
+    return _multiply(static, x, kernel.shard, sizes_E)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _multiply(static: tuple, x: Array, shard: Array, sizes_E: Array) -> Array:
+    implementation, places, _ = static
+    product, _ = IMPLEMENTATIONS[implementation]
+    return product(x, gather_weight(shard, places, x.dtype), sizes_E, False)
+
+
+def _forward(static, x, shard, sizes_E):
+    x, shard, sizes_E = map(differentiated, (x, shard, sizes_E))
+    kept = x.kept_for(shard), shard.value, sizes_E.value
+    return _multiply(static, x.value, shard.value, sizes_E.value), kept
+
+
+def _backward(static, kept, dy):
+    implementation, places, gradients = static
+    product, gradient = IMPLEMENTATIONS[implementation]
+    x, shard, sizes_E = kept
+    dw = None
+    if x is not None:
+        dw = scatter_gradient(gradient(x, dy, sizes_E, gradients), places, shard.dtype)
+    weight = gather_weight(shard, places, dy.dtype)
+    return product(dy, weight, sizes_E, True), dw, None
+
+
+_multiply.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+# ---- by jax.lax.ragged_dot -----------------------------------------------------------------------
+
+
+def _ragged_product(x: Array, weight: Array, sizes_E: Array, transposed: bool) -> Array:
+    return jax.lax.ragged_dot(x, weight.swapaxes(1, 2) if transposed else weight, sizes_E)
+
+
+def _ragged_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
+    over_rows = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+    return jax.lax.ragged_dot_general(
+        x, dy, sizes_E, over_rows, preferred_element_type=jnp.dtype(dtype)
+    )
+
+
+# ---- by blocks of rows ---------------------------------------------------------------------------
+# The outer loop is over experts, so that a weight is copied once and not for every block. The name
+# of the inner loop's scope tells `accounting/` the number of rows: that of blocks depends on the
+# data.
+
+
+class _Rows(NamedTuple):
+    """The rows of one expert."""
+
+    begin: Array
+    size: Array
+
+
+def _block_product(x: Array, weight: Array, sizes_E: Array, transposed: bool) -> Array:
+    """x W, or x W^T if transposed: [C, outputs]."""
+    contracted = 1 if transposed else 0
+    size, rows = _block_rows(x), x.shape[0]
+    padded = jnp.pad(x, ((0, size), (0, 0)))
+
+    def expert(y: Array, own: tuple[Array, _Rows]) -> tuple[Array, None]:
+        w, mine = own
+
+        def block(number: Array, y: Array) -> Array:
+            at = mine.begin + number * size
+            part = jax.lax.dynamic_slice_in_dim(padded, at, size)
+            out = jax.lax.dot_general(part, w, (((1,), (contracted,)), ((), ())))
+            return jax.lax.dynamic_update_slice_in_dim(y, out, at, 0)
+
+        return _for_blocks(mine, x, sizes_E, block, y), None
+
+    start = jnp.zeros((rows + size, weight.shape[2 - contracted]), x.dtype)
+    return jax.lax.scan(expert, start, (weight, _rows_of(sizes_E)))[0][:rows]
+
+
+def _block_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
+    """x^T dy of each expert's rows: [E, inputs, outputs]. Zeros for an expert without rows."""
+    size = _block_rows(x)
+    padded_x, padded_dy = (jnp.pad(array, ((0, size), (0, 0))) for array in (x, dy))
+
+    def expert(_: None, mine: _Rows) -> tuple[None, Array]:
+        def block(number: Array, dw: Array) -> Array:
+            begin = number * size
+            is_own = (begin + jnp.arange(size, dtype=jnp.int32) < mine.size)[:, None]
+
+            def own(rows: Array) -> Array:
+                part = jax.lax.dynamic_slice_in_dim(rows, mine.begin + begin, size)
+                return jnp.where(is_own, part, 0)
+
+            pair = own(padded_x), own(padded_dy)
+            return dw + jax.lax.dot_general(
+                *pair, (((0,), (0,)), ((), ())), preferred_element_type=dw.dtype
+            )
+
+        start = jnp.zeros((x.shape[1], dy.shape[1]), dtype)
+        return None, _for_blocks(mine, x, sizes_E, block, start)
+
+    return jax.lax.scan(expert, None, _rows_of(sizes_E))[1]
+
+
+def _block_rows(x: Array) -> int:
+    """Rows of a block, and of the padding behind the last row."""
+    return min(BLOCK_ROWS, x.shape[0])
+
+
+def _rows_of(sizes_E: Array) -> _Rows:
+    return _Rows(jnp.cumsum(sizes_E) - sizes_E, sizes_E)
+
+
+def _for_blocks(mine: _Rows, x: Array, sizes_E: Array, block: Callable, start: Array) -> Array:
+    size = _block_rows(x)
+    with jax.named_scope(scope(x.shape[0], sizes_E.shape[0], size)):
+        return jax.lax.fori_loop(0, (mine.size + size - 1) // size, block, start)
+
+
+IMPLEMENTATIONS: dict[str, tuple[Callable, Callable]] = {
+    "ragged": (_ragged_product, _ragged_gradient),
+    "blocks": (_block_product, _block_gradient),
+}
+"""Name -> (product(x, weight, sizes, transposed), weight gradient(x, dy, sizes, dtype))."""

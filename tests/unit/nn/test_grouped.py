@@ -1,0 +1,38 @@
+"""Products of sorted rows with their own group's weight, and their gradients, against NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from paxlike.nn import grouped
+from paxlike.nn.einsum import Kernel
+
+SIZES = {
+    "uneven": (5, 0, 9, 3),
+    "one-expert": (0, 17, 0, 0),
+    "last-expert": (0, 0, 0, 17),
+    "whole-blocks": (4, 8, 4, 1),
+}
+
+
+@pytest.mark.parametrize("implementation", grouped.IMPLEMENTATIONS)
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_products_and_gradients(monkeypatch, implementation, sizes):
+    """An expert without rows has a gradient of exactly 0."""
+    monkeypatch.setattr(grouped, "BLOCK_ROWS", 4)
+    random = np.random.default_rng(0)
+    x, w, dy = (random.standard_normal(s).astype(np.float32) for s in ((17, 6), (4, 6, 5), (17, 5)))
+    group = np.repeat(np.arange(4), sizes)
+
+    def multiply(x, w):
+        kernel = Kernel(w, (None, "data", "model"), "float32")
+        return grouped.grouped(x, kernel, np.array(sizes, np.int32), implementation)
+
+    y, pullback = jax.vjp(jax.jit(multiply), x, w)
+    dx, dw = pullback(dy)
+    np.testing.assert_allclose(y, np.einsum("cd,cdm->cm", x, w[group]), atol=1e-5)
+    np.testing.assert_allclose(dx, np.einsum("cm,cdm->cd", dy, w[group]), atol=1e-5)
+    expected = np.zeros_like(w)
+    np.add.at(expected, group, x[:, :, None] * dy[:, None])
+    np.testing.assert_allclose(dw, expected, atol=1e-5)
+    assert not np.asarray(dw)[[size == 0 for size in sizes]].any()
