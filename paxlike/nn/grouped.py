@@ -25,9 +25,9 @@ from paxlike.nn.einsum import Kernel
 
 Array = jax.Array
 
-BLOCK_ROWS = 256
-"""Rows of a block. Half a block per group is computed in vain; smaller blocks are slower per row.
-"""
+BLOCK_ROWS, LEAST_ROWS = 256, 8
+"""Most and least rows of a block. Half a block per group is computed in vain; smaller blocks are
+slower per row."""
 
 
 def grouped(x: Array, kernel: Kernel, sizes_E: Array, implementation: str) -> Array:
@@ -97,7 +97,7 @@ class _Rows(NamedTuple):
 def _block_product(x: Array, weight: Array, sizes_E: Array, transposed: bool) -> Array:
     """x W, or x W^T if transposed: [C, outputs]."""
     contracted = 1 if transposed else 0
-    size, rows = _block_rows(x), x.shape[0]
+    size, rows = _block_rows(x, sizes_E), x.shape[0]
     padded = jnp.pad(x, ((0, size), (0, 0)))
 
     def expert(y: Array, own: tuple[Array, _Rows]) -> tuple[Array, None]:
@@ -117,7 +117,7 @@ def _block_product(x: Array, weight: Array, sizes_E: Array, transposed: bool) ->
 
 def _block_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
     """x^T dy of each expert's rows: [E, inputs, outputs]. Zeros for an expert without rows."""
-    size = _block_rows(x)
+    size = _block_rows(x, sizes_E)
     padded_x, padded_dy = (jnp.pad(array, ((0, size), (0, 0))) for array in (x, dy))
 
     def expert(_: None, mine: _Rows) -> tuple[None, Array]:
@@ -140,9 +140,10 @@ def _block_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
     return jax.lax.scan(expert, None, _rows_of(sizes_E))[1]
 
 
-def _block_rows(x: Array) -> int:
-    """Rows of a block, and of the padding behind the last row."""
-    return min(BLOCK_ROWS, x.shape[0])
+def _block_rows(x: Array, sizes_E: Array) -> int:
+    """Rows of a block, and of the padding behind the last row: at most an even share."""
+    rows, experts = x.shape[0], sizes_E.shape[0]
+    return min(BLOCK_ROWS, max(LEAST_ROWS, -(-rows // experts)), rows)
 
 
 def _rows_of(sizes_E: Array) -> _Rows:
@@ -150,7 +151,7 @@ def _rows_of(sizes_E: Array) -> _Rows:
 
 
 def _for_blocks(mine: _Rows, x: Array, sizes_E: Array, block: Callable, start: Array) -> Array:
-    size = _block_rows(x)
+    size = _block_rows(x, sizes_E)
     with jax.named_scope(scope(x.shape[0], sizes_E.shape[0], size)):
         return jax.lax.fori_loop(0, (mine.size + size - 1) // size, block, start)
 

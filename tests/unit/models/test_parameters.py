@@ -7,13 +7,14 @@ import jax
 import pytest
 from helpers import flat, mesh_of, numerics_of
 
+from paxlike.accounting.info import as_dict
 from paxlike.accounting.parameters import (
     active_parameter_count,
     parameter_count,
     stored_parameter_count,
     stored_shapes,
 )
-from paxlike.config import Config, ModelConfig, load
+from paxlike.config import Config, ModelConfig, UserError, load
 from paxlike.parallel.axes import sizes, stored_letters
 from paxlike.training.state import abstract_params
 
@@ -66,6 +67,17 @@ def test_mixtral_counts():
     model = CONFIGS["mixtral_8x7b"].model
     assert parameter_count(model) == 46_702_792_704
     assert active_parameter_count(model) == 12_879_925_248
+    shown = as_dict(CONFIGS["mixtral_8x7b"])
+    assert shown["parameters"]["total"] == 46_702_792_704
+    assert shown["parameters"]["active"] == 12_879_925_248
+    looked_up = 32_000 * 4096  # the input embedding
+    n, attention = 12_879_925_248 - looked_up, 12 * 32 * 32 * 128 * 4096
+    assert shown["flops_per_token"]["model"]["palm"]["total"] == 6 * n + attention
+
+
+def test_experts_have_no_energy_table():
+    with pytest.raises(UserError, match="no energy table for a mixture of experts"):
+        as_dict(CONFIGS["mixtral_8x7b"], energy=True)
 
 
 def test_a_dense_model_is_active_as_a_whole():
