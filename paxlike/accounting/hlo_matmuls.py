@@ -9,7 +9,8 @@ matrix products count, as in all conventions for MFU:
 - cuBLAS calls on NVIDIA GPUs, by the dimension numbers in their config;
 - attention kernels, by their number of T x S products, as full squares (a causal kernel skips about
   half of each). cuDNN flash attention has 2 products forward and 5 backward; splash attention has 2
-  forward, 3 for dq, and 4 for dk and dv.
+  forward, 3 for dq, and 4 for dk and dv;
+- kernels of grouped products on TPUs (mixture of experts).
 
 Calls that may contain matrix products, but that no rule covers, are listed in `uncounted`.
 """
@@ -34,7 +35,7 @@ from paxlike.accounting.kernel_window import keys_per_query
 @dataclasses.dataclass(frozen=True)
 class Matmul:
     kind: str
-    """`dot`, `convolution`, `cublas`, or `attention kernel`."""
+    """`dot`, `convolution`, `cublas`, `attention kernel`, or `grouped`."""
     name: str
     op_name: str
     flops: int
@@ -173,6 +174,9 @@ _MAY_CONTAIN_MATMULS = re.compile(
     re.I,
 )
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_GROUPED = re.compile(r"(ragged-dot-metadata|ragged-dot|tgmm)\b")
+"""Kernels of grouped products (`nn/grouped.py`), which read each row once."""
+_FLOATS = ("bf16", "f16", "f32")
 
 
 def _custom_call(computation: Computation, call: Instruction) -> tuple[str, int | None]:
@@ -208,12 +212,18 @@ def _custom_call(computation: Computation, call: Instruction) -> tuple[str, int 
     ):
         # The first floating-point arrays are q [..., heads, T, H] and k [..., heads, S, H].
         q, k = [
-            s
-            for s in computation.operand_shapes(call)
-            if s.dtype in ("bf16", "f16", "f32") and len(s.dims) >= 3
+            s for s in computation.operand_shapes(call) if s.dtype in _FLOATS and len(s.dims) >= 3
         ][:2]
         keys = keys_per_query(call.op_name, k.dims[-2])
         return "attention kernel", _SPLASH_PRODUCTS[splash.group(1)] * 2 * q.elements * keys
+    if target == "tpu_custom_call" and (found := _GROUPED.match(call.name)):
+        if found.group(1) == "ragged-dot-metadata":
+            return "grouped", 0
+        floats = [s for s in computation.operand_shapes(call) if s.dtype in _FLOATS]
+        first, second = floats[-2:]
+        if found.group(1) == "tgmm":  # [C, inputs], [C, outputs] -> [E, inputs, outputs]
+            return "grouped", 2 * first.elements * second.dims[-1]
+        return "grouped", 2 * call.shapes[0].elements * first.dims[-1]
     return target, None if _MAY_CONTAIN_MATMULS.search(target) else 0
 
 

@@ -1,9 +1,11 @@
 """Products of rows and the weight of their own group: y[c] = x[c] W[group of c].
 
-Rows are sorted by group, and every row belongs to one: the sizes of the groups add up to C. Two
+Rows are sorted by group, and every row belongs to one: the sizes of the groups add up to C. Three
 implementations, chosen by platform (`Numerics.experts`):
 
-- `ragged`: `jax.lax.ragged_dot`, which TPUs run natively.
+- `ragged`: `jax.lax.ragged_dot`.
+- `tpu`: the same, which TPUs run natively, with the weight's gradient by a Pallas kernel. XLA for
+  TPUs has no native form of the gradient: it multiplies all rows once for each group.
 - `blocks`: a loop over each group's blocks of rows, for CPUs, where XLA multiplies every row with
   the weights of all groups instead (docs/experts.md has measurements). The last block of a group
   reaches into the next group's rows, whose own products overwrite its results.
@@ -78,6 +80,30 @@ def _ragged_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
     over_rows = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
     return jax.lax.ragged_dot_general(
         x, dy, sizes_E, over_rows, preferred_element_type=jnp.dtype(dtype)
+    )
+
+
+# ---- on TPUs -------------------------------------------------------------------------------------
+
+TILES = (512, 256, 128)
+"""Rows of a tile of the kernel: the first that divides C."""
+
+
+def _kernel_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
+    """Zeros for an expert without rows."""
+    # Imported here because importing Pallas takes as long as the rest of the model.
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+    rows = next((tile for tile in TILES if x.shape[0] % tile == 0), 0)
+    if not rows:
+        return _ragged_gradient(x, dy, sizes_E, dtype)
+    return tgmm(
+        x.T,
+        dy,
+        sizes_E,
+        preferred_element_type=jnp.dtype(dtype),
+        tiling=(rows, min(512, x.shape[1]), min(512, dy.shape[1])),
+        interpret=jax.sharding.get_abstract_mesh().abstract_device.platform != "tpu",
     )
 
 
@@ -158,6 +184,7 @@ def _for_blocks(mine: _Rows, x: Array, sizes_E: Array, block: Callable, start: A
 
 IMPLEMENTATIONS: dict[str, tuple[Callable, Callable]] = {
     "ragged": (_ragged_product, _ragged_gradient),
+    "tpu": (_ragged_product, _kernel_gradient),
     "blocks": (_block_product, _block_gradient),
 }
 """Name -> (product(x, weight, sizes, transposed), weight gradient(x, dy, sizes, dtype))."""

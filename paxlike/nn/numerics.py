@@ -24,7 +24,7 @@ class Numerics:
     equal.
     """
     experts: str = "ragged"
-    """How experts are multiplied: `ragged` or `blocks` (`nn/grouped.py`), or `dense`: all experts
+    """How experts are multiplied: by an implementation of `nn/grouped.py`, or `dense`: all experts
     for every token, which tests compare with."""
 
     @classmethod
@@ -40,7 +40,9 @@ class Numerics:
             attention = {"tpu": "splash", "gpu": on_gpu}.get(platform, "blocked")
         integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
         ring = platform == "tpu"
-        experts = "blocks" if model.experts.active and platform == "cpu" else "ragged"
+        experts = "ragged"
+        if model.experts.active:
+            experts = {"cpu": "blocks", "tpu": "tpu"}.get(platform, "ragged")
         formats = compute, precision.params, precision.gradients
         return cls(*formats, attention, ring, integer, experts)
 

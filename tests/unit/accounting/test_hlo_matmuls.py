@@ -163,6 +163,26 @@ def test_splash_attention(kernel, products):
     assert flops_of_kind("attention kernel", text) == products * 2 * 2 * 4 * 1024 * 2048 * 128
 
 
+@pytest.mark.parametrize(
+    ("name", "out", "second"),
+    [
+        ("ragged-dot-none.1", "bf16[2048,96]{1,0}", "bf16[8,64,96]{2,1,0}"),
+        ("tgmm.2", "f32[8,64,96]{2,1,0}", "bf16[2048,96]{1,0}"),
+        ("ragged-dot-metadata.1", "s32[9]{0}", "s32[8]{0}"),
+    ],
+)
+def test_kernels_of_grouped_products_read_each_row_once(name, out, second):
+    text = program(
+        "%sizes = s32[9]{0} parameter(0)",
+        "%rows = bf16[2048,64]{1,0} parameter(1)",
+        f"%second = {second} parameter(2)",
+        f"ROOT %{name} = {out} custom-call(%sizes, %sizes, %rows, %second), "
+        'custom_call_target="tpu_custom_call"',
+    )
+    expected = 0 if "metadata" in name else 2 * 2048 * 64 * 96
+    assert flops_of_kind("grouped", text) == expected and not count_matmuls(text).uncounted
+
+
 def test_unknown_kernels_are_listed_but_not_other_calls():
     text = program(
         "%x = f32[8,8]{1,0} parameter(0)",

@@ -3,8 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from helpers import mesh_of
+from jax.sharding import PartitionSpec as P
 
 from paxlike.nn import grouped
+from paxlike.nn.collectives import on_devices
 from paxlike.nn.einsum import Kernel
 
 SIZES = {
@@ -12,6 +15,7 @@ SIZES = {
     "one-expert": (0, 17, 0, 0),
     "last-expert": (0, 0, 0, 17),
     "whole-blocks": (4, 8, 4, 1),
+    "tiles-of-the-kernel": (40, 0, 200, 144),
 }
 
 
@@ -20,16 +24,19 @@ SIZES = {
 def test_products_and_gradients(monkeypatch, implementation, sizes):
     """An expert without rows has a gradient of exactly 0."""
     monkeypatch.setattr(grouped, "BLOCK_ROWS", 4)
-    random = np.random.default_rng(0)
-    x, w, dy = (random.standard_normal(s).astype(np.float32) for s in ((17, 6), (4, 6, 5), (17, 5)))
+    random, rows = np.random.default_rng(0), sum(sizes)
+    shapes = (rows, 6), (4, 6, 5), (rows, 5)
+    x, w, dy = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
     group = np.repeat(np.arange(4), sizes)
 
     def multiply(x, w):
         kernel = Kernel(w, (None, "data", "model"), "float32")
         return grouped.grouped(x, kernel, np.array(sizes, np.int32), implementation)
 
-    y, pullback = jax.vjp(jax.jit(multiply), x, w)
-    dx, dw = pullback(dy)
+    with jax.set_mesh(mesh_of()):
+        run = jax.jit(on_devices(multiply, (P(), P()), P()))
+        y, pullback = jax.vjp(run, x, w)
+        dx, dw = pullback(dy)
     np.testing.assert_allclose(y, np.einsum("cd,cdm->cm", x, w[group]), atol=1e-5)
     np.testing.assert_allclose(dx, np.einsum("cm,cdm->cd", dy, w[group]), atol=1e-5)
     expected = np.zeros_like(w)
