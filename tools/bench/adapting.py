@@ -39,17 +39,16 @@ PROMPT_TOKENS = 25
 """Of the prompt, with the tokenizer that is trained on the default corpus (Python 3.11)."""
 
 WAYS: dict[str, tuple[AdaptConfig, float]] = {
-    "full fine-tuning": (AdaptConfig(), 1e-3),
-    "LoRA, rank 2": (lora(2), 5e-3),
-    "LoRA, rank 8": (lora(8), 5e-3),
-    "LoRA, rank 32": (lora(32), 5e-3),
-    "rsLoRA, rank 32": (AdaptConfig("lora", rank=32, alpha=8.0, rank_stabilized=True), 5e-3),
-    "prefix, random": (prefix(0), 2e-2),
+    "full fine-tuning": (AdaptConfig(), 3e-3),
+    "LoRA, rank 2": (lora(2), 1.5e-2),
+    "LoRA, rank 8": (lora(8), 1.5e-2),
+    "LoRA, rank 32": (lora(32), 1.5e-2),
+    "rsLoRA, rank 32": (AdaptConfig("lora", rank=32, alpha=8.0, rank_stabilized=True), 1.5e-2),
+    "prefix, random": (prefix(0), 5e-2),
     "prefix, network": (prefix(128), 5e-3),
-    "prefix, start from a text": (prefix(0, prefix_prompt=PROMPT), 2e-2),
-    "LoReFT, rank 4": (AdaptConfig("reft", rank=4, positions="f4+l4", tied=False), 5e-3),
-    "singular values": (AdaptConfig("singular"), 2e-2),
-    "norms alone": (AdaptConfig(train=("norms",)), 2e-2),
+    "prefix, start from a text": (prefix(0, prefix_prompt=PROMPT), 5e-2),
+    "LoReFT, rank 4": (AdaptConfig("reft", rank=4, positions="f4+l4", tied=False), 2e-2),
+    "singular values": (AdaptConfig("singular"), 3e-2),
 }
 """Name -> (what is trained, peak learning rate)."""
 
