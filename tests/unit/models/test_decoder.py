@@ -93,7 +93,7 @@ def case(request):
 
 def reference_loss(config, params, batch):
     routed: list[tuple[float, float]] = []
-    logits = reference.logits(params, config.model, batch.tokens, batch.segments, routed)
+    logits = reference.logits(params, config.model, batch.tokens, batch.segments, routed=routed)
     loss = reference.losses(logits, batch.targets, config.train.z_loss)[0]
     loss /= (batch.targets >= 0).sum()
     c = config.model.experts
