@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from paxlike.adapt.form import Draw
-from paxlike.adapt.runs import chosen_periods
+from paxlike.adapt.runs import trained_layers
 from paxlike.adapt.spread import filled
 from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.lora import lora_updates
@@ -21,15 +21,15 @@ Array = jax.Array
 def initial(model: ModelConfig, adapt: AdaptConfig, seed: int) -> dict:
     """A is uniform in +-1/sqrt(inputs), as in the authors' code (loralib) and PEFT; B is 0, so that
     the update is 0."""
-    layers = chosen_periods(model, adapt)
+    layers = trained_layers(model, adapt)
     key = jax.random.key(seed)
     found: dict = {}
     for place, (group, updates) in enumerate(lora_updates(model, adapt).items()):
         found[group] = {}
         for number, (a, b) in enumerate(updates.values()):
             draws = jax.random.fold_in(key, place * 1000 + number)
-            found[group][a.name] = _uniform(draws, a, model, layers)
-            shape = (layers, *b.shape(model))
+            found[group][a.name] = _uniform(draws, a, model, layers[group])
+            shape = (layers[group], *b.shape(model))
             place_b = weight_spec(f"L{b.letters}", shape)
             found[group][b.name] = jnp.zeros(shape, jnp.float32, out_sharding=place_b)
     return found
