@@ -41,7 +41,6 @@ def wrap(
     group: str,
     stacks: dict,
     outer: dict,
-    seed: int,
     draw: Draw | None,
 ) -> dict:
     """The factors of a weight go into one `Adapted` with it."""
@@ -54,7 +53,7 @@ def wrap(
         if draw is not None and adapt.dropout:
             layers = a.shape[0]
             rows = jnp.broadcast_to(draw.first_row.astype(jnp.uint32), (layers,))
-            noise = Noise(noise_key(seed, draw.step, number, layers), rows)
+            noise = Noise(noise_key(draw.seed, draw.step, number, layers), rows)
         found[name] = Adapted(stacks[name], a, b, noise, adapt.rank, adapt.scale, adapt.dropout)
     return found
 

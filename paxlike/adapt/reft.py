@@ -57,7 +57,6 @@ def wrap(
     group: str,
     stacks: dict,
     outer: dict,
-    seed: int,
     draw: Draw | None,
 ) -> dict:
     """The interventions of a layer become one parameter of it."""
@@ -86,7 +85,7 @@ def merge(
         for names in interventions(adapt)
         for spec in names
     }
-    return wrap(model, adapt, group, {**stacks, **own}, {}, 0, None)
+    return wrap(model, adapt, group, {**stacks, **own}, {}, None)
 
 
 def beside(model: ModelConfig) -> str:

@@ -44,7 +44,6 @@ def wrap(
     group: str,
     stacks: dict,
     outer: dict,
-    seed: int,
     draw: Draw | None,
 ) -> dict:
     """A kernel, its decomposition and its shifts go into one `Shifted`."""
