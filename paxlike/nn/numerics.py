@@ -42,7 +42,7 @@ class Numerics:
         ring = platform == "tpu"
         experts = "ragged"
         if model.experts.active:
-            experts = {"cpu": "blocks", "tpu": "tpu"}.get(platform, "ragged")
+            experts = {"cpu": "blocks", "tpu": "tpu", "gpu": "scan"}[platform]
         formats = compute, precision.params, precision.gradients
         return cls(*formats, attention, ring, integer, experts)
 
