@@ -1,14 +1,13 @@
 """Products of rows and the weight of their own group: y[c] = x[c] W[group of c].
 
-Rows are sorted by group, and every row belongs to one: the sizes of the groups add up to C. Four
+Rows are sorted by group, and every row belongs to one: the sizes of the groups add up to C. Three
 implementations, chosen by platform (`Numerics.experts`):
 
 - `ragged`: `jax.lax.ragged_dot`.
 - `tpu`: the same, which TPUs run natively, with the weight's gradient by a Pallas kernel. XLA for
   TPUs has no native form of the gradient: it multiplies all rows once for each group.
-- `scan`: blocks of rows in a fixed number, for GPUs (`nn/grouped_scan.py`).
-- `blocks`: a loop over each group's blocks of rows, for CPUs, where XLA multiplies every row with
-  the weights of all groups instead (docs/experts.md has measurements). The last block of a group
+- `blocks`: a loop over each group's blocks of rows, for CPUs and GPUs, where XLA multiplies every
+  row with the weights of all groups instead (docs/experts.md has measurements). The last block of a group
   reaches into the next group's rows, whose own products overwrite its results.
 
 Letters: C rows, E groups (experts); the weight is E x inputs x outputs.
@@ -25,7 +24,6 @@ from paxlike.accounting.grouped_rows import scope
 from paxlike.nn.collectives import gather_weight, scatter_gradient
 from paxlike.nn.differentiated import differentiated
 from paxlike.nn.einsum import Kernel
-from paxlike.nn.grouped_scan import scan_gradient, scan_product
 
 Array = jax.Array
 
@@ -187,7 +185,6 @@ def _for_blocks(mine: _Rows, x: Array, sizes_E: Array, block: Callable, start: A
 IMPLEMENTATIONS: dict[str, tuple[Callable, Callable]] = {
     "ragged": (_ragged_product, _ragged_gradient),
     "tpu": (_ragged_product, _kernel_gradient),
-    "scan": (scan_product, scan_gradient),
     "blocks": (_block_product, _block_gradient),
 }
 """Name -> (product(x, weight, sizes, transposed), weight gradient(x, dy, sizes, dtype))."""

@@ -6,8 +6,7 @@ import pytest
 from helpers import mesh_of
 from jax.sharding import PartitionSpec as P
 
-from paxlike.accounting.jaxpr import count_products
-from paxlike.nn import grouped, grouped_scan
+from paxlike.nn import grouped
 from paxlike.nn.collectives import on_devices
 from paxlike.nn.einsum import Kernel
 
@@ -25,8 +24,6 @@ SIZES = {
 def test_products_and_gradients(monkeypatch, implementation, sizes):
     """An expert without rows has a gradient of exactly 0."""
     monkeypatch.setattr(grouped, "BLOCK_ROWS", 4)
-    monkeypatch.setattr(grouped_scan, "PRODUCT_ROWS", 4)
-    monkeypatch.setattr(grouped_scan, "GRADIENT_ROWS", 3)
     random, rows = np.random.default_rng(0), sum(sizes)
     shapes = (rows, 6), (4, 6, 5), (rows, 5)
     x, w, dy = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
@@ -46,19 +43,3 @@ def test_products_and_gradients(monkeypatch, implementation, sizes):
     np.add.at(expected, group, x[:, :, None] * dy[:, None])
     np.testing.assert_allclose(dw, expected, atol=5e-5)
     assert not np.asarray(dw)[[size == 0 for size in sizes]].any()
-
-
-@pytest.mark.parametrize("name", ["product", "gradient"])
-def test_blocks_of_a_fixed_number_compute_at_most_a_quarter_in_vain(name):
-    """XLA for GPUs computes eight times the rows for `ragged_dot` with eight groups."""
-    rows, experts, inputs, outputs = 4096, 8, 16, 32
-    x, dy = (jax.ShapeDtypeStruct((rows, width), "float32") for width in (inputs, outputs))
-    weight = jax.ShapeDtypeStruct((experts, inputs, outputs), "float32")
-    sizes = jax.ShapeDtypeStruct((experts,), "int32")
-    product, gradient = grouped.IMPLEMENTATIONS["scan"]
-    traced = {
-        "product": lambda: jax.make_jaxpr(product, static_argnums=3)(x, weight, sizes, False),
-        "gradient": lambda: jax.make_jaxpr(gradient, static_argnums=3)(x, dy, sizes, "float32"),
-    }[name]()
-    counted, needed = count_products(traced).total, 2 * rows * inputs * outputs
-    assert needed < counted <= 1.25 * needed
