@@ -43,9 +43,10 @@ def model_config(**changes) -> Config:
     return Config(model=model, data=DataConfig(sequence_length=length))
 
 
-def mesh_of(pod: int = 1, data: int = 1, model: int = 1) -> Mesh:
+def mesh_of(pod: int = 1, data: int = 1, model: int = 1, expert: int = 1) -> Mesh:
     """A mesh over the first of the 8 CPU devices. Activate it with `jax.set_mesh`."""
-    return make_mesh(MeshConfig(pod, data, model), jax.devices()[: pod * data * model])
+    devices = jax.devices()[: pod * data * model * expert]
+    return make_mesh(MeshConfig(pod, data, model, expert), devices)
 
 
 def numerics_of(config: Config) -> Numerics:

@@ -9,13 +9,13 @@ without libtpu it is not updated.
 
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from paxlike.accounting.parameters import stored_shapes
-from paxlike.config import load
+from paxlike.config import MeshConfig, load
 from paxlike.files import write_file
-from paxlike.parallel.rules import MESH_AXES
 from paxlike.parallel.sharding_table import sharding_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def path(name: str) -> Path:
 def render(name: str) -> str:
     """Renders the table of a config in `configs/`, one line per parameter, padded with spaces."""
     model = load(ROOT / "configs" / f"{name}.py").model
-    mesh = dict(zip(MESH_AXES, TABLES[name], strict=True))
+    mesh = MeshConfig(*TABLES[name]).resolve(math.prod(TABLES[name]))
     lines = [("parameter", "shape", "mesh axes", "local shape")]
     for parameter, shape, places, local in sharding_rows(stored_shapes(model), mesh):
         axes = [

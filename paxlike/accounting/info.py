@@ -71,7 +71,7 @@ def as_dict(config: Config, devices: int | None = None, energy: bool = False) ->
         )
         result["memory"] = {
             "devices": devices,
-            "mesh": dict(zip(("pod", "data", "model"), estimate.mesh, strict=True)),
+            "mesh": estimate.mesh,
             "bytes": {part.name: part.bytes for part in estimate.parts},
             "what": {part.name: part.description for part in estimate.parts},
             "total": estimate.total,
@@ -99,7 +99,7 @@ def _count(count: Count) -> dict:
 
 
 def _mesh_devices(config: Config) -> int | None:
-    sizes = (config.mesh.pod, config.mesh.data, config.mesh.model)
+    sizes = config.mesh.axes.values()
     return None if -1 in sizes else math.prod(sizes)
 
 

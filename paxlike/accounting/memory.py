@@ -1,15 +1,16 @@
 """Estimates the memory that a train step needs on each device, term by term.
 
 Sharding follows `parallel/rules.py`: weights, gradients and optimizer state are sharded over data x
-model; the residual stream has its batch over pod x data and D over model; heads and feed-forward
-columns are over model. Use the estimate to choose a mesh and a rematerialization policy before
-compiling; `paxlike plan` reports the compiler's exact numbers. For six programs of about 1 B
-parameters, compiled by libtpu for 8 and 16 chips, the estimate was 9% too low to 4% too high.
+expert x model; the residual stream has its batch over pod x data x expert and D over model; heads
+and feed-forward columns are over model. Use the estimate to choose a mesh and a rematerialization
+policy before compiling; `paxlike plan` reports the compiler's exact numbers. For six programs of
+about 1 B parameters, compiled by libtpu for 8 and 16 chips, the estimate was 9% too low to 4% too
+high.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from paxlike.accounting.adapted_flops import chosen_layers
@@ -26,6 +27,7 @@ from paxlike.parallel.axes import is_stacked
 BYTES = {"float32": 4, "bfloat16": 2}
 LOSS_CHUNK_ELEMENTS = 2**27
 """Maximum number of logits in memory at once on a device (`training/loss.py`)."""
+ONE_DEVICE = {"pod": 1, "data": 1, "model": 1}
 FACTOR_FROM = 128
 """Adafactor does not factor moments with an axis shorter than this (`optim/optimizer.py`)."""
 
@@ -39,8 +41,8 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    mesh: tuple[int, int, int]
-    """pod, data, model."""
+    mesh: dict[str, int]
+    """Axis -> size."""
     parts: tuple[Part, ...]
 
     @property
@@ -58,13 +60,15 @@ def memory_estimate(
     or `reference` attention, which saves the probabilities. Raises ConfigError if the mesh does not
     fit the devices.
     """
-    pod, data, model = config.mesh.resolve(devices)
+    mesh = config.mesh.resolve(devices)
     if config.precision.compute != "auto":
         compute = config.precision.compute
     sequences = -(-config.train.batch_size // config.train.accumulate)
-    tokens = math.ceil(sequences * config.data.sequence_length / (pod * data))
-    step = _Step(config, data, model, tokens, BYTES[compute], kernel)
-    state = _state(config, (pod, data, model), compute)
+    tokens = math.ceil(
+        sequences * config.data.sequence_length / rules.size_of(rules.BATCH_AXES, mesh)
+    )
+    step = _Step(config, mesh, tokens, BYTES[compute], kernel)
+    state = _state(config, mesh, compute)
     gradients = next(part.bytes for part in state if part.name == "gradients")
     # The loss runs before the gradients of the blocks exist, so their memory is free then.
     in_layer, in_loss = step.layer_peak(), step.loss_peak() - gradients
@@ -81,17 +85,16 @@ def memory_estimate(
             "backward pass of one layer" if in_layer >= in_loss else "one chunk of the loss",
         ),
     ]
-    return MemoryEstimate((pod, data, model), tuple(parts))
+    return MemoryEstimate(mesh, tuple(parts))
 
 
-def _state(config: Config, mesh: tuple[int, int, int], compute: str) -> list[Part]:
+def _state(config: Config, mesh: Mapping[str, int], compute: str) -> list[Part]:
     """Parameters, what is computed from them alone, and what has their shapes."""
-    _, data, model = mesh
     c, param = config.model, config.precision.params
     trained = trained_weights(c, config.adapt)
 
     def stored_here(chosen: Iterable[Weight]) -> int:
-        return sum(_stored(weight, weight.stored_count, data, model) for weight in chosen)
+        return sum(_stored(weight, weight.stored_count, mesh) for weight in chosen)
 
     factors = stored_here(w for w in trained if w.part == ADAPTERS)
     whole = stored_here(w for w in trained if w.part != ADAPTERS)
@@ -100,13 +103,13 @@ def _state(config: Config, mesh: tuple[int, int, int], compute: str) -> list[Par
         Part(
             "parameters",
             stored_here(weights(c)) * BYTES[param],
-            f"{param}, sharded over data x model",
+            f"{param}, sharded over {' x '.join(axis for axis in mesh if axis != 'pod')}",
         )
     ]
     if factors:
         parts.append(Part("adapters", 4 * factors, f"{config.adapt.kind}, float32"))
-    if derived := derived_elements(config, *mesh):
-        composed = 4 * composed_elements(config, data, model)
+    if derived := derived_elements(config, mesh):
+        composed = 4 * composed_elements(config, mesh)
         how = "kept by remat none" if c.remat == "none" else "of a layer"
         words = f"{config.adapt.kind}, float32, sharded over data or model"
         parts.append(Part("derived from the base", 4 * derived, words))
@@ -114,7 +117,7 @@ def _state(config: Config, mesh: tuple[int, int, int], compute: str) -> list[Par
     if compute != param:
         in_blocks = stored_here(w for w in weights(c) if is_stacked(w.name)) * BYTES[compute]
         parts.append(Part("parameters to compute with", in_blocks, f"of the blocks, in {compute}"))
-    moments = 4 * optimizer_elements(config, data, model)
+    moments = 4 * optimizer_elements(config, mesh)
     parts.append(Part("optimizer state", moments, f"{config.optim.name}, float32"))
     parts.append(Part("gradients", gradients, "sharded like the parameters"))
     if config.train.accumulate > 1:
@@ -123,18 +126,15 @@ def _state(config: Config, mesh: tuple[int, int, int], compute: str) -> list[Par
     return parts
 
 
-def _stored(weight: Weight, elements: int, data: int, model: int) -> int:
-    sharded = data * model if weight.kind in (*KERNELS, "embedding") else model
-    return -(-elements // sharded)
+def _stored(weight: Weight, elements: int, mesh: Mapping[str, int]) -> int:
+    fully = weight.kind in (*KERNELS, "embedding")
+    axes = (*rules.GATHERED_AXES, "model") if fully else ("model",)
+    return -(-elements // rules.size_of(axes, mesh))
 
 
-def derived_elements(config: Config, pod: int, data: int, model: int) -> int:
+def derived_elements(config: Config, mesh: Mapping[str, int]) -> int:
     """Elements on one device of what the adapter derives from its base (`Added.derived`)."""
-    mesh, share = (
-        {"pod": pod, "data": data, "model": model},
-        chosen_layers(config.model, config.adapt),
-    )
-    elements = 0
+    elements, share = 0, chosen_layers(config.model, config.adapt)
     added = added_weights(config.model, config.adapt)
     for group, _, layers in groups(config.model):
         for derived in added.derived.get(group, ()):
@@ -144,17 +144,17 @@ def derived_elements(config: Config, pod: int, data: int, model: int) -> int:
     return elements
 
 
-def composed_elements(config: Config, data: int, model: int) -> int:
+def composed_elements(config: Config, mesh: Mapping[str, int]) -> int:
     """Elements on one device of the weights composed from them: of one layer, or of all adapted
     ones where nothing is rematerialized."""
     added = added_weights(config.model, config.adapt)
     found = [w for w in weights(config.model) if w.name in added.composed]
-    elements = sum(_stored(w, w.stored_count, data, model) for w in found)
+    elements = sum(_stored(w, w.stored_count, mesh) for w in found)
     layers = chosen_layers(config.model, config.adapt) if config.model.remat == "none" else 1
     return elements * layers // config.model.layers
 
 
-def optimizer_elements(config: Config, data: int = 1, model: int = 1) -> int:
+def optimizer_elements(config: Config, mesh: Mapping[str, int] = ONE_DEVICE) -> int:
     """Returns the elements of optimizer state on one device.
 
     palm and adamw keep two moments, lion one, adafactor a factored one.
@@ -162,7 +162,7 @@ def optimizer_elements(config: Config, data: int = 1, model: int = 1) -> int:
     elements = 0
     for weight in trained_weights(config.model, config.adapt):
         count = moment_elements(weight, config.optim)
-        elements += _stored(weight, count, data, model)
+        elements += _stored(weight, count, mesh)
     return elements
 
 
@@ -182,8 +182,7 @@ def moment_elements(weight: Weight, optim: OptimConfig) -> int:
 @dataclasses.dataclass(frozen=True)
 class _Step:
     config: Config
-    data: int
-    model: int
+    mesh: Mapping[str, int]
     tokens: int
     """On one device, in one accumulation step."""
     bytes: int
@@ -195,7 +194,8 @@ class _Step:
         This is without rematerialization. fused: see `ActivationSizes`.
         """
         sizes = ActivationSizes(
-            self.model,
+            self.mesh["model"],
+            self.mesh.get("expert", 1),
             self.bytes,
             self.config.data.sequence_length,
             fused,
@@ -221,7 +221,9 @@ class _Step:
         c = self.config
         if c.adapt.kind == "reft" and (remat == "none" or STREAM in KEPT[remat]):
             # What interventions read: the stream after their block.
-            saved += chosen_layers(c.model, c.adapt) * c.model.d_model // self.model * self.bytes
+            saved += (
+                chosen_layers(c.model, c.adapt) * c.model.d_model // self.mesh["model"] * self.bytes
+            )
         return self.tokens * saved
 
     def layer_peak(self) -> int:
@@ -233,16 +235,21 @@ class _Step:
         """
         c = self.config
         kernels = [w for w in weights(c.model) if is_stacked(w.name) and w.kind in KERNELS]
-        matrices = sum(w.count for w in kernels) // c.model.layers // self.model
+        matrices = sum(map(self._gathered, kernels)) // c.model.layers
         own = {w.name for w in trained_weights(c.model, c.adapt)}
         own |= added_weights(c.model, c.adapt).composed
-        reduced = sum(w.count for w in kernels if w.name in own) // c.model.layers // self.model
+        reduced = sum(self._gathered(w) for w in kernels if w.name in own) // c.model.layers
         stream = 2 * self.tokens * c.model.d_model * self.bytes
         per_token = sum(layers * a.bytes_per_token for a, layers in self.activations(fused=True))
         activations = self.tokens * per_token // c.model.layers
         activations *= 1 if c.model.remat == "none" else 2
         gradients = reduced * BYTES[c.precision.gradients]
         return matrices * self.bytes + gradients + stream + activations
+
+    def _gathered(self, weight: Weight) -> int:
+        """Elements on one device of a stack of weights, as they are gathered for use."""
+        axes = ("expert", "model") if weight.kind == "expert" else ("model",)
+        return weight.count // rules.size_of(axes, self.mesh)
 
     def loss_peak(self) -> int:
         """Returns the bytes that the loss needs.
@@ -251,7 +258,7 @@ class _Step:
         its gradient.
         """
         c = self.config
-        rows = c.model.vocab_rows // self.model
+        rows = c.model.vocab_rows // self.mesh["model"]
         head = c.model.d_model * rows * (self.bytes + BYTES[c.precision.gradients])
         chunk = min(self.tokens, max(1, LOSS_CHUNK_ELEMENTS // rows)) * rows
         return head + 2 * self.tokens * c.model.d_model * self.bytes + 2 * 4 * chunk

@@ -18,6 +18,7 @@ from paxlike.config import AdaptConfig, ModelConfig
 from paxlike.nn.collectives import on_devices, total
 from paxlike.nn.intervention import NAME, Interventions
 from paxlike.nn.numerics import Numerics
+from paxlike.parallel import rules
 from paxlike.parallel.mesh import weight_spec
 
 Array = jax.Array
@@ -118,7 +119,7 @@ def orthonormal(rows_LRD: Array) -> Array:
 
     def device(shard_LRD: Array) -> Array:
         gram = times(shard_LRD, shard_LRD.swapaxes(1, 2))
-        values_LR, vectors = jnp.linalg.eigh(total(gram, ("data", "model")))
+        values_LR, vectors = jnp.linalg.eigh(total(gram, (*rules.GATHERED_AXES, "model")))
         root = times(vectors * jax.lax.rsqrt(values_LR)[:, None], vectors.swapaxes(1, 2))
         return times(root, shard_LRD)
 

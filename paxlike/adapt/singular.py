@@ -18,7 +18,7 @@ from paxlike.nn.collectives import gather, index, on_devices, own_part, total
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.singular import Shifted, shifted
 from paxlike.parallel import rules
-from paxlike.parallel.mesh import axis_sizes, weight_spec
+from paxlike.parallel.mesh import weight_spec
 
 Array = jax.Array
 TOLERANCE = 1e-4
@@ -164,8 +164,7 @@ def _difference(model, kernel: WeightSpec, d: Decomposition, *stacks: Array) -> 
         left, right = left.reshape(-1, rank), right.reshape(rank, -1)
         matrix = base.astype(jnp.float32).reshape(len(left), -1)
         products = left * jnp.matmul(matrix, right.T, precision="highest")
-        held = [axis for axis in ("data", "model") if axis_sizes()[axis] > 1]
-        found = total(products.sum(0), held)
+        found = total(products.sum(0), (*rules.GATHERED_AXES, "model"))
         return jnp.abs(found - values).max() / jnp.maximum(values.max(), 1e-30)
 
     def device(*stacks):

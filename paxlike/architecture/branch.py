@@ -86,6 +86,7 @@ class ActivationSizes(NamedTuple):
     """What the bytes of an activation depend on besides the model."""
 
     model_shards: int
+    expert_shards: int
     bytes: int
     """Of one number in the compute dtype."""
     sequence_length: int

@@ -2,10 +2,19 @@
 
 from paxlike.architecture.branch import Activation, ActivationSizes, Product, WeightSpec
 from paxlike.architecture.remat_policies import PROJECTION, STREAM
-from paxlike.config import ModelConfig
+from paxlike.config import ExpertsConfig, ModelConfig
 
 SELECTION_BIAS = "selection_bias_E"
 EXPERTS, SHARED, ROUTER = "experts", "shared experts", "router"
+
+
+def rows_of_buffer(experts: ExpertsConfig, expert_shards: int) -> int:
+    """Rows that a device has room for, per token of its own part of the batch.
+
+    No token is dropped: all k choices of every token on all expert shards may be experts of one
+    shard, as far as it has as many.
+    """
+    return expert_shards * min(experts.top_k, experts.count // expert_shards)
 
 
 class Experts:
@@ -50,12 +59,15 @@ class Experts:
         )
 
     def activations(self, model: ModelConfig, sizes: ActivationSizes) -> tuple[Activation, ...]:
-        k, b, c = model.experts.top_k, sizes.bytes, model.experts
-        columns = (k + c.shared) * c.d_ff // sizes.model_shards
+        b, c = sizes.bytes, model.experts
+        rows = rows_of_buffer(c, sizes.expert_shards)
+        columns = (rows + c.shared) * c.d_ff // sizes.model_shards
+        # Of the tokens of all expert shards.
+        gathered = sizes.expert_shards if sizes.expert_shards > 1 else 0
         return (
             # Logits, scores and their gradient, in float32.
             Activation("router", 4 * 3 * c.count, PROJECTION),
-            Activation("rows of the experts", b * k * model.d_model, None),
+            Activation("rows of the experts", b * (rows + gathered) * model.d_model, None),
             Activation("experts in", b * 2 * columns, PROJECTION),
             Activation("activation", (b if sizes.fused else 4 * b) * columns, None),
         )

@@ -64,13 +64,12 @@ def _flop_counts(config: Config) -> tuple[str, tuple]:
 def _sharding(config: Config, devices: int | None) -> list:
     """The sharding table, if the mesh is known."""
     from paxlike.accounting.parameters import stored_shapes
-    from paxlike.parallel.rules import MESH_AXES
     from paxlike.parallel.sharding_table import sharding_table
 
-    sizes = (config.mesh.pod, config.mesh.data, config.mesh.model)
+    sizes = config.mesh.axes.values()
     if devices is None and -1 in sizes:
         return []
-    mesh = dict(zip(MESH_AXES, config.mesh.resolve(devices or math.prod(sizes)), strict=True))
+    mesh = config.mesh.resolve(devices or math.prod(sizes))
     return [sharding_table(stored_shapes(config.model), mesh)]
 
 

@@ -7,7 +7,7 @@ from paxlike.config.init import InitConfig
 from paxlike.config.model import ModelConfig
 from paxlike.config.runtime import MeshConfig, PrecisionConfig
 from paxlike.config.training import DataConfig, OptimConfig, TrainConfig
-from paxlike.config.validation import positive, require, typed
+from paxlike.config.validation import positive, require, suggest_divisors, typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +120,21 @@ class WatchdogConfig:
         positive(self, "watchdog", "factor", "at_least")
 
 
+def check_expert_axis(model: ModelConfig, mesh: MeshConfig) -> None:
+    """Raises ConfigError unless the experts of a layer can be sharded over mesh.expert."""
+    count = model.experts.count
+    require(
+        mesh.expert == 1 or count > 0,
+        f"mesh.expert is {mesh.expert}, but the model has no experts (model.experts.count 0); set "
+        "mesh.expert to 1.",
+    )
+    require(
+        not count or count % mesh.expert == 0,
+        f"mesh.expert {mesh.expert} does not divide model.experts.count {count}; choose "
+        f"mesh.expert among {suggest_divisors(count, mesh.expert)}.",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The complete config of a run."""
@@ -156,6 +171,7 @@ class Config:
             f"data.sequence_length {length} is above model.learned_positions {longest}; change one "
             "of them.",
         )
+        check_expert_axis(self.model, self.mesh)
         if self.adapt.kind == "prefix":
             self._check_prefix()
         changed = sum(self.adapt.prompt_positions)

@@ -17,9 +17,15 @@ class MeshConfig:
     """Data parallelism; the weights are also sharded over it (FSDP)."""
     model: int = 1
     """Tensor parallelism."""
+    expert: int = 1
+    """Expert parallelism: the experts of a layer are sharded over it, and all else as over data
+    (docs/experts.md)."""
+    expert_transport: Literal["gather", "all_to_all"] = "gather"
+    """How tokens reach the experts of other devices, if expert is above 1."""
 
     def __post_init__(self):
         typed(self, "mesh")
+        require(self.expert > 0, f"mesh.expert is {self.expert}; give a size above 0.")
         for field in ("pod", "data", "model"):
             value = getattr(self, field)
             require(
@@ -32,20 +38,27 @@ class MeshConfig:
             "can take the remaining devices.",
         )
 
-    def resolve(self, devices: int) -> tuple[int, int, int]:
-        """(pod, data, model) for a number of devices. Raises ConfigError if they do not fit."""
+    @property
+    def axes(self) -> dict[str, int]:
+        """Axis -> size or -1, major first. A mesh has the axis `expert` only if it is above 1."""
+        expert = {"expert": self.expert} if self.expert > 1 else {}
+        return {"pod": self.pod, "data": self.data, **expert, "model": self.model}
+
+    def resolve(self, devices: int) -> dict[str, int]:
+        """Axis -> size, major first, for a number of devices. Raises ConfigError if they do not
+        fit.
+        """
         require(devices > 0, f"the number of devices is {devices}; it must be greater than 0.")
-        sizes = [self.pod, self.data, self.model]
-        known = math.prod(size for size in sizes if size != -1)
-        if -1 in sizes:
-            sizes[sizes.index(-1)] = devices // known
+        known = math.prod(size for size in self.axes.values() if size != -1)
+        sizes = {axis: devices // known if size == -1 else size for axis, size in self.axes.items()}
+        given = " x ".join(f"{axis} {size}" for axis, size in self.axes.items())
         require(
-            math.prod(sizes) == devices,
-            f"mesh pod {self.pod} x data {self.data} x model {self.model} does not fit {devices} "
+            math.prod(sizes.values()) == devices,
+            f"mesh {given} does not fit {devices} "
             f"devices; choose mesh.model among {suggest_divisors(devices, self.model)}, or give "
             "--fake-devices N to try another number of devices on the CPU.",
         )
-        return sizes[0], sizes[1], sizes[2]
+        return sizes
 
 
 DType = Literal["bfloat16", "float32"]

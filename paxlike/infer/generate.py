@@ -21,13 +21,14 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import cached_lengths, decode, prefill
-from paxlike.nn.collectives import gather, on_devices
+from paxlike.nn.collectives import index, on_devices, whole_batch
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.quantized import QuantizedWeight, quantize_params
 from paxlike.nn.rows import RowFactors, prefix_counts
 from paxlike.nn.wrapped import Wrapped
+from paxlike.parallel import rules
 from paxlike.parallel.axes import letters_of
-from paxlike.parallel.mesh import axis_sizes, spec
+from paxlike.parallel.mesh import batch_shards, spec
 
 Array = jax.Array
 
@@ -80,9 +81,9 @@ def sample(logits_BV: Array, positions_B: Array, seed: Array, sampling: Sampling
         if sampling.temperature == 0:
             tokens = logits.argmax(-1)
         else:
-            rows = jax.lax.axis_index(("pod", "data")) * len(positions) + jnp.arange(len(positions))
+            rows = index(rules.BATCH_AXES) * len(positions) + jnp.arange(len(positions))
             tokens = jax.vmap(draw, in_axes=(0, 0, 0, None))(logits, rows, positions, seed)
-        return gather(gather(tokens.astype(jnp.int32), "data", 0), "pod", 0)
+        return whole_batch(tokens.astype(jnp.int32))
 
     (rows,) = spec("B", positions_B.shape)
     return on_devices(device, (P(rows, None), P(rows), P()), P(None))(logits_BV, positions_B, seed)
@@ -211,7 +212,7 @@ class Generator:
             rounded_up(self.max_length, LENGTH_MULTIPLE),
         )
         mesh = jax.sharding.get_mesh()
-        B = rounded_up(len(prompts), axis_sizes()["pod"] * axis_sizes()["data"])
+        B = rounded_up(len(prompts), batch_shards())
         tokens_BT, lengths_B = np.zeros((B, T), np.int32), np.ones(B, np.int32)
         for row, prompt in enumerate(prompts):
             tokens_BT[row, : prompt.size], lengths_B[row] = prompt, prompt.size

@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec as P
 from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import inference_decoder, logits_of
 from paxlike.infer.generate import LENGTH_MULTIPLE, rounded_up
-from paxlike.nn.collectives import gather, on_devices, specs_of
+from paxlike.nn.collectives import gather, on_devices, specs_of, whole_batch
 from paxlike.nn.intervention import row_prompts
 from paxlike.nn.numerics import Numerics
-from paxlike.parallel.mesh import axis_sizes, spec
+from paxlike.parallel.mesh import batch_shards, spec
 
 
 def logits(
@@ -42,7 +42,7 @@ def logits(
     # to.
     shortest = LENGTH_MULTIPLE if numerics.attention == "splash" else 16
     length = max(shortest, 2 ** (T - 1).bit_length())
-    rows = rounded_up(B, axis_sizes()["pod"] * axis_sizes()["data"])
+    rows = rounded_up(B, batch_shards())
     padded = np.zeros((rows, length), np.int32)
     padded[:B, :T] = tokens
     sharding = NamedSharding(jax.sharding.get_mesh(), spec("BT", padded.shape))
@@ -60,7 +60,7 @@ def _logits(params, tokens_BT, lengths_B, *, config, numerics):
         x_BTD = gather(model(tokens, prompts=row_prompts(*tokens.shape, lengths)), "model", 2)
         logits_BV = logits_of(model)(x_BTD.reshape(-1, x_BTD.shape[-1]))
         logits_BTV = logits_BV.reshape(*tokens.shape, -1).astype(jnp.float32)
-        return gather(gather(logits_BTV, "data", 0), "pod", 0)
+        return whole_batch(logits_BTV)
 
     places = spec("BT", tokens_BT.shape), spec("B", lengths_B.shape)
     return on_devices(device, (specs_of(params), *places), P())(params, tokens_BT, lengths_B)

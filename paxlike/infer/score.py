@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import inference_decoder, logits_of
 from paxlike.infer.generate import LENGTH_MULTIPLE, check_length, for_inference, rounded_up
-from paxlike.nn.collectives import gather, on_devices, specs_of
+from paxlike.nn.collectives import gather, on_devices, specs_of, whole_batch
 from paxlike.nn.intervention import row_prompts
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.rows import prefix_counts, with_rows
-from paxlike.parallel.mesh import axis_sizes, spec
+from paxlike.parallel.mesh import batch_shards, spec
 
 Array = jax.Array
 POSITIONS_AT_ONCE = 32
@@ -120,7 +120,7 @@ class Scorer:
         shortest = LENGTH_MULTIPLE if self.numerics.attention == "splash" else 16
         longest = max(array.size for array in arrays) - 1
         T = max(shortest, 2 ** max(longest - 1, 0).bit_length())
-        B = rounded_up(self.batch_size, axis_sizes()["pod"] * axis_sizes()["data"])
+        B = rounded_up(self.batch_size, batch_shards())
         tokens_BT = np.zeros((B, T + 1), np.int32)
         prompts_B = np.ones(B, np.int32)
         for row, (array, length) in enumerate(zip(arrays, prompts, strict=True)):
@@ -159,7 +159,7 @@ def _score(params, tokens_BT, targets_BT, prompts_B, *, config, numerics, altern
 
         positions = x_BTD.swapaxes(0, 1), targets.swapaxes(0, 1)
         results = jax.lax.map(at, positions, batch_size=POSITIONS_AT_ONCE)
-        return tuple(gather(gather(array.swapaxes(0, 1), "data", 0), "pod", 0) for array in results)
+        return tuple(whole_batch(array.swapaxes(0, 1)) for array in results)
 
     places, rows = spec("BT", tokens_BT.shape), spec("B", prompts_B.shape)
     specs = specs_of(params), places, places, rows

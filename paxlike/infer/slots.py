@@ -19,10 +19,10 @@ from paxlike.config import ModelConfig
 from paxlike.infer.cache import cache_specs, cached_lengths, decode, prefill
 from paxlike.infer.generate import LENGTH_MULTIPLE, cache_length, for_inference, rounded_up
 from paxlike.models.decoder import Caches
-from paxlike.nn.collectives import Leaf, gather, on_devices
+from paxlike.nn.collectives import Leaf, on_devices, whole_batch
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.rows import prefix_counts, with_rows
-from paxlike.parallel.mesh import axis_sizes, spec
+from paxlike.parallel.mesh import batch_shards, spec
 
 Array = jax.Array
 ALTERNATIVES = 5
@@ -65,7 +65,7 @@ class Slots:
         self._cache_length = cache_length(config, params, max_length)
         self.config, self.numerics, self.max_length = config, numerics, max_length
         self.params = for_inference(config, numerics, params)
-        self.rows = rounded_up(rows, axis_sizes()["pod"] * axis_sizes()["data"])
+        self.rows = rounded_up(rows, batch_shards())
         self._static = {"config": config, "numerics": numerics}
         self._cache: Caches | None = None
         self._before = prefix_counts(params)
@@ -193,7 +193,7 @@ def _draw(logits_BV: Array, positions_B: Array, settings: Settings) -> Drawn:
 
     def device(logits, positions, settings):
         drawn = jax.vmap(one)(logits, positions, settings)
-        return jax.tree.map(lambda array: gather(gather(array, "data", 0), "pod", 0), drawn)
+        return jax.tree.map(lambda array: whole_batch(array), drawn)
 
     (rows,) = spec("B", positions_B.shape)
     specs = (P(rows, None), P(rows), P(rows))

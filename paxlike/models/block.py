@@ -14,12 +14,12 @@ from paxlike.nn.norm import norm
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.prefix import Prefix
 from paxlike.nn.ring import Partial
-from paxlike.nn.stream import Stream, scatter_stream
+from paxlike.nn.stream import Stream, Summed, scatter_stream
 from paxlike.nn.weight import in_use, with_summed_gradient
 from paxlike.nn.wrapped import Wrapped
 
 Array = jax.Array
-RunBranch = Callable[[Branch, "Weights", Stream], tuple[Array | Partial, Cache]]
+RunBranch = Callable[[Branch, "Weights", Stream], tuple[Array | Partial | Summed, Cache]]
 """(branch, weights, normed stream) -> (partial_BTD, what the branch caches)."""
 
 
@@ -73,7 +73,7 @@ def run_block(
             y_BTD = norms[number % len(norms)]
             partial_BTD, caches[branch.name] = run(branch, w, y_BTD)
             partials.append(partial_BTD)
-        summed_BTD = cast(Array | Partial, sum(partials))
+        summed_BTD = cast(Array | Partial | Summed, sum(partials))
         return x_BTD + scatter_stream(summed_BTD.astype(x_BTD.dtype)), caches
     for number, branch in enumerate(block.branches):
         if number and not output_scales:

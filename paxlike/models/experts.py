@@ -12,36 +12,24 @@ import jax.numpy as jnp
 from paxlike.models.branch import Cache, Context, Forward
 from paxlike.models.feed_forward import ACTIVATIONS
 from paxlike.nn import remat
-from paxlike.nn.collectives import gather_weight
+from paxlike.nn.collectives import gather, gather_weight
 from paxlike.nn.einsum import Kernel, einsum
+from paxlike.nn.expert_transport import transport
 from paxlike.nn.grouped import grouped
-from paxlike.nn.ring import Partial, in_pieces, uses_ring
-from paxlike.nn.routing import (
-    Routes,
-    choose,
-    router_logits,
-    statistics,
-    to_rows,
-    to_tokens,
-    weights_of_rows,
-    whole_tokens,
-)
-from paxlike.nn.stream import Stream
+from paxlike.nn.ring import Partial
+from paxlike.nn.routing import Routes, choose, router_logits, statistics, weights_of_rows
+from paxlike.nn.stream import Stream, Summed
 
 Array = jax.Array
 
 
 def _sequence(w, y_BTD: Stream, context: Context) -> tuple[Array, Cache]:
-    c, ring = context.config.experts, context.numerics.ring
+    c = context.config.experts
     (logits_BTE,) = remat.keep(remat.PROJECTION, router_logits(y_BTD, w.wrouter_DE))
     logits_TE = logits_BTE.reshape(-1, c.count)
     routes = choose(logits_TE, w.selection_bias_E if c.bias_step else None, c)
-    x_BTD = whole_tokens(y_BTD, ring)
-    x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
     experts = _all_experts if context.numerics.experts == "dense" else _chosen_experts
-    partial: Any = experts(w, x_TD, routes, context).reshape(x_BTD.shape)
-    if uses_ring(ring, x_BTD):
-        partial = in_pieces(partial)
+    partial: Any = experts(w, y_BTD, routes, context)
     if c.shared:
         partial += _shared_experts(w, y_BTD, context)
     return partial, statistics(logits_TE, routes, c)
@@ -54,23 +42,28 @@ def _token(w, y_BTD: Stream, context: Context, cache: Cache) -> tuple[Array, Cac
 FORWARD = Forward(_sequence, _token, ("load_E", "probability_E", "z", "entropy"))
 
 
-def _chosen_experts(w, x_TD: Array, routes: Routes, context: Context) -> Array:
-    """This device's term of the sum over `model`, [T, D]: each token through its own experts."""
-    sizes_E, how = routes.sizes_E, context.numerics.experts
-    x_CD = to_rows(x_TD, routes)
-    gate_CM = grouped(x_CD, w.wgate_EDM, sizes_E, how)
-    up_CM = grouped(x_CD, w.wup_EDM, sizes_E, how)
+def _chosen_experts(w, y_BTD: Stream, routes: Routes, context: Context) -> Array | Partial | Summed:
+    """Each token through its own experts."""
+    n = context.numerics
+    moved = transport(routes, n.transport, n.ring)
+    how = moved.routes.sizes_E, n.experts, moved.mean_rows
+    x_CD = moved.rows(y_BTD)
+    gate_CM = grouped(x_CD, w.wgate_EDM, *how)
+    up_CM = grouped(x_CD, w.wup_EDM, *how)
     gate_CM, up_CM = remat.keep(remat.PROJECTION, gate_CM, up_CM)
     h_CM = ACTIVATIONS[context.config.feed_forward](gate_CM) * up_CM
-    h_CM = (h_CM * weights_of_rows(routes)[:, None]).astype(x_CD.dtype)
-    return to_tokens(grouped(h_CM, w.wdown_EMD, sizes_E, how), routes)
+    h_CM = (h_CM * weights_of_rows(moved.routes)[:, None]).astype(x_CD.dtype)
+    return moved.stream(grouped(h_CM, w.wdown_EMD, *how), y_BTD)
 
 
-def _all_experts(w, x_TD: Array, routes: Routes, context: Context) -> Array:
-    """The same, by all experts for every token: the reference that tests compare with."""
+def _all_experts(w, y_BTD: Stream, routes: Routes, context: Context) -> Array:
+    """The same, by all experts for every token: the reference that tests compare with. Every device
+    gets the weights of all experts."""
+    x_BTD = y_BTD.whole_BTD
+    x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
 
     def whole(kernel: Kernel) -> Array:
-        return gather_weight(kernel.shard, kernel.places, x_TD.dtype)
+        return gather(gather_weight(kernel.shard, kernel.places, x_TD.dtype), "expert", 0)
 
     wgate_EDM, wup_EDM, wdown_EMD = map(whole, (w.wgate_EDM, w.wup_EDM, w.wdown_EMD))
     chosen_TJE = jax.nn.one_hot(routes.experts_TJ, wgate_EDM.shape[0])
@@ -79,7 +72,7 @@ def _all_experts(w, x_TD: Array, routes: Routes, context: Context) -> Array:
     up_TEM = jnp.einsum("TD,EDM->TEM", x_TD, wup_EDM)
     h_TEM = ACTIVATIONS[context.config.feed_forward](gate_TEM) * up_TEM
     h_TEM = (h_TEM * weights_TE[:, :, None]).astype(x_TD.dtype)
-    return jnp.einsum("TEM,EMD->TD", h_TEM, wdown_EMD)
+    return jnp.einsum("TEM,EMD->TD", h_TEM, wdown_EMD).reshape(x_BTD.shape)
 
 
 def _shared_experts(w, y_BTD: Stream, context: Context) -> Array | Partial:

@@ -136,7 +136,7 @@ def whole_weight(
         shard = sum_gradient_over_copies(shard, places, numerics.gradients)
     for dim, (letter, place) in enumerate(zip(letters, places, strict=True)):
         for axis in reversed(rules.axes_of(place)):
-            if axis == "data" or letter == "D":
+            if axis != "model" or letter == "D":
                 shard = gather(shard, axis, dim)
     return shard
 

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from paxlike.config import QuantConfig
-from paxlike.nn.collectives import data_dims, own_part, scatter_gradient, total
+from paxlike.nn.collectives import own_part, scatter_gradient, total
 from paxlike.nn.differentiated import differentiated
 from paxlike.nn.einsum import sums_over_model
 from paxlike.nn.quantized import Layout, QuantizedWeight, over_model, quantized
 from paxlike.nn.stream import Stream
+from paxlike.parallel import rules
 from paxlike.parallel.mesh import axis_sizes
 from paxlike.quant.bitnet import dequantize_weight, product, quantize_activation, sub_norm
 
@@ -116,7 +117,7 @@ def _sub_norm(x: Array, groups: int, settings: Settings, axes: tuple[str, ...]) 
 
 
 def _batch_axes() -> tuple[str, ...]:
-    return tuple(axis for axis in ("pod", "data") if axis_sizes()[axis] > 1)
+    return tuple(axis for axis in rules.BATCH_AXES if axis_sizes().get(axis, 1) > 1)
 
 
 # ---- the straight-through product ----------------------------------------------------------------
@@ -162,8 +163,8 @@ def _backward(static, kept, dy):
 def _scattered(dw: Array, weight: Array, layout: Layout) -> Array:
     """A gathered matrix's gradient -> the stored shard's, in its shape."""
     shape = list(weight.shape)
-    for dim in data_dims(layout.places):
-        shape[dim] *= axis_sizes()["data"]
+    for dim, place in enumerate(layout.places):
+        shape[dim] *= rules.size_of(rules.gathered_axes(place), axis_sizes())
     return scatter_gradient(dw.reshape(shape), layout.places, weight.dtype)
 
 

@@ -51,14 +51,22 @@ def _sized(axes: str | Sequence[str]) -> tuple[str, ...]:
 # ---- moving and summing --------------------------------------------------------------------------
 
 
-def gather(x: Array, axis: str, dim: int) -> Array:
-    """The shards of dimension `dim` from all devices along `axis`, concatenated."""
-    return jax.lax.all_gather(x, axis, axis=dim, tiled=True) if _sized(axis) else x
+def gather(x: Array, axes: str | Sequence[str], dim: int) -> Array:
+    """The shards of dimension `dim` from all devices along one or more axes, concatenated."""
+    if not (names := _sized(axes)):
+        return x
+    return jax.lax.all_gather(x, _one_or_several(names), axis=dim, tiled=True)
 
 
-def scatter(x: Array, axis: str, dim: int) -> Array:
-    """The sum over `axis`, of which each device keeps its shard of dimension `dim`."""
-    return jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True) if _sized(axis) else x
+def scatter(x: Array, axes: str | Sequence[str], dim: int) -> Array:
+    """The sum over one or more axes, of which each device keeps its shard of dimension `dim`."""
+    if not (names := _sized(axes)):
+        return x
+    return jax.lax.psum_scatter(x, _one_or_several(names), scatter_dimension=dim, tiled=True)
+
+
+def _one_or_several(names: tuple[str, ...]) -> str | tuple[str, ...]:
+    return names[0] if len(names) == 1 else names
 
 
 def total(x: Array, axes: str | Sequence[str]) -> Array:
@@ -76,9 +84,17 @@ def greatest(x: Array, axes: str | Sequence[str]) -> Array:
     return jax.lax.pmax(x, _sized(axes)) if _sized(axes) else x
 
 
-def index(axis: str) -> Array | int:
-    """This device's position along `axis`."""
-    return jax.lax.axis_index(axis) if _sized(axis) else 0
+def index(axes: str | Sequence[str]) -> Array | int:
+    """This device's position along one or more axes, major first."""
+    names = _sized(axes)
+    return jax.lax.axis_index(_one_or_several(names)) if names else 0
+
+
+def whole_batch(x: Array, dim: int = 0) -> Array:
+    """A dimension of the batch, on every device. One axis at a time, the innermost first."""
+    for axis in reversed(rules.BATCH_AXES):
+        x = gather(x, axis, dim)
+    return x
 
 
 def own_part(x: Array, axis: str, dim: int) -> Array:
@@ -97,25 +113,21 @@ def share_over_model(x: Array) -> Array:
 # ---- weights -------------------------------------------------------------------------------------
 
 
-def data_dims(places: tuple[rules.Axis, ...]) -> list[int]:
-    """The dimensions of a stored weight that are sharded over `data`."""
-    return [dim for dim, place in enumerate(places) if "data" in rules.axes_of(place)]
-
-
 def gather_weight(w: Array, places: tuple[rules.Axis, ...], dtype: jax.typing.DTypeLike) -> Array:
-    """A stored shard -> the weight gathered over `data`, cast first to send the compute dtype."""
+    """A stored shard -> the weight as it is used, gathered over `data` and, except for weights of
+    experts, over `expert`. It is cast first to send the compute dtype."""
     w = w.astype(dtype)
-    for dim in data_dims(places):
-        w = gather(w, "data", dim)
+    for dim, place in enumerate(places):
+        w = gather(w, rules.gathered_axes(place), dim)
     return w
 
 
 def scatter_gradient(
     dw: Array, places: tuple[rules.Axis, ...], dtype: jax.typing.DTypeLike
 ) -> Array:
-    """A gathered weight's gradient -> the stored shard's, summed over `data` in its own dtype."""
-    for dim in data_dims(places):
-        dw = scatter(dw, "data", dim)
+    """A gathered weight's gradient -> the stored shard's, summed in its own dtype."""
+    for dim, place in enumerate(places):
+        dw = scatter(dw, rules.gathered_axes(place), dim)
     return dw.astype(dtype)
 
 

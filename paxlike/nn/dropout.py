@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paxlike.nn.collectives import Leaf, index
-from paxlike.parallel.mesh import axis_sizes
+from paxlike.parallel import rules
 
 Array = jax.Array
 
@@ -31,12 +31,12 @@ def noise_key(seed: int, step: Array, weight: int, layers: int) -> Array:
 def drop(x: Array, *, noise: Noise, rate: float, first_column: Array | int) -> Array:
     """x [B, T, ...] with a part `rate` of its entries 0, the others divided by 1 - rate.
 
-    Rows are sharded over `pod` and `data`; first_column is the place of this device's first entry
+    Rows are sharded like the batch; first_column is the place of this device's first entry
     of the flattened dimensions after T. An entry's fate is a hash of its row, position and column.
     """
     B, T, *columns = x.shape
     count = int(np.prod(columns))
-    device = index("pod") * axis_sizes().get("data", 1) + index("data")
+    device = index(rules.BATCH_AXES)
     first_row = jnp.asarray(noise.first_row, jnp.uint32) + jnp.asarray(device * B, jnp.uint32)
     rows_B = jnp.arange(B, dtype=jnp.uint32) + first_row
     positions_T = jnp.arange(T, dtype=jnp.uint32)

@@ -110,7 +110,7 @@ class Interventions(Wrapped):
             places = rules.weight_spec("LRD", shape, axis_sizes())
             if summed:
                 stack = sum_gradient_over_copies(stack, places, numerics.gradients)
-            return gather(stack, "data", 2)
+            return gather(stack, rules.gathered_axes(places[2]), 2)
 
         bias = self.bias
         if summed:

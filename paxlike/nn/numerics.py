@@ -26,6 +26,8 @@ class Numerics:
     experts: str = "ragged"
     """How experts are multiplied: by an implementation of `nn/grouped.py`, or `dense`: all experts
     for every token, which tests compare with."""
+    transport: str = "gather"
+    """How tokens reach the experts of other devices (`nn/expert_transport.py`)."""
 
     @classmethod
     def of(cls, model: ModelConfig, precision: PrecisionConfig, platform: str) -> "Numerics":
@@ -52,7 +54,8 @@ class Numerics:
         model = config.model
         if config.adapt.kind == "prefix" and model.attention == "auto":
             model = dataclasses.replace(model, attention="blocked")
-        return cls.of(model, config.precision, platform)
+        numerics = cls.of(model, config.precision, platform)
+        return dataclasses.replace(numerics, transport=config.mesh.expert_transport)
 
 
 def _cpu_multiplies_int8() -> bool:

@@ -24,6 +24,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from paxlike.architecture.remat_policies import ATTENTION, KEPT, PROJECTION, STREAM
+from paxlike.parallel import rules
 from paxlike.parallel.mesh import axis_sizes
 
 __all__ = ["ATTENTION", "PROJECTION", "STREAM", "keep", "of_block"]
@@ -40,8 +41,8 @@ def keep(name: str, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 def of_block(policy: str, body: Callable, ring: bool) -> Callable:
     """Applies the policy to the body of the scanned block. ring: see `Numerics`."""
     if policy == "none":
-        # Without a model axis there is no gathered stream to exclude.
-        saves_all = axis_sizes()["model"] == 1
+        # With one shard of the model there is no gathered stream to exclude.
+        saves_all = rules.size_of(("expert", "model"), axis_sizes()) == 1
         gathered = ("all_gather", *(("ppermute", "concatenate") if ring else ()))
 
         def not_gathered(primitive, *_, **__) -> bool:

@@ -88,6 +88,8 @@ class Partial:
         return Partial(tuple(piece.astype(dtype) for piece in self.pieces))
 
     def __add__(self, other: "Partial") -> "Partial":
+        if not isinstance(other, Partial):
+            return NotImplemented
         return Partial(tuple(a + b for a, b in zip(self.pieces, other.pieces, strict=True)))
 
     def __radd__(self, zero: int) -> "Partial":

@@ -17,6 +17,7 @@ from paxlike.nn.collectives import gather_weight, own_part, total
 from paxlike.nn.einsum import Kernel
 from paxlike.nn.ring import joined, uses_ring
 from paxlike.nn.stream import Stream
+from paxlike.parallel.mesh import axis_sizes
 
 Array = jax.Array
 
@@ -36,7 +37,7 @@ def router_logits(y_BTD: Stream, kernel: Kernel) -> Array:
 
     The weight's D is sharded over `model` (`parallel/rules.py`): the product is a sum over it.
     """
-    if uses_ring(kernel.ring, y_BTD.shard_BTD):
+    if uses_ring(kernel.ring, y_BTD.shard_BTD) or axis_sizes().get("expert", 1) > 1:
         own_BTD = y_BTD.shard_BTD
     else:
         own_BTD = own_part(y_BTD.whole_BTD, "model", 2)  # see `Kernel.einsum`
@@ -59,6 +60,9 @@ class Routes(NamedTuple):
     order."""
     rows_TJ: Array
     """int32: the row of each choice; the inverse of `order_C`."""
+    complete: bool = True
+    """Whether every choice has a row. If not, the row of one that has none is C, and rows behind
+    those of the experts have choices of no meaning."""
 
 
 def choose(logits_TE: Array, bias_E: Array | None, config: ExpertsConfig) -> Routes:
@@ -69,13 +73,34 @@ def choose(logits_TE: Array, bias_E: Array | None, config: ExpertsConfig) -> Rou
     weights_TJ = jnp.take_along_axis(scores_TE, experts_TJ, axis=1)
     if config.renormalize:
         weights_TJ /= weights_TJ.sum(-1, keepdims=True) + SMALLEST_SUM
+    order_C, rows_TJ = _sorted(experts_TJ)
+    sizes_E = jnp.zeros(config.count, jnp.int32).at[experts_TJ.reshape(-1)].add(1)
+    return Routes(experts_TJ, weights_TJ * config.scaling, sizes_E, order_C, rows_TJ)
+
+
+def routes_of_part(experts_TJ: Array, weights_TJ: Array, first: Array | int, count: int) -> Routes:
+    """The rows of `count` experts from `first` on, for all tokens that may use them.
+
+    C is what they need at most: a token chooses no expert twice.
+    """
+    T, J = experts_TJ.shape
+    C = T * min(J, count)
+    own_TJ = experts_TJ - first
+    is_own_TJ = (own_TJ >= 0) & (own_TJ < count)
+    own_TJ = jnp.where(is_own_TJ, own_TJ, count)
+    order, rows_TJ = _sorted(own_TJ)
+    sizes_E = jnp.zeros(count, jnp.int32).at[own_TJ.reshape(-1)].add(1, mode="drop")
+    rows_TJ = jnp.where(is_own_TJ, rows_TJ, C)
+    return Routes(experts_TJ, weights_TJ, sizes_E, order[:C], rows_TJ, complete=False)
+
+
+def _sorted(experts_TJ: Array) -> tuple[Array, Array]:
+    """The choice at each row if choices are sorted by expert, and the row of each choice."""
     flat_C = experts_TJ.reshape(-1)
     order_C = jnp.argsort(flat_C, stable=True).astype(jnp.int32)
     places_C = jnp.arange(flat_C.size, dtype=jnp.int32)
     rows_C = jnp.zeros_like(places_C).at[order_C].set(places_C, unique_indices=True)
-    sizes_E = jnp.zeros(config.count, jnp.int32).at[flat_C].add(1)
-    rows_TJ = rows_C.reshape(experts_TJ.shape)
-    return Routes(experts_TJ, weights_TJ * config.scaling, sizes_E, order_C, rows_TJ)
+    return order_C, rows_C.reshape(experts_TJ.shape)
 
 
 def scores(logits_TE: Array, config: ExpertsConfig) -> Array:
@@ -107,52 +132,70 @@ def statistics(logits_TE: Array, routes: Routes, config: ExpertsConfig) -> dict[
 
 def to_rows(x_TD: Array, routes: Routes) -> Array:
     """The token of each row: x_CD."""
-    return _to_rows(x_TD, routes.order_C, routes.rows_TJ)
+    return _to_rows(routes.complete, x_TD, routes.order_C, routes.rows_TJ)
 
 
 def to_tokens(y_CD: Array, routes: Routes) -> Array:
     """The sum of each token's rows, in float32 and in the order of its choices: y_TD."""
-    return _to_tokens(y_CD, routes.order_C, routes.rows_TJ)
+    return _to_tokens(routes.complete, y_CD, routes.order_C, routes.rows_TJ)
 
 
-@jax.custom_vjp
-def _to_rows(x_TD: Array, order_C: Array, rows_TJ: Array) -> Array:
+_static = functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+
+
+@_static
+def _to_rows(complete: bool, x_TD: Array, order_C: Array, rows_TJ: Array) -> Array:
     return _rows(x_TD, order_C // rows_TJ.shape[1])
 
 
-@jax.custom_vjp
-def _to_tokens(y_CD: Array, order_C: Array, rows_TJ: Array) -> Array:
-    parts = [_rows(y_CD, rows_T) for rows_T in rows_TJ.T]
+@_static
+def _to_tokens(complete: bool, y_CD: Array, order_C: Array, rows_TJ: Array) -> Array:
+    parts = [_rows(y_CD, rows_T, complete) for rows_T in rows_TJ.T]
     return functools.reduce(jnp.add, (part.astype(jnp.float32) for part in parts)).astype(
         y_CD.dtype
     )
 
 
 _to_rows.defvjp(
-    lambda x, *routes: (_to_rows(x, *routes), routes),
-    lambda routes, dx: (_to_tokens(dx, *routes), None, None),
+    lambda complete, x, *routes: (_to_rows(complete, x, *routes), routes),
+    lambda complete, routes, dx: (_to_tokens(complete, dx, *routes), None, None),
 )
 _to_tokens.defvjp(
-    lambda y, *routes: (_to_tokens(y, *routes), routes),
-    lambda routes, dy: (_to_rows(dy, *routes), None, None),
+    lambda complete, y, *routes: (_to_tokens(complete, y, *routes), routes),
+    lambda complete, routes, dy: (_to_rows(complete, dy, *routes), None, None),
 )
 
 
 def weights_of_rows(routes: Routes) -> Array:
     """The weight of each row, weights_C."""
-    return _permuted(routes.weights_TJ.reshape(-1), routes.order_C, routes.rows_TJ.reshape(-1))
+    return in_order_of_rows(routes.weights_TJ.reshape(-1), routes)
 
 
-@jax.custom_vjp
-def _permuted(x_C: Array, order_C: Array, inverse_C: Array) -> Array:
-    return _rows(x_C, order_C)
+def in_order_of_rows(choices: Array, routes: Routes) -> Array:
+    """What each choice (token * J + number) has, [T J, ...], sorted by expert: [C, ...]."""
+    return _moved(routes.complete, choices, routes.order_C, routes.rows_TJ.reshape(-1))
 
 
-_permuted.defvjp(
-    lambda x, order, inverse: (_permuted(x, order, inverse), inverse),
-    lambda inverse, dx: (_rows(dx, inverse), None, None),
-)
+def in_order_of_choices(rows: Array, routes: Routes) -> Array:
+    """The inverse of `in_order_of_rows`: [T J, ...], zeros for a choice without a row."""
+    return _moved(routes.complete, rows, routes.rows_TJ.reshape(-1), routes.order_C)
 
 
-def _rows(x: Array, indices: Array) -> Array:
-    return x.at[indices].get(mode="promise_in_bounds")
+@_static
+def _moved(complete: bool, x: Array, sources: Array, inverse: Array) -> Array:
+    """x[sources]. A source behind the end is 0."""
+    return _rows(x, sources, complete)
+
+
+def _moved_back(complete: bool, kept: tuple, dy: Array) -> tuple:
+    sources, inverse = kept
+    return _moved(complete, dy, inverse, sources), None, None
+
+
+_moved.defvjp(lambda complete, x, *kept: (_moved(complete, x, *kept), kept), _moved_back)
+
+
+def _rows(x: Array, indices: Array, complete: bool = True) -> Array:
+    if complete:
+        return x.at[indices].get(mode="promise_in_bounds")
+    return x.at[indices].get(mode="fill", fill_value=0)

@@ -4,7 +4,9 @@ Its D is sharded over `model`. It is gathered and scattered whole (`nn/collectiv
 steps (`nn/ring.py`), as the weights that multiply it choose.
 """
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,16 +41,44 @@ class Stream:
         return gathered_pieces(self.shard_BTD)
 
 
-def scatter_stream(partial_BTD: Array | Partial) -> Array:
+@dataclasses.dataclass(frozen=True)
+class Summed:
+    """This device's shard of a sum over `model` that has been taken, and a partial sum to add."""
+
+    shard_BTD: Array
+    rest: Any = None
+    """An array, or a `Partial` in pieces; None: nothing."""
+
+    def astype(self, dtype: jax.typing.DTypeLike) -> "Summed":
+        rest = None if self.rest is None else self.rest.astype(dtype)
+        return Summed(self.shard_BTD.astype(dtype), rest)
+
+    def __add__(self, other: Array | Partial) -> "Summed":
+        return Summed(self.shard_BTD, other if self.rest is None else self.rest + other)
+
+    def __radd__(self, other: Array | Partial | int) -> "Summed":
+        """For `sum`, too, which starts with 0."""
+        return self if isinstance(other, int) else self + other
+
+    def add_once(self, shard_D: Array) -> "Summed":
+        """Adds a vector, of which each device has a shard."""
+        added = self.shard_BTD + shard_D.astype(self.shard_BTD.dtype)[None, None]
+        return dataclasses.replace(self, shard_BTD=added)
+
+    def scattered(self) -> Array:
+        return self.shard_BTD + (0 if self.rest is None else scatter_stream(self.rest))
+
+
+def scatter_stream(partial_BTD: Array | Partial | Summed) -> Array:
     """A branch's output, a sum over `model` of what each device has of all D -> its shard of D."""
-    if isinstance(partial_BTD, Partial):
+    if isinstance(partial_BTD, Partial | Summed):
         return partial_BTD.scattered()
     return scatter(partial_BTD, "model", 2)
 
 
-def add_once(partial_BTD: Array | Partial, shard_D: Array) -> Array | Partial:
+def add_once(partial_BTD: Any, shard_D: Array) -> Any:
     """Adds a vector, of which each device has a shard, to a sum over `model`: each entry once."""
-    if isinstance(partial_BTD, Partial):
+    if isinstance(partial_BTD, Partial | Summed):
         return partial_BTD.add_once(shard_D)
     start = index("model") * shard_D.shape[0]
     zeros_D = jnp.zeros(partial_BTD.shape[-1], partial_BTD.dtype)

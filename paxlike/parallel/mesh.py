@@ -1,4 +1,4 @@
-"""The mesh (`pod`, `data`, `model`), and shardings on it by dimension letters.
+"""The mesh (`pod`, `data`, `expert`, `model`), and shardings on it by dimension letters.
 
 The mesh uses JAX's explicit mode: an array's sharding is part of its type, so an ambiguous layout
 is an error at tracing time, on any machine, before the program runs on a cluster.
@@ -20,12 +20,14 @@ from paxlike.parallel.axes import as_letters
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Creates the mesh over all devices (or the given ones), laid out along the physical links.
 
-    If `pod` equals the number of slices, the mesh is hybrid: `pod` is between slices, `data` and
-    `model` are within a slice. Raises ConfigError if the sizes do not fit the number of devices, or
-    `pod` does not fit the number of TPU slices.
+    If `pod` equals the number of slices, the mesh is hybrid: `pod` is between slices, the others
+    are within a slice. The mesh has the axis `expert` only if its size is above 1. Raises
+    ConfigError if the sizes do not fit the number of devices, or `pod` does not fit the number of
+    TPU slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    pod, data, model = config.resolve(len(devices))
+    sizes = config.resolve(len(devices))
+    pod, shape = sizes["pod"], tuple(sizes.values())
     slices = {getattr(device, "slice_index", None) for device in devices}
     if devices[0].platform == "tpu" and len(slices) > 1 and len(slices) != pod:
         raise ConfigError(
@@ -33,21 +35,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"the data-center network; set mesh.pod to {len(slices)}."
         )
     if pod > 1 and len(slices) == pod:
+        inside = shape[1:]
         grid = mesh_utils.create_hybrid_device_mesh(
-            (1, data, model), (pod, 1, 1), devices, allow_split_physical_axes=True
+            (1, *inside), (pod, *(1 for _ in inside)), devices, allow_split_physical_axes=True
         )
     elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(
-            (pod, data, model), devices, allow_split_physical_axes=True
-        )
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        grid = np.asarray(devices).reshape(pod, data, model)
-    return Mesh(grid, rules.MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+        grid = np.asarray(devices).reshape(shape)
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
 
 
 def axis_sizes() -> Mapping[str, int]:
     """Returns axis -> size of the active mesh (`jax.set_mesh`)."""
     return jax.sharding.get_abstract_mesh().shape
+
+
+def batch_shards() -> int:
+    """Returns the number of parts of the batch on the active mesh."""
+    return rules.size_of(rules.BATCH_AXES, axis_sizes())
 
 
 def spec(dims: str | Sequence[str], shape: Sequence[int]) -> PartitionSpec:
@@ -79,7 +85,7 @@ def check_sharded(tree: object, large_bytes: int = LARGE_BYTES) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         sharding: NamedSharding = leaf.sharding
         shape = sharding.mesh.shape
-        shard_count = shape["data"] * shape["model"]
+        shard_count = rules.size_of((*rules.GATHERED_AXES, "model"), shape)
         size = math.prod(leaf.shape) * leaf.dtype.itemsize
         if (
             size >= large_bytes

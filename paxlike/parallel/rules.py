@@ -1,34 +1,41 @@
 """The sharding rules: one table from dimension letters to mesh axes. Imports no JAX.
 
-The mesh axes are `pod` x `data` x `model`. Each letter has one row for weights and one for
+The mesh axes are `pod` x `data` x `expert` x `model`. A mesh without expert parallelism has no axis
+`expert`, and its places leave that axis out. Each letter has one row for weights and one for
 activations:
 
-- **Weights** are fully sharded: the model width D over `data`, and the wide dimension (heads,
-  feed-forward, vocabulary) over `model`. A matmul gathers its weight over `data` just before use,
-  in the compute dtype; the weight's gradient is reduce-scattered over `data` (see `nn/einsum.py`).
-  Weights are replicated over `pod`.
-- **Activations** have their batch sharded over `pod` and `data`. The residual stream has D over
-  `model`, so activations saved per layer are fully sharded. A projection gathers D over `model` and
-  computes its own heads or feed-forward columns; the output projection reduce-scatters over D.
+- **Weights** are fully sharded: the model width D over `data` and `expert`, and the wide dimension
+  (heads, feed-forward, vocabulary) over `model`. A matmul gathers its weight over `data` and
+  `expert` just before use, in the compute dtype; the weight's gradient is reduce-scattered over
+  them (see `nn/einsum.py`). Weights are replicated over `pod`.
+- **Weights of experts**, which begin with E, have E over `expert` and D over `data`: a device
+  gathers only those of its own experts.
+- **Activations** have their batch sharded over `pod`, `data` and `expert`. The residual stream has
+  D over `model`, so activations saved per layer are fully sharded. A projection gathers D over
+  `model` and computes its own heads or feed-forward columns; the output projection reduce-scatters
+  over D.
 
 Five cases follow from the letters and need no rows:
 
 - A matrix with no letter on `model` (key/value weights with fewer heads than model shards, as in
-  multi-query attention) has its D sharded over `model` and `data` together, and its product is
-  summed over `model`.
-- A router's weight is such a matrix, too: E is not sharded, so every device computes all logits.
+  multi-query attention) has its D sharded over `model`, `data` and `expert` together, and its
+  product is summed over `model`.
+- A router's weight is such a matrix, too: behind D, E is not sharded, so every device computes all
+  logits.
 - A vector (norm scales, D alone) is sharded like the activation that it multiplies, because it is
   too small to be worth a gather.
 - K is replicated if there are fewer key/value heads than model shards. Each shard then uses the
   head that its query heads share.
 - R, Q and I, the letters of adapters, are replicated if another letter is over `data`, or if `data`
-  does not divide them: an adapter is thousands of times smaller than its base.
+  does not divide them, and always over `expert`: an adapter is thousands of times smaller than its
+  base.
 
 `spec` and `weight_spec` raise ConfigError for a letter without a row, for two letters on one mesh
 axis, and for a size that the axis does not divide. Nothing is replicated silently.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from paxlike.config import ConfigError
 from paxlike.parallel.axes import ALPHABET
@@ -36,9 +43,15 @@ from paxlike.parallel.axes import ALPHABET
 Axis = str | tuple[str, ...] | None
 """Where a dimension is sharded: over one mesh axis, several (major first), or none."""
 
+MESH_AXES = ("pod", "data", "expert", "model")
+BATCH_AXES = ("pod", "data", "expert")
+"""What the batch is sharded over, and what sums over it are taken over."""
+GATHERED_AXES = ("data", "expert")
+"""What a weight is gathered over where it is used. A dimension is, if it is sharded over `data`."""
+
 WEIGHTS: dict[str, Axis] = {
     "L": None,
-    "D": "data",
+    "D": GATHERED_AXES,
     "N": "model",
     "K": "model",
     "F": "model",
@@ -48,17 +61,15 @@ WEIGHTS: dict[str, Axis] = {
     "R": "data",
     "Q": "data",
     "I": "data",
-    "E": None,
+    "E": "expert",
     "M": "model",
     "U": "model",
 }
 ACTIVATIONS: dict[str, Axis] = {
-    "A": None, "B": ("pod", "data"), "T": None, "S": None, "W": None,
+    "A": None, "B": BATCH_AXES, "T": None, "S": None, "W": None,
     "D": "model", "N": "model", "K": "model", "F": "model", "V": "model", "H": None,
     "R": None, "I": None, "E": None, "M": "model", "U": "model",
 }  # fmt: skip
-
-MESH_AXES = ("pod", "data", "model")
 
 
 def spec(dims: str, shape: tuple[int, ...], mesh: Mapping[str, int]) -> tuple[Axis, ...]:
@@ -79,18 +90,31 @@ def weight_spec(dims: str, shape: tuple[int, ...], mesh: Mapping[str, int]) -> t
             [None] * (len(dims) - 1) + [_row(ACTIVATIONS, matrix, shape[-1], mesh)],
         )
     places = [_row(WEIGHTS, d, n, mesh) for d, n in zip(dims, shape, strict=True)]
+    if matrix[0] == "E" and "D" in dims:
+        places[dims.index("D")] = "data"
+    elif "E" in dims:
+        places[dims.index("E")] = None
     for letter in "RQI":
         if letter in dims and ("D" in dims or shape[dims.index(letter)] % mesh["data"]):
             places[dims.index(letter)] = None
     if "model" not in places and "D" in dims:
-        places[dims.index("D")] = ("model", "data")
+        places[dims.index("D")] = ("model", *axes_of(places[dims.index("D")]))
     return _checked(dims, shape, mesh, places)
 
 
 def gathered(places: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """Returns a weight's mesh axes after it is gathered over `data`; `model` remains."""
-    kept = [tuple(axis for axis in axes_of(place) if axis != "data") for place in places]
-    return tuple(axes[0] if len(axes) == 1 else axes or None for axes in kept)
+    """Returns a weight's mesh axes after it is gathered; `model`, and `expert` of E, remain."""
+    kept = []
+    for place in places:
+        gone = gathered_axes(place)
+        kept.append(_place(tuple(axis for axis in axes_of(place) if axis not in gone)))
+    return tuple(kept)
+
+
+def gathered_axes(place: Axis) -> tuple[str, ...]:
+    """Returns the mesh axes over which a dimension of a weight is gathered in use."""
+    axes = axes_of(place)
+    return tuple(axis for axis in axes if axis in GATHERED_AXES) if "data" in axes else ()
 
 
 def axes_of(place: Axis) -> tuple[str, ...]:
@@ -98,12 +122,18 @@ def axes_of(place: Axis) -> tuple[str, ...]:
     return () if place is None else (place,) if isinstance(place, str) else place
 
 
+def _place(axes: tuple[str, ...]) -> Axis:
+    return axes[0] if len(axes) == 1 else axes or None
+
+
 def shards(place: Axis, mesh: Mapping[str, int]) -> int:
     """Returns the number of shards of a dimension."""
-    parts = 1
-    for axis in axes_of(place):
-        parts *= mesh[axis]
-    return parts
+    return size_of(axes_of(place), mesh)
+
+
+def size_of(axes: Iterable[str], mesh: Mapping[str, int]) -> int:
+    """Returns the product of the sizes of mesh axes. A mesh may lack `expert`, which is then 1."""
+    return math.prod(mesh.get(axis, 1) if axis == "expert" else mesh[axis] for axis in axes)
 
 
 def _row(table: dict[str, Axis], letter: str, size: int, mesh: Mapping[str, int]) -> Axis:
@@ -130,6 +160,7 @@ def _row(table: dict[str, Axis], letter: str, size: int, mesh: Mapping[str, int]
 def _checked(
     dims: str, shape: tuple[int, ...], mesh: Mapping[str, int], places: list[Axis]
 ) -> tuple[Axis, ...]:
+    places = [_place(tuple(a for a in axes_of(p) if a != "expert" or a in mesh)) for p in places]
     used: dict[str, str] = {}
     for letter, size, place in zip(dims, shape, places, strict=True):
         for axis in axes_of(place):
@@ -153,6 +184,7 @@ def _checked(
 def _remedy(letter: str) -> str:
     return {
         "B": "train.batch_size, train.accumulate, mesh.data",
+        "E": "model.experts.count, mesh.expert",
         "V": "model.vocab_multiple, mesh.model",
         "P": "model.learned_positions, mesh.model",
         "N": "model.heads, mesh.model",

@@ -30,9 +30,10 @@ def prepare(config: Config, topology: str, pods: int | None) -> tuple[Config, Cl
         raise ConfigError(
             f"{topology}, {made.pods} pods: {str(error).split(', or --fake-devices')[0]}."
         ) from None
-    if made.pods > 1 and sizes[0] != made.pods:
+    if made.pods > 1 and sizes["pod"] != made.pods:
         raise ConfigError(
-            f"mesh.pod is {sizes[0]}, but there are {made.pods} pods; set --mesh.pod {made.pods}."
+            f"mesh.pod is {sizes['pod']}, but there are {made.pods} pods; set --mesh.pod "
+            f"{made.pods}."
         )
     return config, made
 

@@ -19,6 +19,7 @@ from paxlike.models.branch import Context
 from paxlike.models.decoder import WATCHED, Decoder, sequence
 from paxlike.nn.collectives import Leaf, on_devices, specs_of, total
 from paxlike.nn.numerics import Numerics
+from paxlike.parallel import rules
 from paxlike.parallel.host_batches import local_rows, to_devices
 from paxlike.parallel.mesh import spec
 from paxlike.training.loaded_run import LoadedRun
@@ -131,7 +132,7 @@ def sums_of(
         losses = OBJECTIVE(config, decoder, decoder.finish(x_BTD), part)
         tokens = (part.targets_ABT >= 0).sum()
         sums = Sums(distances, real_B.sum(), losses.cross_entropy, tokens)
-        return jax.tree.map(lambda x: total(x, ("pod", "data")), sums)
+        return jax.tree.map(lambda x: total(x, rules.BATCH_AXES), sums)
 
     places = spec("ABT", batch.tokens_ABT.shape)
     specs = jax.tree.map(lambda _: places, batch), spec("ABT", last_AB1.shape)

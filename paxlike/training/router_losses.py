@@ -19,7 +19,8 @@ from paxlike.architecture.stack import groups, layer_places
 from paxlike.config import ModelConfig
 from paxlike.models.decoder import Caches
 from paxlike.nn.collectives import total
-from paxlike.parallel.mesh import axis_sizes
+from paxlike.parallel import rules
+from paxlike.parallel.mesh import batch_shards
 from paxlike.training.loss import Losses
 
 Array = jax.Array
@@ -61,15 +62,15 @@ def with_router_losses(
     if not c.active:
         return losses
     stacks = {name: found[name]["experts"] for name in _groups(model)}
-    sizes = axis_sizes()
-    tokens = targets_BT.size * sizes["pod"] * sizes["data"]
+    tokens = targets_BT.size * batch_shards()
 
     def joined(name: str) -> Array:
         return jnp.concatenate([stack[name] for stack in stacks.values()])
 
-    devices = ("pod", "data")
-    predicted = total((targets_BT >= 0).sum().astype(jnp.float32), devices)
-    fractions_LE = total(joined("load_E"), devices).astype(jnp.float32) / (tokens * c.top_k)
+    predicted = total((targets_BT >= 0).sum().astype(jnp.float32), rules.BATCH_AXES)
+    fractions_LE = total(joined("load_E"), rules.BATCH_AXES).astype(jnp.float32) / (
+        tokens * c.top_k
+    )
     means_LE = joined("probability_E") / tokens  # this device's terms of the means
     balance = c.count * (fractions_LE * means_LE).sum() * predicted
     z = joined("z").sum() / tokens * predicted

@@ -19,8 +19,9 @@ from paxlike.nn.intervention import document_prompts
 from paxlike.nn.numerics import Numerics
 from paxlike.optim.optimizer import Optimizer, apply_updates, global_norm, make_optimizer
 from paxlike.optim.schedules import make_schedule
+from paxlike.parallel import rules
 from paxlike.parallel.host_batches import to_devices
-from paxlike.parallel.mesh import axis_sizes, spec
+from paxlike.parallel.mesh import batch_shards, spec
 from paxlike.training.loss import Losses
 from paxlike.training.objective import OBJECTIVE, DeviceBatch
 from paxlike.training.router_losses import (
@@ -101,7 +102,7 @@ def loss_gradients(
         def part_loss(trained: dict, part: DeviceBatch, number: Array | None):
             draw = None
             if step is not None:
-                rows = part.tokens_ABT.shape[0] * axis_sizes()["pod"] * axis_sizes()["data"]
+                rows = part.tokens_ABT.shape[0] * batch_shards()
                 first_row = (0 if number is None else number) * jnp.uint32(rows)
                 draw = Draw(config.train.seed, step, first_row)
             parts = Parts(trained, frozen)
@@ -143,7 +144,7 @@ def model_losses(
 
 def _totals(losses: Losses) -> Losses:
     """Sums losses over the whole batch. The results are replicated on every device."""
-    return jax.tree.map(lambda value: total(value, ("pod", "data")), losses)
+    return jax.tree.map(lambda value: total(value, rules.BATCH_AXES), losses)
 
 
 def losses_of(
@@ -206,7 +207,7 @@ def _sums(*arrays_ABT: Array) -> Array:
 
     def device(*arrays):
         local = jnp.stack([array.sum(dtype=jnp.uint32) for array in arrays])
-        return total(local, ("pod", "data"))
+        return total(local, rules.BATCH_AXES)
 
     places = spec("ABT", arrays_ABT[0].shape)
     return on_devices(device, (places,) * len(arrays_ABT), PartitionSpec())(*arrays_ABT)

@@ -102,6 +102,9 @@ def test_loss_and_gradients_are_those_of_one_device(alone, sizes):
         ("experts", (1, 8, 1)),
         ("experts", (1, 2, 4)),
         ("shared-experts", (2, 2, 2)),
+        ("experts", (1, 1, 2, 2)),
+        ("experts", (1, 2, 1, 4)),
+        ("shared-experts", (2, 1, 2, 2)),
     ],
 )
 def test_options_of_other_families(name, sizes):

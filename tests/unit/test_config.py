@@ -273,7 +273,31 @@ def test_a_mesh_with_many_devices_suggests_the_nearest_divisors():
     ],
 )
 def test_an_open_mesh_axis_takes_the_remaining_devices(sizes, devices, resolved):
-    assert MeshConfig(*sizes).resolve(devices) == resolved
+    assert MeshConfig(*sizes).resolve(devices) == dict(
+        zip(("pod", "data", "model"), resolved, strict=True)
+    )
+
+
+def test_a_mesh_has_the_axis_expert_only_where_it_is_above_1():
+    found = MeshConfig(2, -1, 3, expert=4).resolve(48)
+    assert list(found.items()) == [("pod", 2), ("data", 2), ("expert", 4), ("model", 3)]
+    with pytest.raises(ConfigError, match="mesh pod 1 x data -1 x expert 3 x model 1 does not fit"):
+        MeshConfig(expert=3).resolve(8)
+    with pytest.raises(ConfigError, match="mesh.expert is -1; give a size above 0"):
+        MeshConfig(expert=-1)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (6, r"mesh.expert 4 does not divide model.experts.count 6; .* among \[1, 2, 3, 6\]"),
+        (0, r"mesh.expert is 4, but the model has no experts .*set mesh.expert to 1"),
+    ],
+)
+def test_an_expert_axis_that_does_not_fit_the_experts(count, message):
+    blocks = {"block": "serial_experts", "experts": ExpertsConfig(count)} if count else {}
+    with pytest.raises(ConfigError, match=message):
+        Config(model=ModelConfig(**blocks), mesh=MeshConfig(expert=4))
 
 
 @pytest.mark.parametrize(
@@ -362,13 +386,19 @@ def changed() -> Config:
 def with_experts() -> Config:
     """A config whose experts differ from the defaults in every field."""
     experts = ExpertsConfig(6, 3, 24, 2, "sigmoid", False, 2.5, 0.02, 0.002, 0.01)
-    return Config(model=ModelConfig(pattern=("serial", "serial_experts"), experts=experts))
+    return Config(
+        model=ModelConfig(pattern=("serial", "serial_experts"), experts=experts),
+        mesh=MeshConfig(expert=2, expert_transport="all_to_all"),
+    )
+
+
+EXPERT_AXIS = {"mesh.expert", "mesh.expert_transport"}
 
 
 def test_every_field_of_experts_differs():
     found = {line.split(":")[0] for line in differences(Config(), with_experts())}
     fields = {f"model.experts.{field.name}" for field in dataclasses.fields(ExpertsConfig)}
-    assert fields < found
+    assert fields | EXPERT_AXIS < found
 
 
 @pytest.mark.parametrize(
@@ -401,6 +431,7 @@ def test_every_field_differs_by_its_dotted_name():
         "model.learned_positions", "data.store", "data.mixture", "data.mixture_changes",
         *(f"adapt.{f.name}" for f in dataclasses.fields(AdaptConfig) if f.name not in lora),
         *(f"model.experts.{field.name}" for field in dataclasses.fields(ExpertsConfig)),
+        *EXPERT_AXIS,
     )  # fmt: skip
     assert found == [name for name in names(dataclasses.asdict(Config())) if name not in cannot]
     assert "train.batch_ramp: () -> ((4, 2), (6, 5))" in differences(Config(), changed())

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import numpy as np
@@ -56,10 +57,8 @@ def put(dims: str, array: np.ndarray) -> jax.Array:
 
 
 def on_mesh(*sizes: int):
-    pod, data, model = sizes
-    return jax.set_mesh(
-        make_mesh(MeshConfig(pod, data, model), jax.devices()[: pod * data * model])
-    )
+    """sizes: pod, data, model, and expert if above 1."""
+    return jax.set_mesh(make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)]))
 
 
 @functools.cache

@@ -81,6 +81,7 @@ CASES = [
     ("learned-positions", (1, 2, 4), "model"),
     ("serial", (1, 2, 4), None),
     ("experts", (1, 2, 4), None),
+    ("experts", (1, 2, 2, 2), "model"),
 ]
 
 
@@ -96,7 +97,8 @@ def test_logits_equal_the_uncached_forward_at_every_position(
         local = "local_attention" in jax.tree_util.keystr(path)
         places = min(LENGTH, model.config.sliding_window) if local else LENGTH
         assert array.shape[1:] == (4, places, model.config.kv_heads, 16)
-        assert array.sharding.spec == P(None, ("pod", "data"), None, kv_axis, None)
+        rows = ("pod", "data", "expert")[: len(sizes) - 1]
+        assert array.sharding.spec == P(None, rows, None, kv_axis, None)
 
 
 def check_every_position(model, put):

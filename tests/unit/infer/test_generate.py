@@ -8,9 +8,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from paxlike.config import UserError
+from paxlike.config import ExpertsConfig, UserError
 from paxlike.infer.cache import prefill
 from paxlike.infer.generate import Generator, Sampling, _start, _step, in_compute_dtype, sample
+from paxlike.parallel.mesh import batch_shards
 
 pytestmark = pytest.mark.slow
 
@@ -22,9 +23,7 @@ PROMPTS = [np.array([5, 17, 100, 3, 88]), np.array([42]), np.arange(13) * 7 % 25
 def most_likely(model, prompt: np.ndarray, generated: np.ndarray) -> list[int]:
     """The most likely token at each generated position, by the uncached forward pass."""
     whole = np.concatenate([prompt, generated])
-    logits = model.logits(
-        np.tile(whole, (jax.sharding.get_mesh().shape["data"], 1)).astype(np.int32)
-    )
+    logits = model.logits(np.tile(whole, (batch_shards(), 1)).astype(np.int32))
     return logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
@@ -35,10 +34,19 @@ SERIAL = {
     "head": "untied",
     "feed_forward": "relu2",
 }
+EXPERTS = {
+    "kv_heads": 2,
+    "block": "serial_experts",
+    "norm": "rms",
+    "head": "untied",
+    "experts": ExpertsConfig(4, 2, 32),
+}
 
 
 @pytest.mark.parametrize(
-    ("words", "sizes"), [({}, (1, 1, 1)), (SERIAL, (1, 2, 4))], ids=["palm", "serial"]
+    ("words", "sizes"),
+    [({}, (1, 1, 1)), (SERIAL, (1, 2, 4)), (EXPERTS, (1, 1, 2, 4))],
+    ids=["palm", "serial", "experts"],
 )
 def test_greedy_is_the_argmax_of_the_uncached_forward(words, sizes, on_mesh, make):
     with on_mesh(*sizes):

@@ -21,6 +21,7 @@ from helpers import (
 )
 
 from paxlike.config import ExpertsConfig
+from paxlike.parallel.mesh import spec
 from paxlike.training.step import DeviceBatch, loss_gradients
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,9 @@ def with_experts(*fields, **changes):
 
 
 @functools.cache
-def gradients_on(config, sizes=(1, 1, 1), implementation="blocks", adversarial=False):
+def gradients_on(
+    config, sizes=(1, 1, 1), implementation="blocks", adversarial=False, transport="gather"
+):
     """(loss, statistics of the routers, gradients) of a train step of two accumulation steps.
 
     adversarial: every token prefers the last expert, then the first.
@@ -42,13 +45,13 @@ def gradients_on(config, sizes=(1, 1, 1), implementation="blocks", adversarial=F
     params, batch = host_params(config), host_batch(config, B=16)
     if adversarial:
         params = sent_to(params, (-1, 0))
-    numerics = dataclasses.replace(numerics_of(config), experts=implementation)
+    numerics = dataclasses.replace(numerics_of(config), experts=implementation, transport=transport)
     halves = (None if x is None else x.reshape(2, 8, *x.shape[1:]) for x in batch)
     with jax.set_mesh(mesh_of(*sizes)):
         parts = DeviceBatch(*halves)
         step = jax.jit(functools.partial(loss_gradients, config, numerics))
         tokens = jnp.float32((batch.targets >= 0).sum())
-        places = jax.NamedSharding(jax.sharding.get_mesh(), jax.P(None, ("pod", "data")))
+        places = jax.NamedSharding(jax.sharding.get_mesh(), spec("ABT", (2, 8, 16)))
         parts = jax.tree.map(lambda x: jax.device_put(x, places), parts)
         gradients, losses = step(place(config, params), parts, tokens)
         return float(losses.loss), jax.device_get((losses.statistics, gradients))
@@ -71,14 +74,27 @@ def sent_to(params, experts):
 
 
 CONFIG = with_experts(4, 2, 24)
+MESHES = {
+    "1x1": (1, 1, 1), "8x1": (1, 8, 1), "2x4": (1, 2, 4), "expert2": (1, 1, 1, 2),
+    "expert4": (1, 1, 1, 4), "2x2expert2": (1, 2, 2, 2), "2x1expert4": (1, 2, 1, 4),
+    "pod2expert2": (2, 1, 2, 2),
+}  # fmt: skip
+"""pod, data, model, expert."""
 
 
 @pytest.mark.parametrize("adversarial", [False, True], ids=["random", "one-expert"])
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 8, 1), (1, 2, 4)], ids=["1x1", "8x1", "2x4"])
-def test_chosen_experts_equal_all_experts(sizes, adversarial):
+@pytest.mark.parametrize(
+    ("mesh", "transport"),
+    [
+        *((name, "gather") for name in MESHES),
+        *((name, "all_to_all") for name in MESHES if "expert" in name),
+    ],
+)
+def test_chosen_experts_equal_all_experts(mesh, transport, adversarial):
     """Values and gradients, on every mesh, with accumulation. No token is dropped, and an expert
     without tokens has a gradient of exactly 0."""
-    loss, (found, gradients) = gradients_on(CONFIG, sizes, "blocks", adversarial)
+    how = MESHES[mesh], "blocks", adversarial, transport
+    loss, (found, gradients) = gradients_on(CONFIG, *how)
     one_device = (1, 1, 1), "dense", adversarial
     expected_loss, (expected_found, expected) = gradients_on(CONFIG, *one_device)
     assert loss == pytest.approx(expected_loss, rel=1e-6)

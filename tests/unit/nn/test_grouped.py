@@ -23,7 +23,7 @@ SIZES = {
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_products_and_gradients(monkeypatch, implementation, sizes):
     """An expert without rows has a gradient of exactly 0."""
-    monkeypatch.setattr(grouped, "BLOCK_ROWS", 4)
+    monkeypatch.setitem(grouped.BLOCK_ROWS, "cpu", 4)
     random, rows = np.random.default_rng(0), sum(sizes)
     shapes = (rows, 6), (4, 6, 5), (rows, 5)
     x, w, dy = (random.standard_normal(shape).astype(np.float32) for shape in shapes)

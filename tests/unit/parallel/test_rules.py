@@ -10,6 +10,7 @@ from paxlike.parallel.axes import ALPHABET
 from paxlike.parallel.rules import gathered, shards, spec, weight_spec
 
 MESH = {"pod": 2, "data": 4, "model": 8}
+WITH_EXPERTS = {"pod": 2, "data": 2, "expert": 2, "model": 8}
 SIZES = {
     "A": 3,
     "B": 16,
@@ -40,13 +41,14 @@ def shape(dims):
 
 # Batch over pod and data, wide dimensions over model, and a weight's width over data.
 ACTIVATION = {
-    "A": None, "B": ("pod", "data"), "T": None, "S": None, "W": None, "D": "model", "F": "model",
-    "N": "model", "K": "model", "H": None, "V": "model", "R": None, "I": None,
+    "A": None, "B": ("pod", "data", "expert"), "T": None, "S": None, "W": None, "D": "model",
+    "F": "model", "N": "model", "K": "model", "H": None, "V": "model", "R": None, "I": None,
     "E": None, "M": "model", "U": "model",
 }  # fmt: skip
 WEIGHT = {
-    "L": None, "D": "data", "F": "model", "N": "model", "K": "model", "H": None, "V": "model",
-    "P": "model", "R": "data", "Q": "data", "I": "data", "E": None, "M": "model", "U": "model",
+    "L": None, "D": ("data", "expert"), "F": "model", "N": "model", "K": "model", "H": None,
+    "V": "model", "P": "model", "R": "data", "Q": "data", "I": "data", "E": "expert",
+    "M": "model", "U": "model",
 }  # fmt: skip
 
 
@@ -56,7 +58,10 @@ def test_the_tables_have_exactly_these_rows():
 
 @pytest.mark.parametrize("letter", ACTIVATION)
 def test_every_row_of_activations(letter):
-    assert spec(letter, shape(letter), MESH) == (ACTIVATION[letter],)
+    place = ACTIVATION[letter]
+    assert spec(letter, shape(letter), WITH_EXPERTS) == (place,)
+    without = ("pod", "data") if letter == "B" else place
+    assert spec(letter, shape(letter), MESH) == (without,)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,9 @@ def test_every_row_of_activations(letter):
     ],
 )
 def test_every_row_of_weights(letter, dims):
-    assert weight_spec(dims, shape(dims), MESH)[dims.index(letter)] == WEIGHT[letter]
+    place, at = WEIGHT[letter], dims.index(letter)
+    assert weight_spec(dims, shape(dims), WITH_EXPERTS)[at] == place
+    assert weight_spec(dims, shape(dims), MESH)[at] == ("data" if letter == "D" else place)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +110,38 @@ def test_activations(dims, places):
 )
 def test_weights(dims, places):
     assert weight_spec(dims, shape(dims), MESH) == places
+
+
+@pytest.mark.parametrize(
+    ("dims", "places"),
+    [
+        ("LDF", (None, ("data", "expert"), "model")),
+        ("EDM", ("expert", "data", "model")),
+        ("LEMD", (None, "expert", "model", "data")),
+        ("ENHD", ("expert", "model", None, "data")),
+        ("DE", (("model", "data", "expert"), None)),
+        ("E", (None,)),
+        ("RD", (None, ("model", "data", "expert"))),
+        ("QKH", ("data", "model", None)),
+    ],
+)
+def test_weights_on_a_mesh_with_experts(dims, places):
+    """E of a weight that begins with it is over `expert`; all other weights have D over it."""
+    assert weight_spec(dims, shape(dims), WITH_EXPERTS) == places
+    without = tuple(
+        rules._place(tuple(axis for axis in rules.axes_of(place) if axis != "expert"))
+        for place in places
+    )
+    assert weight_spec(dims, shape(dims), MESH) == without
+
+
+def test_weights_of_experts_are_gathered_over_data_alone():
+    places = weight_spec("EDM", shape("EDM"), WITH_EXPERTS)
+    assert [rules.gathered_axes(place) for place in places] == [(), ("data",), ()]
+    assert gathered(places) == ("expert", None, "model")
+    places = weight_spec("DF", shape("DF"), WITH_EXPERTS)
+    assert [rules.gathered_axes(place) for place in places] == [("data", "expert"), ()]
+    assert gathered(places) == (None, "model")
 
 
 @pytest.mark.parametrize("dims", ["DKH", "LDKH"])
@@ -176,6 +215,13 @@ def test_a_size_that_does_not_divide(place, dims, letter, size, axis, remedy):
     assert f"the mesh axis {axis} does not divide" in message and f"({remedy})" in message
 
 
+def test_experts_that_do_not_divide():
+    with pytest.raises(
+        ConfigError, match="E .experts. is 3.*expert 2 does not divide.*model.experts.count, mesh.e"
+    ):
+        weight_spec("EDM", (3, 64, 24), WITH_EXPERTS)
+
+
 def test_width_over_two_axes_must_divide_their_product():
     with pytest.raises(
         ConfigError, match="D .model width. is 40.*model 8 x data 4 does not divide"
@@ -189,10 +235,11 @@ def test_every_dimension_needs_a_letter(place):
         place("DF", (64, 128, 7), MESH)
 
 
-def test_gathered_removes_only_data():
+def test_gathered_leaves_the_model_axis():
     assert gathered(("data", "model", None)) == (None, "model", None)
     assert gathered((("model", "data"), None)) == ("model", None)
     assert gathered((("pod", "data", "model"),)) == (("pod", "model"),)
+    assert gathered((("model", "data", "expert"),)) == ("model",)
 
 
 def test_shards():

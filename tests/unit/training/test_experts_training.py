@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paxlike.config import ExpertsConfig, GuardConfig
+from paxlike.config import ExpertsConfig, GuardConfig, MeshConfig
 from paxlike.nn.numerics import Numerics
 from paxlike.parallel.host_batches import local_rows, to_devices
 from paxlike.parallel.mesh import make_mesh
@@ -88,6 +88,21 @@ def test_a_router_that_becomes_nan_is_caught(program):
     np.testing.assert_array_equal(after, before)
     with pytest.raises(Spike, match="the loss is nan"):
         Guard(GuardConfig()).check(1, float(metrics["loss"]), float(metrics["gradient_norm"]))
+
+
+def test_a_run_resumes_on_another_number_of_expert_shards(with_experts, tmp_path):
+    """The same losses on 1, then 2, then 1 expert shards as on 1 throughout."""
+
+    def run(name, *stops):
+        for steps, mesh in stops:
+            schedule = dataclasses.replace(with_experts.train, steps=steps)
+            train(dataclasses.replace(with_experts, train=schedule, mesh=mesh), tmp_path / name)
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        return [line["loss"] for line in lines if "loss" in line and "event" not in line]
+
+    one, two = MeshConfig(data=4, model=2), MeshConfig(data=2, model=2, expert=2)
+    moved = run("moved", (2, one), (4, two), (6, one))
+    assert moved == pytest.approx(run("whole", (6, one)), rel=1e-5)
 
 
 def test_a_resumed_run_is_bitwise_the_same(with_experts, tmp_path):
