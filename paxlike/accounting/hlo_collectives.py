@@ -57,6 +57,8 @@ class Collective:
     """Whether it is synchronous: the device waits for it."""
     shift: int = 0
     """Of a permutation by one distance along an axis: this distance. Otherwise 0."""
+    block: int = 0
+    """Of a shift: the number of devices after which it wraps around, the axis or a part of it."""
     channel: str = ""
     """XLA's channel, which is the same in all instructions of a collective."""
 
@@ -191,12 +193,12 @@ class CollectiveReader:
             pairs = kind == "collective-permute"
             axis = mesh_axes(groups, self._mesh, self._places, pairs=pairs)
             size = max(map(len, groups))
-            shift = distance(groups, self._mesh, self._places) if pairs else 0
+            shift, block = distance(groups, self._mesh, self._places) if pairs else (0, 0)
         elif instruction.opcode == "send" and (
             transfer := _MEGASCALE.search(instruction.attributes)
         ):
             kind, scatters = transfer.group(1).lower().replace("_", "-"), False
-            axis, size, shift = "pod", self._mesh.get("pod", 2), 0
+            axis, size, shift, block = "pod", self._mesh.get("pod", 2), 0, 0
         else:
             return None
         if size == 1:
@@ -210,7 +212,7 @@ class CollectiveReader:
         )
         return Collective(
             kind, axis, size, dtype, operand, result, times, bool(loops), instruction.name,
-            instruction.op_name, alone, shift, instruction.attribute("channel_id") or "",
+            instruction.op_name, alone, shift, block, instruction.attribute("channel_id") or "",
         )  # fmt: skip
 
 

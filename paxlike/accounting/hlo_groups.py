@@ -118,23 +118,28 @@ def mesh_axes(
 
 def distance(
     pairs: list[tuple[int, ...]], mesh: Mapping[str, int], places: Mapping[int, tuple]
-) -> int:
-    """Returns by how far all pairs (source, target) are shifted along one axis, or 0.
+) -> tuple[int, int]:
+    """Returns (distance, block) if all pairs (source, target) shift along one axis, or (0, 0).
 
-    The axis is a ring: the distance is between -size / 2 (excluded) and size / 2.
+    The axis consists of blocks of equal size, the largest that fits, and a shift wraps around at
+    the end of its block: with blocks of 4, a distance of 1 moves 3 to 0. The distance is between
+    -block / 2 (excluded) and block / 2.
     """
     if any(device not in places for pair in pairs for device in pair):
-        return 0
-    sizes = tuple(mesh.values())
-    found: set[tuple[int, int]] = set()
+        return 0, 0
+    moves: set[tuple[int, int]] = set()
+    axes: set[int] = set()
     for source, target in pairs:
-        moved = [
-            (i, (b - a) % sizes[i])
-            for i, (a, b) in enumerate(zip(places[source], places[target], strict=True))
-            if a != b
-        ]
-        found.update(moved if len(moved) == 1 else [(-1, 0)])
-    if len(found) != 1:
-        return 0
-    ((axis, steps),) = found
-    return steps if steps <= sizes[axis] // 2 else steps - sizes[axis]
+        ends = zip(places[source], places[target], strict=True)
+        moved = [(i, a, b) for i, (a, b) in enumerate(ends) if a != b]
+        axes.update(i for i, _, _ in moved)
+        moves.update((a, b) for _, a, b in moved)
+    if len(axes) != 1:
+        return 0, 0
+    size = tuple(mesh.values())[axes.pop()]
+    for block in (n for n in range(size, 1, -1) if size % n == 0):
+        steps = {(b - a) % block for a, b in moves if a // block == b // block}
+        if len(steps) == 1 and all(a // block == b // block for a, b in moves):
+            step = steps.pop()
+            return (step if step <= block // 2 else step - block), block
+    return 0, 0

@@ -18,8 +18,9 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from paxlike.nn.collectives import gather_weight, scatter_gradient
+from paxlike.nn.collectives import gather_weight
 from paxlike.nn.differentiated import cotangents, differentiated
+from paxlike.nn.gradient_ring import scattered_product
 from paxlike.parallel.mesh import axis_sizes
 
 Array = jax.Array
@@ -157,13 +158,16 @@ def _gathered_backward(static, kept, dy):
     pieces, shard = kept
     x_letters, w_letters, out = _letters(equation)
     weight = gather_weight(shard, axes, dy.dtype)
-    dxs = tuple(jnp.einsum(f"{out},{w_letters}->{x_letters}", dy, w) for w in _parts(weight, 0))
+    # The last product waits for all pieces, so that they travel behind the others.
+    arrived = () if pieces is None else pieces
+    parts = [_part(weight, 0, 0, arrived), *_parts(weight, 0)[1:]]
+    dxs = tuple(jnp.einsum(f"{out},{w_letters}->{x_letters}", dy, w) for w in parts)
     if pieces is None:
         return dxs, None
-    product = f"{x_letters},{out}->{w_letters}"
     # The compiler joins the pieces once for all weights.
-    dw = jnp.einsum(product, joined(pieces), dy, preferred_element_type=gradients)
-    return dxs, scatter_gradient(dw, axes, shard.dtype)
+    letters = x_letters, out, w_letters
+    dtypes = gradients, shard.dtype
+    return dxs, scattered_product(letters, joined(pieces), dy, axes, dtypes)
 
 
 multiply_gathered.defvjp(_gathered_forward, _gathered_backward, symbolic_zeros=True)
@@ -174,7 +178,12 @@ def multiply_for_scatter(static: tuple, x: Array, shard: Array) -> tuple:
     """The pieces of the product of x and a weight `...D`, for `Partial`. static: as above."""
     equation, axes, _ = static
     weight = gather_weight(shard, axes, x.dtype)
-    return tuple(jnp.einsum(equation, x, w) for w in _parts(weight, weight.ndim - 1))
+    done: dict[int, Array] = {}
+    for offset in reversed(offsets()):
+        # The farthest piece is multiplied first, because it travels first. The own one is last.
+        part = _part(weight, offset, weight.ndim - 1, tuple(done.values()))
+        done[offset] = jnp.einsum(equation, x, part)
+    return tuple(done[offset] for offset in offsets())
 
 
 def _scatter_forward(static, x, shard):
@@ -194,9 +203,9 @@ def _scatter_backward(static, kept, dys):
     )
     if x is None:
         return dx.astype(dys[0].dtype), None
-    product = f"{x_letters},{out}->{w_letters}"
-    dw = jnp.einsum(product, x, joined(dys), preferred_element_type=gradients)
-    return dx.astype(x.dtype), scatter_gradient(dw, axes, shard.dtype)
+    letters = x_letters, out, w_letters
+    dw = scattered_product(letters, x, joined(dys), axes, (gradients, shard.dtype))
+    return dx.astype(x.dtype), dw
 
 
 multiply_for_scatter.defvjp(_scatter_forward, _scatter_backward, symbolic_zeros=True)
@@ -214,8 +223,14 @@ def _letters(equation: str) -> tuple[str, str, str]:
 
 def _parts(weight: Array, dim: int) -> list[Array]:
     """The parts of a weight that belong to the pieces of D, its dimension `dim`."""
+    return [_part(weight, offset, dim) for offset in offsets()]
+
+
+def _part(weight: Array, offset: int, dim: int, after: tuple[Array, ...] = ()) -> Array:
+    """The part that belongs to one piece. after: arrays before which it is not read, and its
+    product not started."""
     size = weight.shape[dim] // axis_sizes()["model"]
-    return [
-        jax.lax.dynamic_slice_in_dim(weight, first_entry(offset, size), size, dim)
-        for offset in offsets()
-    ]
+    first = first_entry(offset, size)
+    if after:
+        first, _ = jax.lax.optimization_barrier((first, after))
+    return jax.lax.dynamic_slice_in_dim(weight, first, size, dim)

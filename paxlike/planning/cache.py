@@ -15,7 +15,7 @@ from paxlike.parallel.cache_dir import cache_root
 from paxlike.planning.compile import Facts, Lowered, compile_facts
 from paxlike.training.compiler_options import compiler_options, user_flags
 
-FORMAT = 4
+FORMAT = 5
 """Incremented when the analysis of programs changes."""
 
 
@@ -50,7 +50,8 @@ def _key(lowered: Lowered) -> str:
 def _options(lowered: Lowered) -> str:
     """The compiler's options. For CPUs, paxlike sets the flags itself."""
     flags = {} if lowered.cluster.platform == "cpu" else user_flags()
-    return str(sorted((compiler_options(lowered.device_kind) | flags).items()))
+    options = compiler_options(lowered.device_kind) | flags | dict(lowered.options)
+    return str(sorted(options.items()))
 
 
 def versions() -> list[str]:

@@ -10,6 +10,7 @@ import re
 import resource
 import time
 import warnings
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -83,6 +84,8 @@ class Lowered:
     arrays: list[list]
     """[bytes, name, shape] of the state's arrays on one device."""
     seconds: float
+    options: Mapping[str, bool | str] = dataclasses.field(default_factory=dict)
+    """Compiler options with other values than `training.compiler_options`."""
 
     @property
     def device_kind(self) -> str:
@@ -131,7 +134,9 @@ def compile_facts(lowered: Lowered) -> Facts:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            compiled = compile_step(lowered.stage, lowered.device_kind, warnings.warn)
+            compiled = compile_step(
+                lowered.stage, lowered.device_kind, warnings.warn, lowered.options
+            )
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -1,4 +1,8 @@
-"""A simulated step as lanes over time: one for the device, one for the links of each mesh axis."""
+"""A simulated step as lanes over time: one for the device, one for the links of each mesh axis.
+
+A permutation uses one direction of a link, which has a lane of its own: within a lane, one
+collective is sent at a time.
+"""
 
 import dataclasses
 from typing import NamedTuple
@@ -26,7 +30,7 @@ class Lane:
 
 
 def lanes(facts: Facts, step: Step) -> list[Lane]:
-    """Returns the device's lane and one for each mesh axis on which the step communicates."""
+    """Returns the device's lane and, for each mesh axis, one of its links or of each direction."""
     work, collectives = facts.all_work(), facts.all_collectives()
     device = []
     for begin, end, i in step.timeline.compute:
@@ -43,7 +47,7 @@ def lanes(facts: Facts, step: Step) -> list[Lane]:
         c = collectives[i]
         name = f"{c.kind} of {c.payload / 2**20:,.1f} MiB"
         sent = Segment(begin, end, "send", name, c.name, c.op_name)
-        axes.setdefault(f"{c.axis} ({step.wires[i]})", []).append(sent)
+        axes.setdefault(f"{c.axis} ({step.lanes[i]})", []).append(sent)
     return [Lane("device", sorted(device)), *(Lane(axis, axes[axis]) for axis in sorted(axes))]
 
 

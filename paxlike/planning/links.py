@@ -10,12 +10,12 @@
 - **pod.** TPU slices are connected by the data-center network; each chip has a share of it.
 """
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from paxlike.accounting.hardware import Chip
 from paxlike.accounting.hlo_collectives import Collective
 from paxlike.planning.efficiency import efficiency
 from paxlike.planning.topology import Cluster
@@ -24,7 +24,7 @@ from paxlike.planning.topology import Cluster
 @dataclasses.dataclass(frozen=True)
 class Link:
     what: str
-    """`3 rings`, `NVLink`, `NVLink and network`, `network`."""
+    """`3 rings`, `one way of 1 ring`, `NVLink`, `NVLink and network`, `network`."""
     bandwidth: float
     """Peak bytes/s that one device sends in a collective over all devices of the group."""
     reached: float = 1.0
@@ -36,6 +36,8 @@ class Link:
 
     Collectives on different wires run at the same time.
     """
+    places: tuple[tuple[int, ...], ...] = ()
+    """In a torus: the coordinates of the group's devices."""
 
 
 def link(cluster: Cluster, devices: np.ndarray, axes: Sequence[str], names: Sequence[str]) -> Link:
@@ -84,6 +86,7 @@ def link(cluster: Cluster, devices: np.ndarray, axes: Sequence[str], names: Sequ
         reached.link,
         hops * reached.hop,
         frozenset(wires or {"chip"}),
+        tuple(tuple(int(n) for n in place) for place in coordinates),
     )
 
 
@@ -93,24 +96,57 @@ def _closed(cluster: Cluster, size: int) -> bool:
     return size == 16
 
 
-def link_of(collective: Collective, link: Link, chip: Chip) -> Link:
-    """The part of a group's link that a collective uses: a shift travels in one direction only."""
-    if not collective.shift or "torus" not in chip.links:
+def link_of(collective: Collective, link: Link, cluster: Cluster) -> Link:
+    """The part of a group's link that a collective uses.
+
+    A shift sends one message from each device, dimension by dimension, the short way around closed
+    dimensions. The bandwidth is that of the wire with the most messages.
+    """
+    if not collective.shift or not link.places:
         return link
-    way = "+" if collective.shift > 0 else "-"
-    wires = frozenset(wire for wire in link.wires if wire.endswith(way))
-    latency = abs(collective.shift) * efficiency(chip).hop
-    what = f"one way of {link.what}"
-    return Link(what, chip.link_bandwidth, link.reached, latency, wires or link.wires)
+    chip, places = cluster.accelerator, link.places
+    block = collective.block or len(places)
+    loads: collections.Counter[tuple] = collections.Counter()
+    hops = 0
+    for position, place in enumerate(places):
+        inside = position % block
+        target = places[position - inside + (inside + collective.shift) % block]
+        route = _route(cluster, place, target)
+        loads.update(route)
+        hops = max(hops, len(route))
+    if not loads:
+        return link
+    wires = frozenset(wire for _, wire in loads)
+    return Link(
+        f"one way of {link.what}",
+        chip.link_bandwidth / max(loads.values()),
+        link.reached,
+        hops * efficiency(chip).hop,
+        wires,
+    )
+
+
+def _route(
+    cluster: Cluster, source: tuple[int, ...], target: tuple[int, ...]
+) -> list[tuple[tuple[int, ...], str]]:
+    """(the device before it, wire) of each hop of a message."""
+    route = []
+    here = list(source)
+    for dimension, size in enumerate(cluster.shape):
+        steps = target[dimension] - here[dimension]
+        if _closed(cluster, size):
+            steps = (steps + (size - 1) // 2) % size - (size - 1) // 2
+        for _ in range(abs(steps)):
+            route.append((tuple(here), f"{'xyz'[dimension]}{'+' if steps > 0 else '-'}"))
+            here[dimension] = (here[dimension] + (1 if steps > 0 else -1)) % size
+    return route
 
 
 def seconds(collective: Collective, link: Link) -> float:
     """The time of one execution on `link_of`: bytes / bandwidth + latency.
 
-    An all-to-all crosses a quarter of a ring's length on average, a permutation all devices
-    between source and target.
+    An all-to-all crosses a quarter of a ring's length on average.
     """
     share = 1 / 4 if collective.kind in ("all-to-all", "ragged-all-to-all") else 1
-    share *= max(1, abs(collective.shift))
     passes = 2 if collective.kind == "all-reduce" else 1
     return share * collective.sent_bytes / (link.bandwidth * link.reached) + passes * link.latency

@@ -3,7 +3,8 @@ fit.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -38,20 +39,34 @@ def prepare(config: Config, topology: str, pods: int | None) -> tuple[Config, Cl
     return config, made
 
 
-def plan(config: Config, made: Cluster, say: Callable[[str], None] = lambda text: None) -> dict:
-    """The plan of one config, as `paxlike plan --json` prints it. say: called before long work."""
-    return plan_and_step(config, made, say)[0]
+NO_OPTIONS: Mapping[str, bool | str] = MappingProxyType({})
+
+
+def plan(
+    config: Config,
+    made: Cluster,
+    say: Callable[[str], None] = lambda text: None,
+    options: Mapping[str, bool | str] = NO_OPTIONS,
+) -> dict:
+    """The plan of one config, as `paxlike plan --json` prints it.
+
+    say: called before long work. options: of the compiler, with other values than the table's.
+    """
+    return plan_and_step(config, made, say, options)[0]
 
 
 def plan_and_step(
-    config: Config, made: Cluster, say: Callable[[str], None]
+    config: Config,
+    made: Cluster,
+    say: Callable[[str], None],
+    options: Mapping[str, bool | str] = NO_OPTIONS,
 ) -> tuple[dict, Facts, Step]:
     """The plan of one config, the facts of its program, and the simulated step."""
     # JAX's own cache cannot load programs for absent machines.
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        lowered = lower(config, made)
+        lowered = dataclasses.replace(lower(config, made), options=options)
         say(
             f"compiling {config.name} for {made.pods} x {made.name}, remat {config.model.remat}, "
             f"batch {config.train.batch_size}"

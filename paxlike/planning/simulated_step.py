@@ -18,6 +18,9 @@ class Step:
     timeline: Timeline
     wires: list[str]
     """Of each collective: the links it uses."""
+    lanes: list[str]
+    """Of each collective: the same, with the direction of a permutation: a collective waits for the
+    others of its lane."""
     matrix: float
     memory: float
 
@@ -26,17 +29,20 @@ def simulated(config: Config, cluster: Cluster, facts: Facts, devices: np.ndarra
     """Simulates the compiled step. devices: the mesh's array of devices."""
     found = facts.all_collectives()
     if cluster.chip is None:
-        return Step(Timeline(), ["this machine"] * len(found), 0.0, 0.0)
+        here = ["this machine"] * len(found)
+        return Step(Timeline(), here, here, 0.0, 0.0)
     dtype = "bfloat16" if config.precision.compute == "auto" else config.precision.compute
     work, matrix, memory = roofline.work_seconds(facts.all_work(), cluster.chip, dtype)
     made: dict[str, links.Link] = {}
-    used, transfers = [], []
+    used, used_lanes, transfers = [], [], []
     for collective in found:
         axis = collective.axis
         if axis not in made:
             names = [n for n in facts.mesh if n in axis.removeprefix("part of ").split("+")]
             made[axis] = links.link(cluster, devices, names or list(facts.mesh), list(facts.mesh))
-        link = links.link_of(collective, made[axis], cluster.chip)
+        link = links.link_of(collective, made[axis], cluster)
         used.append(link.what)
+        way = f", {' '.join(sorted(link.wires))}" if collective.shift else ""
+        used_lanes.append(f"{link.what}{way}")
         transfers.append(Transfer(links.seconds(collective, link), link.wires))
-    return Step(simulate(facts.items, work, transfers), used, matrix, memory)
+    return Step(simulate(facts.items, work, transfers), used, used_lanes, matrix, memory)

@@ -10,18 +10,23 @@ from paxlike.planning.simulated_step import Step
 
 
 def write_trace(path: Path, title: str, facts: Facts, step: Step) -> None:
-    """Writes one track for the device and one for each link. Times are in microseconds."""
+    """Writes one track for the device and one for each link.
+
+    Times are in microseconds, rounded to whole nanoseconds as Perfetto does when it reads them:
+    slices of a track then cannot overlap by a rounding error, for which it drops them.
+    """
     events: list[dict] = [_name("process_name", 0, title)]
     for track, lane in enumerate(lanes(facts, step)):
         events.append(_name("thread_name", track, lane.name))
         for segment in lane.segments:
+            begin, end = (round(1e9 * t) for t in (segment.begin, segment.end))
             events.append(
                 {
                     "ph": "X",
                     "pid": 0,
                     "tid": track,
-                    "ts": 1e6 * segment.begin,
-                    "dur": 1e6 * (segment.end - segment.begin),
+                    "ts": begin / 1000,
+                    "dur": (end - begin) / 1000,
                     "name": segment.name,
                     "cat": segment.kind,
                     "args": {"instruction": segment.instruction, "operation": segment.operation},

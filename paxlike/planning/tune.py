@@ -1,9 +1,11 @@
-"""Searches the mesh shape, rematerialization, accumulation and batch size of the fastest step.
+"""Searches the mesh shape, rematerialization, accumulation, batch size and compiler options of the
+fastest step.
 
 Candidates are ordered and pruned by arithmetic: one whose estimated memory is far above the limit,
 or whose matrix products alone take longer per token than the best step so far, is not compiled. The
-given config is compiled first, so that the result is never worse. Compiled programs are cached, so
-that another search continues where the first one stopped.
+given config is compiled first, so that the result is never worse. It is also compiled with each
+group of compiler options off (`SWITCHES`); a group that slows it down stays off for the others.
+Compiled programs are cached, so that another search continues where the first one stopped.
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ from paxlike.planning.efficiency import CAUSAL, efficiency
 from paxlike.planning.make_plan import plan
 from paxlike.planning.sweep import SKIP_ABOVE
 from paxlike.planning.topology import Cluster, MissingCompiler
+from paxlike.training.compiler_options import Switch, switches
 
 POLICIES = ("none", "attention", "dots", "full")
 ACCUMULATE = (1, 2, 4)
@@ -33,11 +36,18 @@ class Candidate:
     config: Config
     changes: tuple[tuple[str, str, int | str], ...]
     """(section, field, value) that differ from the given config."""
+    off: tuple[Switch, ...] = ()
+    """Compiler options that are off."""
 
     @property
     def flags(self) -> str:
-        """The changes as flags of `paxlike train`."""
-        return " ".join(f"--{section}.{field} {value}" for section, field, value in self.changes)
+        """The changes as flags of `paxlike train`, and the compiler options that are off."""
+        flags = [f"--{section}.{field} {value}" for section, field, value in self.changes]
+        return " ".join([*flags, *(f"(without {switch.name})" for switch in self.off)])
+
+    @property
+    def options(self) -> dict[str, bool | str]:
+        return {name: value for switch in self.off for name, value in switch.off.items()}
 
 
 def candidates(config: Config, devices: int) -> Iterator[Candidate]:
@@ -100,9 +110,12 @@ def tune(
     if made.chip is None:
         raise UserError(f"--tune needs predicted times, and {made.name} has no row of hardware.")
     given, *others = candidates(config, made.device_count)
-    ordered = [given, *sorted(others, key=lambda c: _rank(c, given, made))]
+    kind = made.devices()[0].device_kind
+    switched = [dataclasses.replace(given, off=(switch,)) for switch in switches(kind)]
+    ordered = [given, *switched, *sorted(others, key=lambda c: _rank(c, made))]
     begin, rows, left = clock(), [], 0
     best: dict | None = None
+    off: tuple[Switch, ...] = ()
     for number, candidate in enumerate(ordered):
         spent = (clock() - begin) / 60
         if number and spent >= minutes:
@@ -110,11 +123,15 @@ def tune(
             break
         if number and not _worth(candidate, made, best):
             continue
+        if candidate.off and best is None:  # there is nothing to compare with
+            continue
+        candidate = dataclasses.replace(candidate, off=off + candidate.off)
         say(_progress(candidate, number, len(ordered), spent, best))
         row = _compiled(candidate, made)
         rows.append(row)
         if row["fits"] and (best is None or row["seconds_per_token"] < best["seconds_per_token"]):
             best = row
+            off = candidate.off
     rows.sort(key=lambda row: (not row["fits"], row.get("seconds_per_token", 0.0)))
     return {
         "config": config.name,
@@ -126,7 +143,7 @@ def tune(
     }
 
 
-def _rank(candidate: Candidate, given: Candidate, made: Cluster) -> tuple:
+def _rank(candidate: Candidate, made: Cluster) -> tuple:
     """Fewest FLOPs first; among equals the smallest change, then the smallest model axis."""
     model = candidate.config.mesh.model
     flops = round(least_seconds_per_token(candidate, made) * 1e15)
@@ -142,9 +159,14 @@ def _worth(candidate: Candidate, made: Cluster, best: dict | None) -> bool:
 
 
 def _compiled(candidate: Candidate, made: Cluster) -> dict:
-    row: dict = {"flags": candidate.flags, "changes": list(candidate.changes), "error": ""}
+    row: dict = {
+        "flags": candidate.flags,
+        "changes": list(candidate.changes),
+        "options": candidate.options,
+        "error": "",
+    }
     try:
-        result = plan(candidate.config, made)
+        result = plan(candidate.config, made, options=candidate.options)
         jax.clear_caches()  # one candidate's program at a time in memory
     except MissingCompiler:
         raise

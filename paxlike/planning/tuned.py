@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from paxlike.config import Config, UserError
 from paxlike.files import write_file
 from paxlike.planning.communication_tables import new_table
 from paxlike.planning.tune import SHOWN
+from paxlike.training.compiler_options import as_environment
 
 
 def differing(base: Config, config: Config) -> list[tuple[str, object]]:
@@ -56,7 +58,7 @@ def describe_tuned(result: dict, config_path: str, changes: list[tuple[str, obje
         "",
         f"Predicted MFU {best['mfu']:.1%}{free}:",
         "",
-        f"    {command(config_path, changes)}",
+        f"    {command(config_path, changes, best['options'])}",
     ]
     following = next((row for row in rest if row["fits"]), None)
     if following:
@@ -65,9 +67,11 @@ def describe_tuned(result: dict, config_path: str, changes: list[tuple[str, obje
     return Group(table, *lines)
 
 
-def command(config_path: str, changes: list[tuple[str, object]]) -> str:
-    """`paxlike train` with the changes as flags."""
-    words = ["paxlike", "train", config_path]
+def command(
+    config_path: str, changes: list[tuple[str, object]], options: Mapping[str, bool | str]
+) -> str:
+    """`paxlike train` with the changes as flags, and compiler options in the environment."""
+    words = [*filter(None, [as_environment(options)]), "paxlike", "train", config_path]
     for flag, value in changes:
         words += [f"--{flag}", *(shlex.quote(str(part)) for part in _flat(value))]
     return " ".join(words)
@@ -101,7 +105,7 @@ def write_tuned_config(
     write_file(
         path,
         f'"""{result["config"]} tuned for {result["cluster"]}: predicted MFU {best["mfu"]:.1%}.\n\n'
-        f'    paxlike train {path.name}\n"""\n\n'
+        f'    {command(path.name, [], best["options"])}\n"""\n\n'
         "import dataclasses\n\nfrom paxlike.config import Config, load\n\n\n"
         f"def config() -> Config:\n    config = load({base!r})\n{replaced}    return config\n",
     )

@@ -6,7 +6,9 @@ sets in LIBTPU_INIT_ARGS or XLA_FLAGS take precedence. Measured effects: docs/pe
 
 import os
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -74,22 +76,74 @@ OPTIONS = (
 )  # fmt: skip
 
 
+class Switch(NamedTuple):
+    """Options that `paxlike plan --tune` tries to turn off together."""
+
+    name: str
+    chips: tuple[str, ...]
+    off: dict[str, bool | str]
+
+
+SWITCHES = (
+    Switch("collective fusion", _TPUS, {"xla_tpu_enable_async_collective_fusion": False}),
+    Switch(
+        "SparseCore offload",
+        _SPARSE_CORES,
+        {
+            f"xla_tpu_enable_sparse_core_collective_offload_{kind}": False
+            for kind in ("all_gather", "reduce_scatter", "all_reduce")
+        },
+    ),
+    # XLA's default threshold.
+    Switch(
+        "separate gradients",
+        _GPUS,
+        {"xla_gpu_reduce_scatter_combine_threshold_bytes": str(30 * 2**20 + 7)},
+    ),
+)
+
+
 def compiler_options(device_kind: str) -> dict[str, str | bool]:
     """The options for a kind of device (`device.device_kind`), without those that the user set."""
-    chip = next((chip.name for chip in CHIPS if device_kind in chip.device_kinds), "")
-    users = user_flags()
+    chip, users = _chip(device_kind), user_flags()
     return {o.name: o.value for o in OPTIONS if chip in o.chips and o.name not in users}
 
 
+def switches(device_kind: str) -> list[Switch]:
+    """The switches for a kind of device, without those of which the user set an option."""
+    chip, users = _chip(device_kind), user_flags()
+    return [s for s in SWITCHES if chip in s.chips and not users.keys() & s.off.keys()]
+
+
+def _chip(device_kind: str) -> str:
+    """Name in the hardware table, or empty."""
+    return next((chip.name for chip in CHIPS if device_kind in chip.device_kinds), "")
+
+
+def as_environment(options: Mapping[str, bool | str]) -> str:
+    """Options as an environment variable for a shell: `LIBTPU_INIT_ARGS='--name=value'`."""
+    if not options:
+        return ""
+    values = {name: str(value).lower() for name, value in options.items()}
+    variable = (
+        "XLA_FLAGS" if any(name.startswith("xla_gpu") for name in values) else "LIBTPU_INIT_ARGS"
+    )
+    flags = " ".join(f"--{name}={value}" for name, value in values.items())
+    return f"{variable}={shlex.quote(flags)}"
+
+
 def compile_step(
-    lowered: jax.stages.Lowered, device_kind: str, warn: Callable[[str], None]
+    lowered: jax.stages.Lowered,
+    device_kind: str,
+    warn: Callable[[str], None],
+    changed: Mapping[str, bool | str] = MappingProxyType({}),
 ) -> jax.stages.Compiled:
-    """Compiles the train step with the options for a kind of device.
+    """Compiles the train step with the options for a kind of device. changed: other values.
 
     An option that the installed compiler does not have is left out with a warning. Raises the
     compiler's other errors.
     """
-    options = compiler_options(device_kind)
+    options = compiler_options(device_kind) | dict(changed)
     while True:
         try:
             return lowered.compile(compiler_options=options or None)

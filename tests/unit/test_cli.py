@@ -409,7 +409,7 @@ def test_a_model_larger_than_the_machine_is_refused_at_once(run, tmp_path, monke
     assert code == 2 and "on each device, which has" in err and "Traceback" not in err
 
 
-NO_STEP = Step(Timeline(), [], 0.0, 0.0)
+NO_STEP = Step(Timeline(), [], [], 0.0, 0.0)
 
 
 def test_plan_prints_writes_and_exits_by_whether_it_fits(run, monkeypatch, tmp_path):

@@ -7,11 +7,8 @@ cached, so a second run is fast. Prints a Markdown table of docs/performance.md.
 """
 
 import argparse
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import NamedTuple
-from unittest import mock
 
 from paxlike.config import Config, load
 from paxlike.parallel import runtime
@@ -51,20 +48,6 @@ def config_of(target: Target) -> Config:
     return dataclasses.replace(config, mesh=mesh, train=train)
 
 
-@contextlib.contextmanager
-def without_measures() -> Iterator[None]:
-    from paxlike.nn.numerics import Numerics
-
-    of = Numerics.of
-    whole = classmethod(lambda cls, *args: dataclasses.replace(of(*args), ring=False))
-    with (
-        mock.patch("paxlike.training.compiler_options.compiler_options", lambda kind: {}),
-        mock.patch("paxlike.planning.cache.compiler_options", lambda kind: {}),
-        mock.patch.object(Numerics, "of", whole),
-    ):
-        yield
-
-
 def row(target: Target) -> dict:
     import jax
 
@@ -94,7 +77,7 @@ def main() -> None:
         title = f"{target.name} {target.topology}"
         if wanted and not any(word in title for word in wanted):
             continue
-        with without_measures():
+        with published.synchronous():
             before = row(target)
         after = row(target)
         pods = f"{target.pods} × " if target.pods > 1 else ""

@@ -184,20 +184,21 @@ def test_a_collective_that_starts_in_the_previous_iteration():
 
 
 @pytest.mark.parametrize(
-    ("pairs", "shift"),
+    ("pairs", "shift", "block"),
     [
-        ("{0,2},{2,4},{4,6},{6,0},{1,3},{3,5},{5,7},{7,1}", 1),
-        ("{2,0},{4,2},{6,4},{0,6},{3,1},{5,3},{7,5},{1,7}", -1),
-        ("{0,4},{2,6},{4,0},{6,2},{1,5},{3,7},{5,1},{7,3}", 2),
-        ("{0,2},{2,0},{4,6},{6,4}", 0),
+        ("{0,2},{2,4},{4,6},{6,0},{1,3},{3,5},{5,7},{7,1}", 1, 4),
+        ("{2,0},{4,2},{6,4},{0,6},{3,1},{5,3},{7,5},{1,7}", -1, 4),
+        ("{0,4},{2,6},{4,0},{6,2},{1,5},{3,7},{5,1},{7,3}", 2, 4),
+        ("{0,2},{2,0},{4,6},{6,4}", 1, 2),
+        ("{0,2},{2,4},{4,0}", 0, 0),
     ],
-    ids=["ahead", "behind", "opposite", "no single distance"],
+    ids=["ahead", "behind", "opposite", "in pairs", "no single distance"],
 )
-def test_the_distance_of_a_permutation(pairs, shift):
+def test_the_distance_of_a_permutation(pairs, shift, block):
     text = f"""{HEAD}{MAIN.replace("f32[32,8]", "f32[8,8]")}
   ROOT %moved = f32[8,8]{{1,0}} collective-permute(%a), channel_id=1, \
 source_target_pairs={{{pairs}}}
 }}
 """
     (found,) = read_schedule(text, MESH).collectives
-    assert (found.axis, found.shift) == ("data", shift)
+    assert (found.axis, found.shift, found.block) == ("data", shift, block)

@@ -69,22 +69,52 @@ def test_gpus_of_a_host_share_nvlink_and_of_several_their_cards():
     assert across.bandwidth == pytest.approx(50e9 * 4 * (15 / 16) / (3 / 4))
 
 
-def collective(kind, shift=0):
-    return Collective(kind, "model", 4, "bf16", 10**6, 10**6, 1, True, "c", "", shift=shift)
+def collective(kind, shift=0, block=0):
+    return Collective(
+        kind, "model", 4, "bf16", 10**6, 10**6, 1, True, "c", "", shift=shift, block=block
+    )
 
 
 def test_a_shift_travels_one_way_and_through_the_devices_between():
     devices = torus(4, 4, 4).reshape(1, 16, 4)
-    whole = link(cluster("v4:4x4x4"), devices, ["model"], AXES)
-    chip = cluster("v4:4x4x4").chip
+    made = cluster("v4:4x4x4")
+    whole = link(made, devices, ["model"], AXES)
     ahead, behind, far = (
-        link_of(collective("collective-permute", shift), whole, chip) for shift in (1, -1, 2)
+        link_of(collective("collective-permute", shift), whole, made) for shift in (1, -1, 2)
     )
     assert whole.wires == {"z+", "z-"} and ahead.wires == {"z+"} and behind.wires == {"z-"}
-    assert ahead.bandwidth == W and link_of(collective("all-gather"), whole, chip) == whole
+    assert ahead.bandwidth == W and link_of(collective("all-gather"), whole, made) == whole
     one = seconds(collective("collective-permute", 1), ahead)
     assert seconds(collective("collective-permute", 2), far) == pytest.approx(2 * one)
     assert one == pytest.approx(10**6 / (W * 0.90) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shift", "block", "wires", "messages", "hops"),
+    [
+        (1, 4, {"y+"}, 1, 1),  # rings of the inner dimension
+        (-1, 4, {"y-"}, 1, 1),
+        (4, 16, {"x+"}, 1, 1),  # rings of the outer dimension
+        (-4, 16, {"x-"}, 1, 1),
+        (2, 4, {"y+"}, 2, 2),
+        (1, 16, {"x+", "y+"}, 1, 2),  # the last of a row goes to the next row
+    ],
+)
+def test_a_shift_within_a_part_of_an_axis_uses_the_wires_between_the_devices(
+    shift, block, wires, messages, hops
+):
+    made = cluster("v4:4x4x4")
+    whole = link(made, torus(4, 4, 4).reshape(1, 16, 4), ["data"], AXES)
+    found = link_of(collective("collective-permute", shift, block), whole, made)
+    assert found.wires == wires and found.bandwidth == W / messages
+    assert found.latency == pytest.approx(hops * 1e-6)
+
+
+def test_a_shift_around_a_line_comes_back_along_it():
+    made = cluster("v4:2x2x3")
+    whole = link(made, torus(2, 2, 3).reshape(1, 4, 3), ["model"], AXES)
+    found = link_of(collective("collective-permute", 1, 3), whole, made)
+    assert found.wires == {"z+", "z-"} and found.latency == pytest.approx(2e-6)
 
 
 def test_latency_is_paid_per_hop_and_twice_by_an_all_reduce():

@@ -4,19 +4,23 @@ import dataclasses
 import html.parser
 import json
 import re
+import types
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from paxlike.accounting.hlo_collectives import Collective
+from paxlike.config import Config
 from paxlike.planning import tables
 from paxlike.planning.compile import Facts
 from paxlike.planning.html import plan_page, sweep_page
 from paxlike.planning.lanes import lanes
 from paxlike.planning.scatter_plot import scatter
-from paxlike.planning.simulated_step import Step
+from paxlike.planning.simulated_step import Step, simulated
 from paxlike.planning.timeline import Transfer, simulate
+from paxlike.planning.topology import cluster
 from paxlike.planning.trace import is_trace, write_trace
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -164,7 +168,11 @@ FACTS = Facts(
     process_bytes=1,
 )
 STEP = Step(
-    simulate(FACTS.items, [1.0, 0.25], [Transfer(1.5, frozenset("x"))]), ["1 ring"], 1.0, 0.5
+    simulate(FACTS.items, [1.0, 0.25], [Transfer(1.5, frozenset("x"))]),
+    ["1 ring"],
+    ["1 ring"],
+    1.0,
+    0.5,
 )
 
 
@@ -201,6 +209,64 @@ def test_the_trace_has_a_track_for_each_lane(tmp_path):
     assert is_trace(path)
     path.write_text('{"traceEvents": []}')
     assert not is_trace(path)
+
+
+def permute(name, shift):
+    sent = Collective(
+        "collective-permute", "model", 2, "bf16", 10**6 + 1, 10**6 + 1, 7, True, name, "",
+        alone=False, shift=shift, block=4,
+    )  # fmt: skip
+    return dataclasses.asdict(sent)
+
+
+def test_the_trace_is_of_the_format_that_perfetto_reads(tmp_path):
+    """The fields of the Trace Event Format's complete and metadata events, and slices that do not
+    overlap within a track: Perfetto drops a slice that begins inside another and ends after it."""
+    devices = np.empty((1, 16, 4), object)
+    for index in np.ndindex(devices.shape):
+        place = (index[1] // 4, index[1] % 4, index[2])
+        devices[index] = types.SimpleNamespace(coords=place, slice_index=0)
+    loop = [["start", 0], ["start", 1], ["work", 0], ["done", [0]], ["done", [1]], ["work", 1]]
+    facts = dataclasses.replace(
+        FACTS,
+        mesh={"pod": 1, "data": 16, "model": 4},
+        work=[
+            ["fusion.1", "a", 7, 10**9 + 1, 0, False, False],
+            ["copy", "", 7, 0, 1, False, False],
+        ],
+        collectives=[permute("p.1", 1), permute("p.2", -1)],
+        items=[["loop", 7, loop]],
+    )
+    path = tmp_path / "step.json"
+    step = simulated(Config(name="a"), cluster("v4:4x4x4"), facts, devices)
+    write_trace(path, "a", facts, step)
+    events = json.loads(path.read_text())["traceEvents"]
+    named = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    slices = [e for e in events if e["ph"] == "X"]
+    assert {e["ph"] for e in events} == {"M", "X"}
+    assert [e["args"]["name"] for e in events if e["name"] == "process_name"] == ["a"]
+    assert sorted(named.values()) == [
+        "device",
+        "model (one way of 1 ring, z+)",
+        "model (one way of 1 ring, z-)",
+    ]
+    for event in events:
+        assert isinstance(event["name"], str) and event["name"]
+        assert isinstance(event["pid"], int) and isinstance(event["tid"], int)
+    for event in slices:
+        assert event["tid"] in named and isinstance(event["cat"], str)
+        assert event["ts"] >= 0 and event["dur"] >= 0
+        for time in (event["ts"], event["dur"]):  # whole nanoseconds
+            assert 1000 * time == pytest.approx(round(1000 * time), abs=1e-6)
+    for track in named:
+        of_track = sorted((e["ts"], e["dur"]) for e in slices if e["tid"] == track)
+        ends = [round(1000 * (ts + duration)) for ts, duration in of_track]
+        begins = [round(1000 * ts) for ts, _ in of_track]
+        assert len(of_track) >= 7
+        assert all(end <= begin for end, begin in zip(ends, begins[1:], strict=False))
+    assert max(e["ts"] + e["dur"] for e in slices) == pytest.approx(
+        1e6 * step.timeline.step, abs=1e-3
+    )
 
 
 def text_of(renderable) -> str:

@@ -1,6 +1,7 @@
 """The search: its order, what it does not compile, when it stops, and what it returns."""
 
 import dataclasses
+import inspect
 import subprocess
 import sys
 
@@ -19,16 +20,18 @@ CONFIG = changed_config(model_config(remat="dots"), (("train", "batch_size", 8),
 V4 = cluster("v4:2x2x2")
 
 
-def search(monkeypatch, step_of, minutes=1e9, clock=None):
-    """The search with a fake compiler: step_of(config) -> seconds for 8 sequences."""
+def search(monkeypatch, step_of, minutes=1e9, clock=None, cluster=V4, fits=lambda config: True):
+    """The search with a fake compiler: step_of(config[, options]) -> seconds for 8 sequences."""
     compiled = []
+    told_options = len(inspect.signature(step_of).parameters) == 2
 
-    def plan(config, made):
-        compiled.append(config)
-        step = step_of(config) * config.train.batch_size / 8
+    def plan(config, made, options):
+        compiled.append((config, options) if told_options else config)
+        arguments = (config, options) if told_options else (config,)
+        step = step_of(*arguments) * config.train.batch_size / 8
         tokens = config.train.batch_size * config.data.sequence_length
         return {
-            "fits": True,
+            "fits": fits(config),
             "memory": {"needed": 2**30},
             "mesh": {"model": config.mesh.model},
             "refused": "",
@@ -42,7 +45,7 @@ def search(monkeypatch, step_of, minutes=1e9, clock=None):
     monkeypatch.setattr(tuning, "plan", plan)
     said = []
     given = {} if clock is None else {"clock": clock}
-    return tune(CONFIG, V4, minutes, said.append, **given), compiled, said
+    return tune(CONFIG, cluster, minutes, said.append, **given), compiled, said
 
 
 def test_candidates_are_valid_different_and_begin_with_the_given_one():
@@ -59,7 +62,7 @@ def test_the_fastest_is_found_and_the_given_config_is_compiled_first(monkeypatch
         return 1.0 if config.mesh.model == 4 and config.train.accumulate == 2 else 2.0
 
     result, compiled, said = search(monkeypatch, step)
-    assert compiled[0] == CONFIG
+    assert compiled[0] == CONFIG == compiled[1]  # with all options, and without one
     best = result["rows"][0]
     assert "--mesh.model 4" in best["flags"] and "--train.accumulate 2" in best["flags"]
     assert result["left"] == 0 and len(said) == result["tried"] == len(compiled)
@@ -69,6 +72,42 @@ def test_the_fastest_is_found_and_the_given_config_is_compiled_first(monkeypatch
 def test_it_is_never_worse_than_the_given_config(monkeypatch):
     result, *_ = search(monkeypatch, lambda config: 1.0 if config == CONFIG else 100.0)
     assert result["rows"][0]["flags"] == ""
+
+
+V5P = cluster("v5p:2x2x2")
+FUSION = {"xla_tpu_enable_async_collective_fusion": False}
+OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter"
+
+
+def test_options_that_slow_the_given_config_down_stay_off(monkeypatch):
+    def step(config, options):
+        return (1.0 if FUSION.items() <= options.items() else 1.5) + (OFFLOAD in options)
+
+    result, compiled, _ = search(monkeypatch, step, cluster=V5P)
+    (given, none), (same, fusion), (_, both), *others = compiled
+    assert given == same == CONFIG and not none and fusion == FUSION and OFFLOAD in both
+    assert len(others) > 20 and all(options == FUSION for _, options in others)
+    best = result["rows"][0]
+    assert best["options"] == FUSION and "(without collective fusion)" in best["flags"]
+    line = command("tiny", [("mesh.model", 2)], best["options"])
+    assert line == (
+        "LIBTPU_INIT_ARGS=--xla_tpu_enable_async_collective_fusion=false "
+        "paxlike train tiny --mesh.model 2"
+    )
+
+
+def test_options_that_help_stay_on(monkeypatch):
+    result, compiled, _ = search(monkeypatch, lambda _, options: 1.0 + len(options), cluster=V5P)
+    assert sum(bool(options) for _, options in compiled) == 2
+    assert result["rows"][0]["options"] == {} and "(without" not in result["rows"][0]["flags"]
+
+
+def test_options_are_not_compared_on_a_config_that_does_not_fit(monkeypatch):
+    def step(config, options):
+        return 1.0
+
+    result, compiled, _ = search(monkeypatch, step, cluster=V5P, fits=lambda c: c != CONFIG)
+    assert not any(options for _, options in compiled) and result["rows"][0]["fits"]
 
 
 def test_what_cannot_be_faster_is_not_compiled(monkeypatch):
@@ -104,7 +143,7 @@ def test_the_result_is_a_command_and_a_config_file(monkeypatch, tmp_path, capsys
     given = changed_config(load("tiny"), (("model", "quant", quant), ("data", "seed", 7)))
     best = changed_config(given, tuple(result["rows"][0]["changes"]))
     changes = differing(load("tiny"), best)
-    line = command("tiny", changes)
+    line = command("tiny", changes, {})
     assert line.startswith("paxlike train tiny --model.") and "--model.quant.weights bitnet" in line
     assert "--mesh.model 2" in line
     Console(width=200).print(describe_tuned(result, "tiny", changes))
@@ -122,7 +161,7 @@ def test_the_result_is_a_command_and_a_config_file(monkeypatch, tmp_path, capsys
 def test_a_command_with_a_batch_ramp_is_read_back(monkeypatch, capsys):
     """Tuples, and tuples of tuples, are words of one flag."""
     given = changed_config(load("tiny"), (("train", "batch_ramp", ((2, 3), (4, 5))),))
-    line = command("tiny", differing(load("tiny"), given))
+    line = command("tiny", differing(load("tiny"), given), {})
     assert line == "paxlike train tiny --train.batch_ramp 2 3 4 5"
     monkeypatch.setattr(sys, "argv", ["paxlike", "info", *line.split()[2:], "--json"])
     cli.main()

@@ -1,5 +1,8 @@
 """The table of compiler options: who gets which, and that a user's own flags win."""
 
+import dataclasses
+import shlex
+
 import jax
 import pytest
 
@@ -8,7 +11,14 @@ from paxlike.config import load
 from paxlike.planning.cache import _key
 from paxlike.planning.compile import lower
 from paxlike.planning.make_plan import prepare
-from paxlike.training.compiler_options import OPTIONS, compile_step, compiler_options
+from paxlike.training.compiler_options import (
+    OPTIONS,
+    as_environment,
+    compile_step,
+    compiler_options,
+    switches,
+    user_flags,
+)
 
 SPARSE_CORE = "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter"
 
@@ -35,12 +45,42 @@ def test_the_users_flags_win(monkeypatch, variable):
     assert SPARSE_CORE not in found and "xla_enable_async_all_gather" in found
 
 
+def test_switches_turn_off_options_of_their_chips(monkeypatch):
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    for kind in ("TPU v4", "TPU v5p", "NVIDIA H200"):
+        given = compiler_options(kind)
+        assert switches(kind)
+        for switch in switches(kind):
+            assert all(given[name] != value for name, value in switch.off.items())
+    assert switches("cpu") == []
+    names = [switch.name for switch in switches("TPU v5p")]
+    assert names == ["collective fusion", "SparseCore offload"]
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", f"--{SPARSE_CORE}=false")
+    assert [switch.name for switch in switches("TPU v5p")] == ["collective fusion"]
+
+
+def test_options_are_read_back_from_the_environment(monkeypatch):
+    for kind, variable in (("TPU v5p", "LIBTPU_INIT_ARGS"), ("NVIDIA H200", "XLA_FLAGS")):
+        off = switches(kind)[-1].off
+        (word,) = shlex.split(as_environment(off))
+        name, _, value = word.partition("=")
+        assert name == variable
+        monkeypatch.setenv(name, value)
+        assert user_flags() == {name: str(value).lower() for name, value in off.items()}
+        monkeypatch.delenv(name)
+    assert as_environment({}) == ""
+
+
 def test_plans_with_other_options_are_other_plans(monkeypatch):
     config, made = prepare(load("tiny"), "v4:2x2x2", None)
     lowered = lower(config, made)
     before = _key(lowered)
     monkeypatch.setenv("XLA_FLAGS", "--xla_tpu_rwb_fusion=false")
     assert _key(lowered) != before
+    monkeypatch.delenv("XLA_FLAGS")
+    fusion = switches("TPU v4")[0].off
+    assert _key(dataclasses.replace(lowered, options=fusion)) != before
     jax.clear_caches()
 
 
