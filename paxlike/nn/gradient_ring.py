@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from paxlike.nn.collectives import data_dims, scatter_gradient
+from paxlike.nn.collectives import scatter_gradient
 from paxlike.parallel import rules
 from paxlike.parallel.mesh import axis_sizes
 
@@ -42,7 +42,7 @@ def scattered_product(
     """
     x_letters, dy_letters, w_letters = letters
     sizes = dict(zip(x_letters + dy_letters, x.shape + dy.shape, strict=True))
-    dims = data_dims(places)
+    dims = [dim for dim, place in enumerate(places) if rules.gathered_axes(place)]
     rows = w_letters[dims[0]] if dims else ""
     columns = max(w_letters.replace(rows, ""), key=sizes.__getitem__)
     if not _in_steps(places, dims) or sizes[columns] % 2:
