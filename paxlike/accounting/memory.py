@@ -124,7 +124,8 @@ def _state(config: Config, mesh: tuple[int, int, int], compute: str) -> list[Par
 
 
 def _stored(weight: Weight, elements: int, data: int, model: int) -> int:
-    sharded = data * model if weight.kind in (*KERNELS, "embedding") else model
+    is_vector = len(weight.shape) == 1
+    sharded = data * model if weight.kind in (*KERNELS, "embedding") and not is_vector else model
     return -(-elements // sharded)
 
 

@@ -156,6 +156,13 @@ class Config:
             f"data.sequence_length {length} is above model.learned_positions {longest}; change one "
             "of them.",
         )
+        if self.model.routed:
+            self.model.depths.check_length(length)
+            require(
+                self.adapt.kind != "prefix",
+                "adapt.kind is prefix, and model.pattern has routed blocks, whose caches have no "
+                "places for a prefix; use lora.",
+            )
         if self.adapt.kind == "prefix":
             self._check_prefix()
         changed = sum(self.adapt.prompt_positions)
