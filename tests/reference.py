@@ -5,6 +5,7 @@ It shares no code with `paxlike` and computes one head, position and pair at a t
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 
@@ -159,10 +160,18 @@ def head_norm(x: np.ndarray, scale: np.ndarray, model: ModelConfig) -> np.ndarra
 
 
 def mixer(
-    x: np.ndarray, block: dict, model: ModelConfig, segments: np.ndarray | None, local: bool
+    x: np.ndarray,
+    block: dict,
+    model: ModelConfig,
+    segments: np.ndarray | None,
+    local: bool,
+    positions: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Attention with its projections, and with biases and norms of heads if the block has them."""
-    positions = np.arange(x.shape[1])
+    """Attention with its projections, and with biases and norms of heads if the block has them.
+
+    positions: by default 0, 1, 2, ...
+    """
+    positions = np.arange(x.shape[1]) if positions is None else positions
     heads = []
     for name, letters in (("q", "DNH"), ("k", "DKH"), ("v", "DKH")):
         x_heads = np.einsum("btd,dnh->btnh", x, block[f"w{name}_{letters}"])
@@ -186,12 +195,17 @@ def logits(
     segments: np.ndarray | None = None,
     after_block: Callable[[int, np.ndarray], np.ndarray] = lambda layer, x: x,
     routed: list | None = None,
+    depths: list | None = None,
+    places: int | None = None,
 ) -> np.ndarray:
     """[B, T, vocab_size] (PaLM, arXiv 2204.02311, section 2).
 
     params: float64, in the layout of checkpoints. A pattern of blocks repeats over the layers.
     after_block: changes the stream. routed: gets (balance loss, z-loss) of each layer with experts.
+    depths: gets (predictor loss, selected tokens [B, T]) of each routed layer. places: the tokens
+    of a row that its predictor may route, the first ones; None: the router selects.
     """
+    depths = [] if depths is None else depths
     routed = [] if routed is None else routed
     x = params["embedding_VD"][tokens] * model.embedding_scale
     if model.learned_positions:
@@ -204,7 +218,13 @@ def logits(
         else:
             stacks = params[f"blocks_{index}" if len(kinds) > 1 else "blocks"]
         block = {name: stack[period] for name, stack in stacks.items()}
-        x = after_block(layer, run_block(x, block, kinds[index], model, segments, routed))
+        kind = kinds[index]
+        if kind.endswith("_routed"):
+            kind = kind.removesuffix("_routed")
+            x = routed_block(x, block, kind, model, segments, depths, places)
+        else:
+            x = run_block(x, block, kind, model, segments, routed)
+        x = after_block(layer, x)
     x = named_norm(x, params, "scale_D", model)
     head = "embedding_VD" if model.head == "tied" else "head_DV"
     weight = params[head].T if model.head == "tied" else params[head]
@@ -229,12 +249,13 @@ def run_block(
     model: ModelConfig,
     segments: np.ndarray | None,
     routed: list,
+    positions: np.ndarray | None = None,
 ) -> np.ndarray:
     local, kind = kind.endswith("_local"), kind.removesuffix("_local")
     second = "experts_scale_D" if kind.endswith("_experts") else "feed_forward_scale_D"
     kind = kind.removesuffix("_experts")
     y = named_norm(x, block, "scale_D", model)
-    mixed = mixer(y, block, model, segments, local)
+    mixed = mixer(y, block, model, segments, local, positions)
     if kind == "parallel":
         return x + network(y, block, model, routed) + mixed
     if kind == "parallel_two_norms":
@@ -244,6 +265,43 @@ def run_block(
     z = named_norm(x, block, second, model)
     out = network(z, block, model, routed)
     return x + named_norm(out, block, "feed_forward_output_scale_D", model)
+
+
+def routed_block(
+    x: np.ndarray,
+    block: dict,
+    kind: str,
+    model: ModelConfig,
+    segments: np.ndarray | None,
+    depths: list,
+    places: int | None,
+) -> np.ndarray:
+    """Mixture of depths (arXiv 2404.02258, section 3), one row and one document at a time.
+
+    Of a document with n tokens, the floor(capacity n) with the largest scores go through the block.
+    Of equal scores, the first is chosen. Or, with `places`, those that the predictor gives a chance
+    above 1/2. Appends (predictor loss, selected tokens) to `depths`.
+    """
+    normed = x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_epsilon)
+    hidden = np.maximum(normed @ block["predictor_in_DX"] + block["predictor_bias_X"], 0)
+    chances = 1 / (1 + np.exp(-(hidden @ block["predictor_out_X"])))
+    out, selected = x.copy(), np.zeros(x.shape[:2], bool)
+    scores = x @ block["depth_router_D"]
+    for b in range(x.shape[0]):
+        documents = np.zeros(x.shape[1], int) if segments is None else segments[b]
+        for document in np.unique(documents):
+            own = np.flatnonzero(documents == document)
+            count = math.floor(Fraction(str(model.depths.capacity)) * len(own))
+            best = own[np.argsort(-scores[b, own], kind="stable")[:count]]
+            if places is not None:
+                best = own[chances[b, own] > 0.5][:places]
+            selected[b, best] = True
+        at = np.flatnonzero(selected[b])
+        inside = x[b : b + 1, at]
+        after = run_block(inside, block, kind, model, documents[None, at], [], at)
+        out[b, at] += scores[b, at, None] * (after - inside)[0]
+    depths.append((-np.log(np.where(selected, chances, 1 - chances)).mean(), selected))
+    return out
 
 
 def losses(logits: np.ndarray, targets: np.ndarray, z_loss: float) -> tuple[float, float, int]:

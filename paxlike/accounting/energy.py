@@ -45,12 +45,17 @@ def products(model: ModelConfig, tokens: int) -> dict[str, list[tuple[int, int, 
     """Lists the matrix products in the forward pass of one sequence.
 
     Returns part -> [(m, n, p, count)], for products of m x n by n x p. Raises UserError for a
-    mixture of experts.
+    mixture of experts and for routed blocks.
     """
     if model.experts.active:
         raise UserError(
             "there is no energy table for a mixture of experts; leave out --energy, or set "
             "model.experts.count to 0 and blocks without experts."
+        )
+    if model.routed:
+        raise UserError(
+            f"there is no energy table for the routed blocks of {' '.join(model.pattern)}; leave "
+            "out --energy."
         )
     D, F, L, T, H = model.d_model, model.d_ff, model.layers, tokens, model.head_dim
     heads, kv = model.heads * H, model.kv_heads * H

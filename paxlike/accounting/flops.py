@@ -19,7 +19,8 @@ uses ("active" parameters). Hence E is the tied embedding, and for an
 untied model palm and palm_no_embedding are equal. N includes norm scales, although they multiply no
 matrix (a few millionths), and excludes rows that pad the vocabulary and learned positions. In a
 local layer with a window of W < T tokens, T is W in the first two conventions; the causal one
-counts the pairs of a query and a key.
+counts the pairs of a query and a key. Of a routed layer (mixture of depths), N counts the kernels
+times the capacity c, and attention has cT queries and keys.
 
 **Hardware FLOPs** include recomputation by rematerialization: the numerator of HFU.
 `hardware_flops` follows the paper's statement. `executed_flops` lists what this program runs as
@@ -33,7 +34,8 @@ The branches declare the products (`architecture/`).
 import dataclasses
 from typing import NamedTuple
 
-from paxlike.accounting.parameters import active_parameter_count, parameters_by_part
+from paxlike.accounting.parameters import active_parameter_count, parameters_by_part, weights
+from paxlike.architecture import depths
 from paxlike.architecture.branch import Product
 from paxlike.architecture.remat_policies import ATTENTION, KEPT
 from paxlike.architecture.stack import groups
@@ -102,8 +104,8 @@ def causal_attention_flops(model: ModelConfig, sequence_length: int) -> int:
     T, total = sequence_length, 0
     for product, flops in products(model, T).values():
         if product.is_attention:
-            keys = product.keys(T)
-            total += flops * (2 * T - keys) // (2 * T)
+            keys, queries = product.keys(T), product.length(T)
+            total += flops * (2 * queries - keys) // (2 * queries)
     return total // 2
 
 
@@ -115,7 +117,8 @@ def flops_by_part(
     for product, flops in products(model, sequence_length).values():
         if product.is_attention:
             flops = _executed(product, flops, sequence_length, kernel)
-        parts[product.part] = parts.get(product.part, 0) + 3 * flops
+        times = 3 if product.input_gradient else 2
+        parts[product.part] = parts.get(product.part, 0) + times * flops
     inside = sum(term.flops for term in inside_kernel(model, sequence_length, kernel))
     parts["attention products"] += inside
     parts["logits"] = 6 * model.d_model * model.vocab_rows
@@ -211,8 +214,12 @@ def executed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refe
     they skip keys outside of a window, too, which are not counted.
     What `blocked` skips is known exactly and has a term.
     """
+    without = sum(
+        flops for p, flops in products(model, sequence_length).values() if not p.input_gradient
+    )
     terms = (
         *needed_flops(model, sequence_length, kernel).terms,
+        Term("predictors' inputs have no gradient", "-2LDX", -without),
         *inside_kernel(model, sequence_length, kernel),
         *recomputed(model, sequence_length, kernel),
     )
@@ -234,8 +241,22 @@ def needed_flops(model: ModelConfig, sequence_length: int, kernel: str = "refere
         Term("biases multiply no matrix", "-6 N_biases", -6 * parts.get("biases", 0)),
         Term("rows that pad the vocabulary", "6D·V_padding", 6 * padding),
         Term(keys, "12LHQ(S - T)", 6 * difference),
+        *_routed_terms(model, sequence_length),
     )
     return Count(f"once, {kernel} attention", tuple(term for term in terms if term.flops))
+
+
+def _routed_terms(model: ModelConfig, sequence_length: int) -> tuple[Term, ...]:
+    """What the conventions count differently in routed layers, of which C tokens are selected."""
+    T, C = sequence_length, model.depths.tokens(sequence_length)
+    layers = sum(n for _, block, n in groups(model) if block.routed)
+    shared = [w for w in weights(model) if w.share != 1]
+    rounded = sum(w.count * C // T - w.active_count for w in shared)
+    vectors = layers * depths.vectors(model)
+    return (
+        Term("vectors of routers multiply no matrix", "-6 N_vectors", -6 * vectors),
+        Term("whole tokens in routed layers", "6 N_routed(C/T - c)", 6 * rounded),
+    )
 
 
 def skipped_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
@@ -258,14 +279,14 @@ def _executed(product: Product, flops: int, sequence_length: int, kernel: str) -
     """The FLOPs per token that the kernel executes of an attention product, of which the
     conventions count `flops`.
     """
-    T, keys = sequence_length, product.keys(sequence_length)
+    queries, keys = product.length(sequence_length), product.keys(sequence_length)
     if kernel in ("cudnn", "splash"):
         return flops
     if kernel != "blocked":
-        return flops // keys * T
-    blocks = query_blocks(T, product.window)
+        return flops // keys * queries
+    blocks = query_blocks(queries, product.window)
     pairs = sum((q.stop - q.start) * (k.stop - k.start) for q, k in blocks)
-    return flops // keys * pairs // T
+    return flops // keys * pairs // queries
 
 
 def inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tuple[Term, ...]:

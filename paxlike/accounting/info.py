@@ -40,13 +40,14 @@ def as_dict(config: Config, devices: int | None = None, energy: bool = False) ->
     model, T, train = config.model, config.data.sequence_length, config.train
     kernel = "reference" if model.attention == "auto" else model.attention
     tokens = train.sequences_before(train.steps) * T
+    partly_used = model.experts.active or model.routed
     result = {
         "name": config.name,
         "parameters": {
             "total": parameter_count(model),
             "by_part": parameters_by_part(model),
             "stored": stored_parameter_count(model),
-            **({"active": active_parameter_count(model)} if model.experts.active else {}),
+            **({"active": active_parameter_count(model)} if partly_used else {}),
             **({"packed_bytes": packed_bytes(model)} if model.quant.active else {}),
             **({"trained": trained_count(model, config.adapt)} if config.adapt.active else {}),
         },

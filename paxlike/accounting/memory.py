@@ -127,7 +127,7 @@ def _state(config: Config, mesh: Mapping[str, int], compute: str) -> list[Part]:
 
 
 def _stored(weight: Weight, elements: int, mesh: Mapping[str, int]) -> int:
-    fully = weight.kind in (*KERNELS, "embedding")
+    fully = weight.kind in (*KERNELS, "embedding") and len(weight.shape) > 1
     axes = (*rules.GATHERED_AXES, "model") if fully else ("model",)
     return -(-elements // rules.size_of(axes, mesh))
 

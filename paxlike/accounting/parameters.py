@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from paxlike.architecture import depths
 from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.stack import groups, outer_weights
 from paxlike.config import ModelConfig
@@ -27,6 +28,8 @@ class Weight:
     """See `architecture.branch.WeightSpec`."""
     active_shape: tuple[int, ...] = ()
     """`shape` with the experts that one token uses. Empty: `shape`."""
+    share: float = 1.0
+    """The part of the tokens that it multiplies: in a routed block, the capacity."""
 
     @property
     def count(self) -> int:
@@ -34,8 +37,8 @@ class Weight:
 
     @property
     def active_count(self) -> int:
-        """What one token uses of it."""
-        return self.copies * math.prod(self.active_shape or self.shape)
+        """What one token uses of it, on average."""
+        return round(self.copies * math.prod(self.active_shape or self.shape) * self.share)
 
     @property
     def stored_count(self) -> int:
@@ -48,19 +51,23 @@ def weights(model: ModelConfig) -> tuple[Weight, ...]:
     head, norm = others[:-1], others[-1]
     outer = [_weight(model, spec, "", 1) for spec in (embedding, *head)]
     blocks = [
-        _weight(model, spec, f"{group}/", layers)
+        _weight(model, spec, f"{group}/", layers, block.routed)
         for group, block, layers in groups(model)
         for spec in block.weights(model)
     ]
     return (*outer, *blocks, _weight(model, norm, "", 1))
 
 
-def _weight(model: ModelConfig, spec: WeightSpec, prefix: str, copies: int) -> Weight:
+def _weight(
+    model: ModelConfig, spec: WeightSpec, prefix: str, copies: int, routed: bool = False
+) -> Weight:
     stored = spec.shape(model)
     rows = {"V": model.vocab_size}
     counted = tuple(rows.get(d, n) for d, n in zip(spec.letters, stored, strict=True))
     used = spec.active_shape(model) if spec.kind == "expert" else counted
-    return Weight(prefix + spec.name, spec.part, counted, copies, stored, spec.kind, used)
+    selected = routed and spec.kind in KERNELS and spec.part not in depths.PARTS
+    share = model.depths.capacity if selected else 1.0
+    return Weight(prefix + spec.name, spec.part, counted, copies, stored, spec.kind, used, share)
 
 
 def stored_shapes(model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
@@ -79,7 +86,8 @@ def parameter_count(model: ModelConfig) -> int:
 
 
 def active_parameter_count(model: ModelConfig) -> int:
-    """Returns the number of parameters that one token uses: of the routed experts, `top_k`."""
+    """Returns the number of parameters that one token uses: of the routed experts, `top_k`; of
+    routed blocks, the capacity's part."""
     return sum(weight.active_count for weight in weights(model))
 
 

@@ -68,10 +68,19 @@ class Product(NamedTuple):
     """A product of two activations (scores, values), which the attention kernel runs."""
     window: int = 0
     """Of such a product: the keys that a query attends to at most. 0: all."""
+    tokens: int = 0
+    """The tokens of a sequence that a routed block multiplies. 0: all."""
+    input_gradient: bool = True
+    """Whether the backward pass computes the gradient of the input."""
+
+    def length(self, sequence_length: int) -> int:
+        """The tokens of a sequence that are multiplied."""
+        return self.tokens or sequence_length
 
     def keys(self, sequence_length: int) -> int:
         """Keys per query by the conventions that do not count the causal mask."""
-        return min(self.window or sequence_length, sequence_length)
+        length = self.length(sequence_length)
+        return min(self.window or length, length)
 
 
 class Activation(NamedTuple):

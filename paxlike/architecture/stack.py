@@ -5,6 +5,7 @@
     serial              x = x + attention(norm(x)); x + feed_forward(norm(x))
     …_experts           the same, with a mixture of experts for the feed-forward
     …_local             the same, with attention in a sliding window
+    …_routed            the same, for some of the tokens (mixture of depths; in patterns only)
 
 Serial blocks can have norms after their branches, too: x + norm(attention(norm(x))), and so on.
 
@@ -18,6 +19,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from paxlike.architecture import depths
 from paxlike.architecture.attention import Attention
 from paxlike.architecture.branch import (
     Activation,
@@ -30,6 +32,7 @@ from paxlike.architecture.experts import Experts
 from paxlike.architecture.feed_forward import FeedForward
 from paxlike.architecture.remat_policies import BLOCK_INPUT, STREAM
 from paxlike.config import ModelConfig
+from paxlike.config.depths import ROUTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Block:
     kind: str
     """`parallel`, `parallel_two_norms` or `serial`."""
     branches: tuple[Branch, ...]
+    routed: bool = False
+    """Whether a router selects the tokens that go through it (`architecture/depths.py`)."""
 
     def norm_names(self, model: ModelConfig) -> tuple[str, ...]:
         """The scale in front of each branch; a parallel block has one for all of them.
@@ -60,18 +65,27 @@ class Block:
         branches = (spec for branch in self.branches for spec in branch.weights(model))
         names = (*self.norm_names(model), *self.output_norm_names(model))
         norms = (spec for name in names for spec in norm_weights(model, name))
-        return (*branches, *norms)
+        return (*branches, *norms, *(depths.weights() if self.routed else ()))
 
     def products(self, model: ModelConfig, sequence_length: int) -> tuple[Product, ...]:
-        found = []
+        found, T = [], sequence_length
         for branch in self.branches:
-            *inner, last = branch.products(model, sequence_length)
+            length = model.depths.tokens(T) if self.routed else T
+            *inner, last = branch.products(model, length)
             followed_by_norm = self.kind == "serial" and branch is not self.branches[-1]
             followed_by_norm = followed_by_norm or model.norm_placement != "before"
-            found += [*inner, last._replace(needed=followed_by_norm)]
-        return tuple(found)
+            # A routed block weighs the sum of its branches, so it reads every one of them.
+            needed = followed_by_norm or self.routed
+            found += [*inner, last._replace(needed=needed)]
+        return depths.products(model, T, tuple(found)) if self.routed else tuple(found)
 
     def activations(self, model: ModelConfig, sizes: ActivationSizes) -> tuple[Activation, ...]:
+        if not self.routed:
+            return self._activations(model, sizes)
+        selected = sizes._replace(sequence_length=model.depths.tokens(sizes.sequence_length))
+        return depths.activations(model, sizes, self._activations(model, selected))
+
+    def _activations(self, model: ModelConfig, sizes: ActivationSizes) -> tuple[Activation, ...]:
         b, stream = sizes.bytes, model.d_model // sizes.model_shards
         serial = self.kind == "serial"
         # A norm works in float32 and keeps three steps of it; its output has the compute dtype.
@@ -85,6 +99,11 @@ class Block:
             Activation("stream inside the block", b * stream * (outputs or serial), STREAM),
             *(a for branch in self.branches for a in branch.activations(model, sizes)),
         )
+
+    def caches(self, model: ModelConfig) -> dict[str, dict[str, str]]:
+        """Branch -> name -> letters of each array of one layer's generation cache."""
+        found = {branch.name: branch.cache(model) for branch in self.branches}
+        return depths.caches(found) if self.routed else found
 
 
 def norm_bias(scale: str) -> str:
@@ -107,6 +126,7 @@ BLOCKS = {
     for experts in ("", "_experts")
     for local in ("", "_local")
 }
+BLOCKS |= {f"{kind}{ROUTED}": dataclasses.replace(BLOCKS[kind], routed=True) for kind in _KINDS}
 """Every kind of block by its name in the config."""
 
 

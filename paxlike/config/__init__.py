@@ -15,6 +15,7 @@ from paxlike.config.config import (
     ProfileConfig,
     WatchdogConfig,
 )
+from paxlike.config.depths import DepthsConfig
 from paxlike.config.experts import ExpertsConfig
 from paxlike.config.file import differences, from_json, load, to_json
 from paxlike.config.init import InitConfig
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigError",
     "DType",
     "DataConfig",
+    "DepthsConfig",
     "EvalConfig",
     "ExpertsConfig",
     "GuardConfig",

@@ -172,6 +172,13 @@ class Config:
             "of them.",
         )
         check_expert_axis(self.model, self.mesh)
+        if self.model.routed:
+            self.model.depths.check_length(length)
+            require(
+                self.adapt.kind != "prefix",
+                "adapt.kind is prefix, and model.pattern has routed blocks, whose caches have no "
+                "places for a prefix; use lora.",
+            )
         if self.adapt.kind == "prefix":
             self._check_prefix()
         changed = sum(self.adapt.prompt_positions)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
+from paxlike.config.depths import ROUTED, DepthsConfig
 from paxlike.config.experts import ExpertsConfig
 from paxlike.config.quantization import QuantConfig
 from paxlike.config.rope import RopeScalingConfig
@@ -40,7 +41,9 @@ class ModelConfig:
     """
     pattern: tuple[str, ...] = ()
     """Block kinds, repeated over the layers, such as `serial_local serial`. The last repetition may
-    be incomplete. Empty: only `block`."""
+    be incomplete. Empty: only `block`. A kind without experts and window can end in `_routed`, such
+    as `parallel parallel_routed`: only the tokens that a router selects go through it (`depths`).
+    """
     norm: Literal["layer", "rms"] = "layer"
     """Both norms have a scale."""
     norm_placement: Literal["before", "after", "both"] = "before"
@@ -92,6 +95,7 @@ class ModelConfig:
     """What the backward pass recomputes instead of saving (see `nn/remat.py`)."""
     quant: QuantConfig = dataclasses.field(default_factory=QuantConfig)
     experts: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
+    depths: DepthsConfig = dataclasses.field(default_factory=DepthsConfig)
 
     def __post_init__(self):
         typed(self, "model")
@@ -124,15 +128,16 @@ class ModelConfig:
         )
         self._check_blocks()
         self._check_experts()
+        self._check_depths()
         self._check_numbers()
         self._check_quant()
 
     def _check_blocks(self) -> None:
         kinds = get_args(ModelConfig.__dataclass_fields__["block"].type)
         require(
-            all(kind in kinds for kind in self.pattern),
+            all(kind.removesuffix(ROUTED) in kinds for kind in self.pattern),
             f"model.pattern is {' '.join(self.pattern)}; its blocks must be among "
-            f"{', '.join(kinds)}.",
+            f"{', '.join(kinds)}, and can end in {ROUTED}.",
         )
         require(
             self.layers >= len(self.block_kinds),
@@ -146,7 +151,7 @@ class ModelConfig:
             f"quantization; the blocks are {' '.join(self.block_kinds)}, and model.quant.weights "
             f"is {self.quant.weights}.",
         )
-        local = any(kind.endswith("_local") for kind in self.block_kinds)
+        local = any("_local" in kind for kind in self.block_kinds)
         require(
             local == (self.sliding_window > 0),
             f"model.sliding_window is {self.sliding_window}, and the blocks are "
@@ -177,6 +182,23 @@ class ModelConfig:
             f"model.quant.weights is {self.quant.weights}, but blocks with experts are not "
             "quantized; set it to none.",
         )
+
+    def _check_depths(self) -> None:
+        changed = [
+            f.name for f in dataclasses.fields(self.depths)
+            if getattr(self.depths, f.name) != f.default
+        ]  # fmt: skip
+        require(
+            self.routed or not changed,
+            f"model.depths.{', '.join(changed)} is set, but no block of model.pattern "
+            f"({' '.join(self.block_kinds)}) is routed; add one, such as {self.block}{ROUTED}.",
+        )
+        for kind in self.block_kinds:
+            require(
+                not kind.endswith(ROUTED) or not ("expert" in kind or "local" in kind),
+                f"model.pattern has {kind}; a routed block has neither experts nor a sliding "
+                "window. Other blocks of the pattern may have them.",
+            )
 
     def _check_numbers(self) -> None:
         for field in (
@@ -214,6 +236,11 @@ class ModelConfig:
     def block_kinds(self) -> tuple[str, ...]:
         """The kinds of blocks in one period of the pattern."""
         return self.pattern or (self.block,)
+
+    @property
+    def routed(self) -> bool:
+        """Whether some blocks are routed (mixture of depths)."""
+        return any(kind.endswith(ROUTED) for kind in self.block_kinds)
 
     @property
     def logits_factor(self) -> float:

@@ -7,7 +7,9 @@ whose cache is N times smaller than multi-head's). Caches are sharded like activ
 and `data`, and K over `model` if there are enough heads. `prefill` reads whole prompts and creates
 the cache; `decode` reads one token per row.
 
-A branch with a window caches the newest W tokens only: position p is at place p modulo W.
+A branch with a window caches the newest W tokens only: position p is at place p modulo W. A routed
+block caches the tokens that went through it, in O places (`architecture/depths.py`), and their
+number.
 
 Rows are independent. Row b has `lengths_B[b]` tokens; its next token is written at that position
 and attends only to earlier ones. A prompt is padded on the right. What padding writes into the
@@ -21,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from paxlike.architecture import depths
 from paxlike.architecture.stack import groups
 from paxlike.config import ModelConfig
 from paxlike.models.branch import Context
@@ -38,15 +41,15 @@ Array = jax.Array
 
 def cache_specs(config: ModelConfig, batch: int) -> dict:
     """Returns the PartitionSpec of each array of the caches on the active mesh."""
-    size = {**sizes(config), "B": batch, "S": 1, "W": 1}
+    size = {**sizes(config), "B": batch, "S": 1, "W": 1, "O": 1}
 
     def places(letters: str) -> P:
         return P(None, *spec(letters, [size[letter] for letter in letters]))
 
     return {
         group: {
-            branch.name: {name: places(dims) for name, dims in branch.cache(config).items()}
-            for branch in block.branches
+            branch: {name: places(dims) for name, dims in arrays.items()}
+            for branch, arrays in block.caches(config).items()
         }
         for group, block, _ in groups(config)
     }
@@ -75,12 +78,18 @@ def prefill(
         before = prefix_lengths(params)
         if before is not None:
             positions_BT += before
-        context = Context(model.config, numerics, positions_BT, lengths_B=lengths_B)
+        routed_places = depths.places(config, cache_length) if config.routed else 0
+        context = Context(
+            model.config, numerics, positions_BT, lengths_B=lengths_B, by_predictor=True,
+            routed_places=routed_places,
+        )  # fmt: skip
         x_BTD = model.embed(tokens_BT, positions_BT)
         prompts = row_prompts(*tokens_BT.shape, lengths_B)
         x_BTD, new = model.run(x_BTD, sequence(context, keep_cache=True), prompts=prompts)
 
-        def stored(dims: str, x: Array) -> Array:
+        def stored(dims: str, group: str, x: Array) -> Array:
+            if "O" in dims:
+                return _padded(dims, x[:, :, :routed_places], routed_places)
             window = min(config.sliding_window, cache_length)
             length = window if "W" in dims else cache_length
             if before is not None and has_tokens(dims):
@@ -114,12 +123,15 @@ def decode(
         model = inference_decoder(config, numerics, params)
         context = Context(model.config, numerics, lengths_B[:, None])
         x_BTD = model.embed(tokens_B[:, None], lengths_B[:, None])
-        x_BTD, new = model.run(x_BTD, token(context), caches)
+        x_BTD, found = model.run(x_BTD, token(context), caches)
 
-        def replace(dims: str, old: Array, new: Array) -> Array:
+        def replace(dims: str, group: str, old: Array, new: Array) -> Array:
+            if "O" in dims:
+                counts = (c[group][depths.NAME]["count"] for c in (caches, found))
+                return _with_routed(old, new, *counts)
             return _updated(dims, old, new, lengths_B)
 
-        updated = _each_array(config, replace, caches, new)
+        updated = _each_array(config, replace, caches, found)
         return updated, _logits(model, x_BTD, jnp.zeros_like(lengths_B))
 
     rows, specs = spec("B", tokens_B.shape), cache_specs(config, tokens_B.shape[0])
@@ -129,7 +141,8 @@ def decode(
 
 
 def inference_decoder(config: ModelConfig, numerics: Numerics, params: dict) -> Decoder:
-    """Returns one device's decoder for inference, without rematerialization.
+    """Returns one device's decoder for inference, without rematerialization. The predictor decides
+    which tokens a routed block takes.
 
     In a quantized model each token has its own activation scale (BitNet, arXiv 2310.11453,
     section 2.1).
@@ -138,26 +151,26 @@ def inference_decoder(config: ModelConfig, numerics: Numerics, params: dict) -> 
     if config.quant.active:
         quant = dataclasses.replace(config.quant, statistics="token")
         config = dataclasses.replace(config, quant=quant)
-    return Decoder(config, numerics, params)
+    return Decoder(config, numerics, params, by_predictor=True)
 
 
 def _each_array(config: ModelConfig, function, *caches: Caches) -> Caches:
-    """Applies function(letters, one array of each of the caches) to every array."""
+    """Applies function(letters, group, one array of each of the caches) to every array."""
     return {
         group: {
-            branch.name: {
-                name: function(dims, *(c[group][branch.name][name] for c in caches))
-                for name, dims in branch.cache(config).items()
+            branch: {
+                name: function(dims, group, *(c[group][branch][name] for c in caches))
+                for name, dims in arrays.items()
             }
-            for branch in block.branches
+            for branch, arrays in block.caches(config).items()
         }
         for group, block, _ in groups(config)
     }
 
 
 def has_tokens(dims: str) -> bool:
-    """Whether an array of a cache has places of tokens: all (S), or of a window (W)."""
-    return "S" in dims or "W" in dims
+    """Whether an array of a cache has places of tokens: all (S), of a window (W), or routed (O)."""
+    return any(letter in dims for letter in "SWO")
 
 
 def _stored(dims: str, x: Array, lengths_B: Array, length: int) -> Array:
@@ -207,6 +220,14 @@ def _updated(dims: str, old: Array, new: Array, lengths_B: Array) -> Array:
         return new
     rows = jnp.arange(lengths_B.shape[0])
     return old.at[:, rows, lengths_B % old.shape[2]].set(new[:, :, 0])
+
+
+def _with_routed(old: Array, new: Array, before_LB: Array, after_LB: Array) -> Array:
+    """Writes a token at the next place of the rows and layers that it was routed in."""
+    layers_L1 = jnp.arange(before_LB.shape[0])[:, None]
+    rows_1B = jnp.arange(before_LB.shape[1])[None]
+    places_LB = jnp.where(after_LB > before_LB, before_LB, old.shape[2])
+    return old.at[layers_L1, rows_1B, places_LB].set(new[:, :, 0], mode="drop")
 
 
 def _logits(model: Decoder, x_BTD: Array, positions_B: Array) -> Array:

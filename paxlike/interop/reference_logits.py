@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.architecture.stack import BLOCKS, layer_places, outer_weights
 from paxlike.config import MeshConfig, ModelConfig
-from paxlike.models.block import Weights, run_block
+from paxlike.models.block import Weights
 from paxlike.models.branch import Context
 from paxlike.models.decoder import Decoder, sequence
 from paxlike.nn.collectives import on_devices
@@ -48,7 +48,7 @@ def logits(
         def run(params, x_BTD):
             w = Weights(block, model, NUMERICS, params, sum_gradients=False)
             context = Context(model, NUMERICS, positions_BT)
-            return run_block(block, model, w, x_BTD, sequence(context, keep_cache=False)({}))[0]
+            return sequence(context, keep_cache=False)(block, w, x_BTD, {})[0]
 
         return alone(run)
 

@@ -49,11 +49,13 @@ def _prefix(
 
 
 def _token(w, y_BTD: Stream, context: Context, cache: Cache, *, local: bool) -> tuple[Array, Cache]:
-    """Over the cache and the token itself, whose position is the number of tokens before it.
+    """Over the cache and the token itself, whose position is the number of tokens before it (of a
+    routed block: its place is the number of routed ones).
 
     A cache of S places has the newest S tokens: position p at place p modulo S.
     """
-    c, lengths_B = context.config, context.positions_BT[:, 0]
+    c = context.config
+    lengths_B = context.positions_BT[:, 0] if context.place_B is None else context.place_B
     q_BTNH, k_BTKH, v_BTKH = _projections(w, y_BTD, context, local)
     S = cache["k"].shape[1]
     # Negative for earlier positions than the token's, and 0 for its own.

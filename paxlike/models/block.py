@@ -19,6 +19,9 @@ from paxlike.nn.weight import in_use, with_summed_gradient
 from paxlike.nn.wrapped import Wrapped
 
 Array = jax.Array
+RunLayer = Callable[[Block, "Weights", Array, dict[str, Cache]], tuple[Array, dict[str, Cache]]]
+"""(block, weights, x_BTD, the layer's caches) -> (x_BTD after the layer, what its branches
+cache)."""
 RunBranch = Callable[[Branch, "Weights", Stream], tuple[Array | Partial | Summed, Cache]]
 """(branch, weights, normed stream) -> (partial_BTD, what the branch caches)."""
 
@@ -55,6 +58,14 @@ def run_block(
 
     `run` is the forward pass of a branch: of a sequence or of a token.
     """
+    x_BTD, _, caches = run_branches(block, config, w, x_BTD, run)
+    return x_BTD, caches
+
+
+def run_branches(
+    block: Block, config: ModelConfig, w: Weights, x_BTD: Array, run: RunBranch
+) -> tuple[Array, Array, dict[str, Cache]]:
+    """(x_BTD after the branches, the sum of what they add to it, what each caches)."""
     scales, output_scales = block.norm_names(config), block.output_norm_names(config)
 
     def normed(x_BTD: Array, scales: tuple[str, ...], number: int) -> Array:
@@ -74,7 +85,9 @@ def run_block(
             partial_BTD, caches[branch.name] = run(branch, w, y_BTD)
             partials.append(partial_BTD)
         summed_BTD = cast(Array | Partial | Summed, sum(partials))
-        return x_BTD + scatter_stream(summed_BTD.astype(x_BTD.dtype)), caches
+        update_BTD = scatter_stream(summed_BTD.astype(x_BTD.dtype))
+        return x_BTD + update_BTD, update_BTD, caches
+    added = []
     for number, branch in enumerate(block.branches):
         if number and not output_scales:
             (x_BTD,) = remat.keep(remat.STREAM, x_BTD)
@@ -83,5 +96,6 @@ def run_block(
         update_BTD = scatter_stream(partial_BTD.astype(x_BTD.dtype))
         if output_scales:
             (update_BTD,) = remat.keep(remat.STREAM, update_BTD)
-        x_BTD += normed(update_BTD, output_scales, number)
-    return x_BTD, caches
+        added.append(normed(update_BTD, output_scales, number))
+        x_BTD += added[-1]
+    return x_BTD, cast(Array, sum(added)), caches

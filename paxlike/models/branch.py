@@ -29,6 +29,13 @@ class Context(NamedTuple):
     """int32 document numbers of a whole sequence, or None for one document."""
     lengths_B: Array | None = None
     """int32: tokens of each row where a padded prompt is read into a cache; None in training."""
+    place_B: Array | None = None
+    """int32: the place of a token in the cache; None: its position in the sequence."""
+    by_predictor: bool = False
+    """Whether the predictor decides which tokens a routed block takes, as when text is generated;
+    otherwise its router does, which compares all tokens of a document."""
+    routed_places: int = 0
+    """The places of a routed block's cache, where a prompt is read into one. 0: no limit."""
 
 
 class Forward(NamedTuple):

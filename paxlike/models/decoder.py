@@ -27,7 +27,8 @@ from paxlike.architecture.stack import (
     rest,
 )
 from paxlike.config import ModelConfig
-from paxlike.models.block import RunBranch, Weights, run_block
+from paxlike.models import depths
+from paxlike.models.block import RunBranch, RunLayer, Weights, run_block
 from paxlike.models.branch import Cache, Context
 from paxlike.models.branches import FORWARD
 from paxlike.nn import intervention, remat
@@ -63,15 +64,22 @@ class Decoder:
     """The decoder of one device."""
 
     def __init__(
-        self, config: ModelConfig, numerics: Numerics, params: dict, sum_gradients: bool = False
+        self,
+        config: ModelConfig,
+        numerics: Numerics,
+        params: dict,
+        sum_gradients: bool = False,
+        by_predictor: bool = False,
     ):
-        """params: this device's shards, in the layout of `init_params`.
+        """params: this device's shards, in the layout of `init_params`. by_predictor: see
+        `Context`.
 
         sum_gradients: the gradient of every parameter is summed over the devices that have a copy
         of it, as needed where gradients are taken inside `on_devices`. JAX does it for those taken
         outside.
         """
         self.config, self.numerics, self.sum_gradients = config, numerics, sum_gradients
+        self.by_predictor = by_predictor
         if sum_gradients:
             summed = {
                 spec.name: with_summed_gradient(spec, params[spec.name], config, numerics)
@@ -104,7 +112,8 @@ class Decoder:
         if (before := prefix_lengths(self.params)) is not None:
             # Each document follows the prefix, at the positions that it has alone in a row.
             positions_BT = before + document_positions(tokens_BT.shape[1], segments_BT)
-        context = Context(self.config, self.numerics, positions_BT, segments_BT)
+        how = self.config, self.numerics
+        context = Context(*how, positions_BT, segments_BT, by_predictor=self.by_predictor)
         x_BTD = self.embed(tokens_BT, positions_BT)
         if prompts is None:
             B, T = tokens_BT.shape
@@ -130,16 +139,16 @@ class Decoder:
     def run(
         self,
         x_BTD: Array,
-        run: Callable[[Cache], RunBranch],
+        run: RunLayer,
         caches: Caches | None = None,
         prompts: Prompts | None = None,
         watch: Callable[[Array], Array] | None = None,
     ) -> tuple[Array, Caches]:
         """The stack: x_BTD after all layers, and what their branches cache, layers first.
 
-        `run(cache of a layer)` gives the forward pass of its branches. prompts: of the tokens; None
-        after them, where ReFT changes nothing. watch: what to keep of the input x_BTD of each
-        layer; it is returned beside the caches of branches, under `WATCHED`.
+        run: the forward pass of a layer (`sequence`, `token`). prompts: of the tokens; None after
+        them, where ReFT changes nothing. watch: what to keep of the input x_BTD of each layer; it
+        is returned beside the caches of branches, under `WATCHED`.
         """
         c, n = self.config, self.numerics
 
@@ -150,7 +159,7 @@ class Decoder:
                 x_BTD = jax.lax.optimization_barrier(x_BTD)
             w = Weights(block, c, n, params, self.sum_gradients)
             watched = {WATCHED: {"input": watch(x_BTD)}} if watch else {}
-            x_BTD, found = run_block(block, c, w, x_BTD, run(caches))
+            x_BTD, found = run(block, w, x_BTD, caches)
             if prompts is not None and intervention.NAME in params:
                 x_BTD = intervene(params[intervention.NAME], x_BTD, prompts, n)
             return x_BTD, {**found, **watched}
@@ -211,30 +220,41 @@ class Decoder:
         return places_of(spec, self.config)
 
 
-def sequence(context: Context, keep_cache: bool) -> Callable[[Cache], RunBranch]:
-    """The forward pass of branches over a whole sequence. keep_cache: whether generation
-    follows.
-    """
+def sequence(context: Context, keep_cache: bool) -> RunLayer:
+    """The forward pass of a layer over a whole sequence. keep_cache: whether generation follows."""
 
-    def run(branch, w, y_BTD):
-        forward = FORWARD[branch.name]
-        partial_BTD, found = forward.sequence(w, y_BTD, context)
-        if not keep_cache:
-            found = {name: found[name] for name in forward.statistics}
-        return partial_BTD, found
+    def branches(context: Context) -> RunBranch:
+        def run(branch, w, y_BTD):
+            forward = FORWARD[branch.name]
+            partial_BTD, found = forward.sequence(w, y_BTD, context)
+            if not keep_cache:
+                found = {name: found[name] for name in forward.statistics}
+            return partial_BTD, found
 
-    return lambda _: run
+        return run
+
+    def layer(block: Block, w: Weights, x_BTD: Array, _) -> tuple[Array, dict[str, Cache]]:
+        if block.routed:
+            return depths.sequence(block, w, x_BTD, context, branches, keep_cache)
+        return run_block(block, context.config, w, x_BTD, branches(context))
+
+    return layer
 
 
-def token(context: Context) -> Callable[[Cache], RunBranch]:
-    """The forward pass of branches over one more token, which reads the caches."""
+def token(context: Context) -> RunLayer:
+    """The forward pass of a layer over one more token, which reads the caches."""
 
-    def of_layer(caches):
+    def branches(context: Context, caches: dict[str, Cache]) -> RunBranch:
         return lambda branch, w, y_BTD: FORWARD[branch.name].token(
             w, y_BTD, context, caches[branch.name]
         )
 
-    return of_layer
+    def layer(block, w, x_BTD, caches) -> tuple[Array, dict[str, Cache]]:
+        if block.routed:
+            return depths.token(block, w, x_BTD, context, branches, caches)
+        return run_block(block, context.config, w, x_BTD, branches(context, caches))
+
+    return layer
 
 
 def init_params(config: ModelConfig, numerics: Numerics, seed: int) -> dict:
@@ -273,11 +293,12 @@ def hidden_states(
     params: dict,
     tokens_BT: Array,
     segments_BT: Array | None = None,
+    by_predictor: bool = False,
 ) -> Array:
     """The last hidden states x_BTD, normed, as a global array on the active mesh."""
 
     def device(params, *tokens):
-        return Decoder(config, numerics, params)(*tokens)
+        return Decoder(config, numerics, params, by_predictor=by_predictor)(*tokens)
 
     tokens = (tokens_BT,) if segments_BT is None else (tokens_BT, segments_BT)
     places = spec("BT", tokens_BT.shape)

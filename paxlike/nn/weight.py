@@ -31,7 +31,10 @@ def fan_in(letters: str, size: dict[str, int]) -> int:
     Every expert has its own inputs.
     """
     letters = letters.removeprefix("E")
-    return size["D"] if letters[0] == "D" else math.prod(size[letter] for letter in letters[:-1])
+    if letters[0] == "D":
+        return size["D"]
+    # A vector is summed up by a single output.
+    return math.prod(size[letter] for letter in letters[:-1] or letters)
 
 
 def initial(spec: WeightSpec, config: ModelConfig, keys: Iterator[Array], dtype: str) -> Array:

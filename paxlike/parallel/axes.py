@@ -24,9 +24,11 @@ ALPHABET = {
     "I": "hidden units of a prefix's network",
     "E": "experts",
     "J": "experts that one token uses",
-    "C": "rows of the experts: one for each token and each of its experts",
+    "C": "rows of the experts, one for each token and each of its experts; or selected tokens",
     "M": "feed-forward width of an expert",
     "U": "feed-forward width of the shared experts together",
+    "O": "places of routed tokens in a cache",
+    "X": "hidden units of the predictor of routed tokens",
 }
 
 LOGICAL_AXES = {
@@ -74,6 +76,7 @@ def sizes(model: ModelConfig) -> dict[str, int]:
         "J": model.experts.top_k,
         "M": model.experts.d_ff,
         "U": model.experts.shared * model.experts.d_ff,
+        "X": model.depths.predictor_width,
     }
 
 

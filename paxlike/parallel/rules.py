@@ -22,6 +22,7 @@ Five cases follow from the letters and need no rows:
   product is summed over `model`.
 - A router's weight is such a matrix, too: behind D, E is not sharded, so every device computes all
   logits.
+  So is that of the predictor of routed tokens (X).
 - A vector (norm scales, D alone) is sharded like the activation that it multiplies, because it is
   too small to be worth a gather.
 - K is replicated if there are fewer key/value heads than model shards. Each shard then uses the
@@ -64,11 +65,12 @@ WEIGHTS: dict[str, Axis] = {
     "E": "expert",
     "M": "model",
     "U": "model",
+    "X": None,
 }
 ACTIVATIONS: dict[str, Axis] = {
     "A": None, "B": BATCH_AXES, "T": None, "S": None, "W": None,
     "D": "model", "N": "model", "K": "model", "F": "model", "V": "model", "H": None,
-    "R": None, "I": None, "E": None, "M": "model", "U": "model",
+    "R": None, "I": None, "E": None, "M": "model", "U": "model", "O": None, "X": None,
 }  # fmt: skip
 
 

@@ -11,18 +11,23 @@ from paxlike.training.step import DeviceBatch
 def evaluate(
     eval_step: Callable, params: dict | Parts, batches: Iterable[DeviceBatch]
 ) -> dict[str, float]:
-    """Returns `loss` (cross-entropy, nats per token), `accuracy` and `tokens` over the batches."""
+    """Returns `loss` (cross-entropy, nats per token), `accuracy` and `tokens` over the batches.
+
+    With routed blocks also `loss_by_predictor` and `accuracy_by_predictor`: where the predictor
+    decides which tokens they take.
+    """
     results = [eval_step(params, batch) for batch in batches]
-    cross_entropy, correct, tokens = 0.0, 0.0, 0
+    sums: dict[str, float] = {"loss": 0.0, "accuracy": 0.0}
+    tokens = 0
     for losses, count in jax.device_get(results):
-        cross_entropy += float(losses.cross_entropy)
-        correct += float(losses.correct)
+        found = {"loss": losses.cross_entropy, "accuracy": losses.correct}
+        if losses.statistics:
+            found["loss_by_predictor"] = losses.statistics["cross_entropy"]
+            found["accuracy_by_predictor"] = losses.statistics["correct"]
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
         tokens += int(count)
-    return {
-        "loss": cross_entropy / max(tokens, 1),
-        "accuracy": correct / max(tokens, 1),
-        "tokens": tokens,
-    }
+    return {**{name: total / max(tokens, 1) for name, total in sums.items()}, "tokens": tokens}
 
 
 def evaluate_parts(
@@ -39,7 +44,8 @@ def evaluate_parts(
         return parts[""]
     mean = {
         name: sum(weights[part] * found[name] for part, found in parts.items())
-        for name in ("loss", "accuracy")
+        for name in next(iter(parts.values()))
+        if name != "tokens"
     }
     losses = {f"loss {part}": found["loss"] for part, found in parts.items()}
     return {**mean, "tokens": sum(found["tokens"] for found in parts.values()), **losses}

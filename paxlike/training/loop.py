@@ -380,6 +380,11 @@ class _Loop:
             f"evaluation at step {step}: loss {result['loss']:.4f}, "
             f"accuracy {result['accuracy']:.1%} over {result['tokens']:,} tokens"
         )
+        if "loss_by_predictor" in result:
+            self.console.say(
+                f"  routed by the predictor: loss {result['loss_by_predictor']:.4f}, accuracy "
+                f"{result['accuracy_by_predictor']:.1%}"
+            )
         for name, count in epochs.items():
             self.console.say(
                 f"  {name}: loss {result[f'loss {name}']:.4f}, {count:.2f} epochs read"

@@ -22,6 +22,7 @@ from paxlike.optim.schedules import make_schedule
 from paxlike.parallel import rules
 from paxlike.parallel.host_batches import to_devices
 from paxlike.parallel.mesh import batch_shards, spec
+from paxlike.training.depth_losses import depth_metrics, no_depth_statistics, with_depth_losses
 from paxlike.training.loss import Losses
 from paxlike.training.objective import OBJECTIVE, DeviceBatch
 from paxlike.training.router_losses import (
@@ -47,8 +48,9 @@ def make_train_step(
     number of accumulation steps. Metrics are scalars on the device. In float32: `loss`
     (cross-entropy in nats per token), `z_loss` (added to the cross-entropy), `accuracy`,
     `gradient_norm` (before clipping), `learning_rate`, `tokens` (predicted), those of
-    `router_metrics` in a model with experts, and, with guard.skip_nonfinite, `skipped` (1 if the
-    update was not applied). In uint32: `batch`, the batch's fingerprint.
+    `router_metrics` in a model with experts, those of `depth_metrics` in one with routed blocks,
+    and, with guard.skip_nonfinite, `skipped` (1 if the update was not applied). In uint32: `batch`,
+    the batch's fingerprint.
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict]:
@@ -67,6 +69,7 @@ def make_train_step(
             "tokens": tokens,
             "batch": fingerprint,
             **router_metrics(config.model, routing, tokens, batch.tokens_ABT.size),
+            **depth_metrics(config.model, routing, tokens, batch.tokens_ABT.size),
         }
         params = apply_updates(state.params, updates)
         params = FORMS[config.adapt.kind].constrain(config.model, config.adapt, params)
@@ -109,7 +112,8 @@ def loss_gradients(
             losses = model_losses(config, numerics, parts, part, sum_gradients=True, draw=draw)
             return share_over_model(losses.loss / tokens), losses
 
-        start = NO_LOSSES._replace(statistics=no_statistics(config.model))
+        statistics = {**no_statistics(config.model), **no_depth_statistics(config.model)}
+        start = NO_LOSSES._replace(statistics=statistics)
         gradients, losses = _accumulated(part_loss, trained, batch, start, step is not None)
         return gradients, _totals(losses)
 
@@ -128,18 +132,20 @@ def model_losses(
     part: DeviceBatch,
     sum_gradients: bool = False,
     draw: Draw | None = None,
+    by_predictor: bool = False,
 ) -> Losses:
-    """Returns the local losses of one accumulation step; see `Decoder` for sum_gradients, and
-    `adapt.parts.join` for draw."""
+    """Returns the local losses of one accumulation step; see `Decoder` for sum_gradients and
+    by_predictor, and `adapt.parts.join` for draw."""
     if isinstance(params, Parts):
         params = join(config.model, config.adapt, params, draw)
-    decoder = Decoder(config.model, numerics, params, sum_gradients)
+    decoder = Decoder(config.model, numerics, params, sum_gradients, by_predictor)
     prompts = None
     if config.adapt.kind == "reft":
         prompts = document_prompts(part.targets_ABT, part.segments_ABT)
     x_BTD, found = decoder.with_statistics(part.tokens_ABT, part.segments_ABT, prompts)
     losses = OBJECTIVE(config, decoder, x_BTD, part)
-    return with_router_losses(config.model, losses, found, part.targets_ABT)
+    losses = with_router_losses(config.model, losses, found, part.targets_ABT)
+    return with_depth_losses(config.model, losses, found, part.targets_ABT)
 
 
 def _totals(losses: Losses) -> Losses:
@@ -148,16 +154,20 @@ def _totals(losses: Losses) -> Losses:
 
 
 def losses_of(
-    config: Config, numerics: Numerics, params: dict | Parts, part: DeviceBatch
+    config: Config,
+    numerics: Numerics,
+    params: dict | Parts,
+    part: DeviceBatch,
+    by_predictor: bool = False,
 ) -> Losses:
     """Returns the losses of one accumulation step from global arrays [B, T], summed over tokens,
-    without statistics.
+    without statistics. by_predictor: see `Decoder`.
 
     Differentiable, but the train step takes its gradients inside the `shard_map` instead.
     """
 
     def device(params: dict | Parts, part: DeviceBatch) -> Losses:
-        losses = model_losses(config, numerics, params, part)
+        losses = model_losses(config, numerics, params, part, by_predictor=by_predictor)
         return _totals(losses._replace(statistics={}))
 
     tokens = spec("BT", part.tokens_ABT.shape)
@@ -243,13 +253,25 @@ def abstract_batch(config: Config, batch_size: int, segments: bool) -> DeviceBat
 def make_eval_step(
     config: Config, numerics: Numerics
 ) -> Callable[[dict | Parts, DeviceBatch], tuple[Losses, Array]]:
-    """Returns `eval_step(params, batch) -> (sums over predicted tokens, number of them)`."""
+    """Returns `eval_step(params, batch) -> (sums over predicted tokens, number of them)`.
+
+    With routed blocks, the losses are those where the router selects; `statistics` has the sums
+    where the predictor decides, as when text is generated.
+    """
+    routed = config.model.routed
 
     def eval_step(params: dict | Parts, batch: DeviceBatch) -> tuple[Losses, Array]:
         def add(sums: Losses, part: DeviceBatch) -> tuple[Losses, None]:
-            return jax.tree.map(jnp.add, sums, losses_of(config, numerics, params, part)), None
+            found = losses_of(config, numerics, params, part)
+            if routed:
+                other = losses_of(config, numerics, params, part, by_predictor=True)
+                sampled = {"cross_entropy": other.cross_entropy, "correct": other.correct}
+                found = found._replace(statistics=sampled)
+            return jax.tree.map(jnp.add, sums, found), None
 
-        losses, _ = jax.lax.scan(add, NO_LOSSES, batch)
+        zero = np.zeros((), np.float32)
+        sampled = {"cross_entropy": zero, "correct": zero} if routed else {}
+        losses, _ = jax.lax.scan(add, NO_LOSSES._replace(statistics=sampled), batch)
         return losses, _sums((batch.targets_ABT >= 0).astype(jnp.uint32))[0]
 
     return jax.jit(eval_step)

@@ -17,7 +17,7 @@ from helpers import (
     outside_and_inside,
 )
 
-from paxlike.config import ExpertsConfig, PrecisionConfig, RopeScalingConfig
+from paxlike.config import DepthsConfig, ExpertsConfig, PrecisionConfig, RopeScalingConfig
 from paxlike.nn.collectives import gather, total
 from paxlike.training import step
 
@@ -68,6 +68,14 @@ OTHERS = {
             4, 3, 16, 1, "sigmoid", renormalize=False, balance_loss=0.5, z_loss=0.1
         ),
     },
+    "depths": {
+        "pattern": ("parallel", "parallel_routed"), "layers": 3, "kv_heads": 2, "segments": True,
+        "depths": DepthsConfig(0.3, 8), "remat": "attention",
+    },
+    "serial-depths": {
+        "pattern": ("serial_routed", "serial"), "kv_heads": 8, "depths": DepthsConfig(0.25, 8),
+        "norm": "rms", "head": "untied",
+    },
 }  # fmt: skip
 """Options of other families, each on one mesh."""
 MESHES = {"8x1": (1, 8, 1), "1x8": (1, 1, 8), "2x4": (1, 2, 4), "2x2x2": (2, 2, 2)}
@@ -105,6 +113,10 @@ def test_loss_and_gradients_are_those_of_one_device(alone, sizes):
         ("experts", (1, 1, 2, 2)),
         ("experts", (1, 2, 1, 4)),
         ("shared-experts", (2, 1, 2, 2)),
+        ("depths", (1, 8, 1)),
+        ("depths", (1, 2, 4)),
+        ("serial-depths", (1, 1, 8)),
+        ("serial-depths", (2, 2, 2)),
     ],
 )
 def test_options_of_other_families(name, sizes):

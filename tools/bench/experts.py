@@ -42,8 +42,8 @@ def measure(size: str) -> list[Row]:
     mixture = dataclasses.replace(model, block="serial_experts", experts=EXPERTS)
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         steps = {
-            "experts": _step(mixture, batch, length),
-            "dense": _step(model, batch, length),
+            "experts": train_step_of(mixture, batch, length),
+            "dense": train_step_of(model, batch, length),
         }
         times = interleave(steps, turns, warmup=1)
     experts, dense_step = times["experts"], times["dense"]
@@ -61,7 +61,7 @@ def measure(size: str) -> list[Row]:
     return rows + [Row(name, s, "CPU s", baseline, dense) for name, s in layer.items()]
 
 
-def _step(model: ModelConfig, batch: int, length: int) -> Callable[[], None]:
+def train_step_of(model: ModelConfig, batch: int, length: int) -> Callable[[], None]:
     """Runs a train step and waits for it."""
     config = Config(
         model=model, data=DataConfig(sequence_length=length), train=TrainConfig(batch_size=batch)

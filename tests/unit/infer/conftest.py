@@ -38,7 +38,9 @@ class Model:
     @functools.cached_property
     def _forward(self):
         def forward(params, tokens_BT):
-            return hidden_states(self.config, self.numerics, params, tokens_BT)
+            by_predictor = self.config.routed
+            how = self.config, self.numerics
+            return hidden_states(*how, params, tokens_BT, by_predictor=by_predictor)
 
         return jax.jit(forward)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from paxlike.config import ExpertsConfig
+from paxlike.config import DepthsConfig, ExpertsConfig
 from paxlike.infer.cache import decode, prefill
 
 WORDS = {
@@ -54,6 +54,12 @@ WORDS = {
         "norm": "rms",
         "experts": ExpertsConfig(4, 2, 32, 1, "sigmoid", bias_step=0.1),
     },
+    "depths": {
+        "kv_heads": 2,
+        "pattern": ("parallel", "serial_routed"),
+        "layers": 5,
+        "depths": DepthsConfig(0.5, 16),
+    },
     "serial": {
         "kv_heads": 2,
         "block": "serial",
@@ -82,6 +88,8 @@ CASES = [
     ("serial", (1, 2, 4), None),
     ("experts", (1, 2, 4), None),
     ("experts", (1, 2, 2, 2), "model"),
+    ("depths", (1, 2, 4), None),
+    ("depths", (2, 2, 2), "model"),
 ]
 
 
@@ -94,6 +102,9 @@ def test_logits_equal_the_uncached_forward_at_every_position(
         model = make(**WORDS[words])
         cache = check_every_position(model, put)
     for path, array in jax.tree.leaves_with_path(cache):
+        if "count" in jax.tree_util.keystr(path):  # some tokens are routed, and some are not
+            assert array.shape == (2, 4) and (array > 2).all() and (array < LENGTH - 2).all()
+            continue
         local = "local_attention" in jax.tree_util.keystr(path)
         places = min(LENGTH, model.config.sliding_window) if local else LENGTH
         assert array.shape[1:] == (4, places, model.config.kv_heads, 16)

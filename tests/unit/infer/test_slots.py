@@ -6,36 +6,43 @@ import pytest
 from helpers import host_params, mesh_of, model_config, numerics_of, place
 from interop_cases import expected_logits
 
+from paxlike.config import DepthsConfig
 from paxlike.infer.slots import Settings, Slots
 
 pytestmark = pytest.mark.slow
 
 CONFIG = model_config()
+ROUTED = model_config(
+    pattern=("parallel", "parallel_routed"), layers=4, depths=DepthsConfig(0.5, 16), kv_heads=2
+)
 PROMPTS = [[5, 6, 7], [80], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8], [30, 31]]
 
 
-def logprobs_after(tokens: list[int]) -> np.ndarray:
-    logits = expected_logits(CONFIG, tokens=np.array(tokens))[-1]
+def logprobs_after(tokens: list[int], config=CONFIG) -> np.ndarray:
+    logits = expected_logits(config, tokens=np.array(tokens))[-1]
     return logits - np.log(np.exp(logits).sum())
 
 
-def slots_on(*sizes, rows=3):
+def slots_on(*sizes, rows=3, config=CONFIG):
     mesh = mesh_of(*sizes)
     with jax.set_mesh(mesh):
-        return mesh, Slots(
-            CONFIG.model, numerics_of(CONFIG), place(CONFIG, host_params(CONFIG)), rows, 48
-        )
+        params = place(config, host_params(config))
+        return mesh, Slots(config.model, numerics_of(config), params, rows, 48)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 4)])
-def test_slots_are_admitted_and_freed_independently(sizes):
+@pytest.mark.parametrize(
+    ("sizes", "config"),
+    [((1, 1, 1), CONFIG), ((1, 2, 4), CONFIG), ((1, 1, 1), ROUTED), ((1, 2, 4), ROUTED)],
+    ids=["1x1", "2x4", "routed-1x1", "routed-2x4"],
+)
+def test_slots_are_admitted_and_freed_independently(sizes, config):
     """Greedy tokens are the reference's most likely ones, with its log-probabilities."""
-    mesh, slots = slots_on(*sizes)
+    mesh, slots = slots_on(*sizes, config=config)
     texts: dict[int, list[int]] = {}
 
     def check(drawn, rows):
         for row in rows:
-            expected = logprobs_after(texts[row])
+            expected = logprobs_after(texts[row], config)
             token = int(drawn.token[row])
             assert expected[token] == pytest.approx(expected.max(), abs=1e-4)
             assert drawn.logprob[row] == pytest.approx(expected[token], abs=1e-4)

@@ -18,7 +18,7 @@ from helpers import (
     place,
 )  # fmt: skip
 
-from paxlike.config import ExpertsConfig, RopeScalingConfig
+from paxlike.config import DepthsConfig, ExpertsConfig, RopeScalingConfig
 from paxlike.models.decoder import hidden_states, init_params
 
 pytestmark = pytest.mark.slow
@@ -78,6 +78,20 @@ ARCHITECTURES = {
         "norm_placement": "both",
         "experts": ExpertsConfig(3, 1, 24, renormalize=False, balance_loss=0.5, z_loss=0.1),
     },
+    "depths": {
+        "pattern": ("parallel", "parallel_routed"), "layers": 4, "kv_heads": 2,
+        "depths": DepthsConfig(0.25, 8, 0.5),
+    },
+    "depths-segments": {
+        "pattern": ("serial", "serial_routed"), "layers": 3, "remat": "full", "segments": True,
+        "depths": DepthsConfig(0.3, 8), "norm": "rms",
+    },
+    "depths-first": {
+        "pattern": ("serial_routed", "parallel_experts", "parallel_two_norms_routed"), "layers": 4,
+        "norm": "rms", "remat": "attention", "attention": "blocked", "attention_bias": "qkvo",
+        "experts": ExpertsConfig(4, 2, 24, balance_loss=0.5, z_loss=0.1),
+        "depths": DepthsConfig(0.5, 8, 2.0),
+    },
 }  # fmt: skip
 
 
@@ -91,12 +105,18 @@ def case(request):
     return config, params, batch, *loss_and_gradients(config, mesh_of(), params, batch)
 
 
-def reference_loss(config, params, batch):
+def reference_loss(config, params, batch, of=None):
+    """of: the parameter whose gradient is checked. The predictors' losses reach only their own
+    parameters."""
     routed: list[tuple[float, float]] = []
-    logits = reference.logits(params, config.model, batch.tokens, batch.segments, routed=routed)
+    depths: list[tuple[float, np.ndarray]] = []
+    tokens = batch.tokens, batch.segments
+    logits = reference.logits(params, config.model, *tokens, routed=routed, depths=depths)
     loss = reference.losses(logits, batch.targets, config.train.z_loss)[0]
     loss /= (batch.targets >= 0).sum()
     c = config.model.experts
+    if of is None or of.startswith("predictor"):
+        loss += config.model.depths.predictor_loss * sum(predictor for predictor, _ in depths)
     return loss + sum(c.balance_loss * balance + c.z_loss * z for balance, z in routed)
 
 
@@ -118,7 +138,7 @@ def test_every_gradient_follows_the_formulas(case):
         slopes = []
         for h in (1e-6, -1e-6):
             group[leaf] = kept + h * direction
-            slopes.append(reference_loss(config, wide, batch) / 2e-6)
+            slopes.append(reference_loss(config, wide, batch, leaf) / 2e-6)
         group[leaf] = kept
         assert np.vdot(gradient.astype(np.float64), direction) == pytest.approx(
             slopes[0] - slopes[1], abs=2e-5 * float(np.linalg.norm(gradient)) + 1e-8

@@ -19,7 +19,7 @@ def test_letters_of(name, letters):
     assert letters_of(name) == letters
 
 
-@pytest.mark.parametrize("name", ["bias", "wq_", "wq_DXH", "wq_dnh", "DNH", "wq_DNH2", ""])
+@pytest.mark.parametrize("name", ["bias", "wq_", "wq_DYH", "wq_dnh", "DNH", "wq_DNH2", ""])
 def test_a_name_without_letters(name):
     with pytest.raises(ValueError, match=f"the name {name!r} must end in '_' and the letters"):
         letters_of(name)
@@ -48,9 +48,10 @@ def test_sizes_are_of_the_alphabet():
         "J": 2,
         "M": 30,
         "U": 60,
+        "X": 64,
     }
     assert sizes(model) == expected
-    assert set(sizes(model)) | set("ABTSRCQI") == set(ALPHABET)
+    assert set(sizes(model)) | set("ABTSRCQIO") == set(ALPHABET)
 
 
 def test_t5x_names_of_dimensions():

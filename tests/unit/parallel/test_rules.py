@@ -32,6 +32,8 @@ SIZES = {
     "U": 48,
     "Q": 8,
     "I": 16,
+    "O": 12,
+    "X": 10,
 }
 
 
@@ -43,12 +45,12 @@ def shape(dims):
 ACTIVATION = {
     "A": None, "B": ("pod", "data", "expert"), "T": None, "S": None, "W": None, "D": "model",
     "F": "model", "N": "model", "K": "model", "H": None, "V": "model", "R": None, "I": None,
-    "E": None, "M": "model", "U": "model",
+    "E": None, "M": "model", "U": "model", "O": None, "X": None,
 }  # fmt: skip
 WEIGHT = {
     "L": None, "D": ("data", "expert"), "F": "model", "N": "model", "K": "model", "H": None,
     "V": "model", "P": "model", "R": "data", "Q": "data", "I": "data", "E": "expert",
-    "M": "model", "U": "model",
+    "M": "model", "U": "model", "X": None,
 }  # fmt: skip
 
 
@@ -75,6 +77,7 @@ def test_every_row_of_activations(letter):
         ("H", "DNH"),
         ("V", "VD"),
         ("P", "PD"),
+        ("X", "DX"),
     ],
 )
 def test_every_row_of_weights(letter, dims):
@@ -169,9 +172,9 @@ def test_key_value_heads_that_do_not_divide_the_model_shards():
 @pytest.mark.parametrize("place", [spec, weight_spec])
 def test_a_letter_without_a_row(place):
     with pytest.raises(
-        ConfigError, match="'X' has no row in the sharding rules; letters are ABTSDFNKGHVL"
+        ConfigError, match="'Y' has no row in the sharding rules; letters are ABTSDFNKGHVL"
     ):
-        place("DX", (64, 8), MESH)
+        place("DY", (64, 8), MESH)
     with pytest.raises(
         ConfigError, match="'G' has no row.*it means query heads per key/value head.*add a row"
     ):
