@@ -1,5 +1,7 @@
 """Gradients of weights scattered over `data` in ring steps: equal sums, and as many bytes sent."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from paxlike.accounting.hlo_collectives import list_collectives
 from paxlike.nn import gradient_ring
 from paxlike.nn.collectives import on_devices
+from paxlike.nn.numerics import Numerics
 
 
 @pytest.fixture
@@ -96,10 +99,6 @@ def test_an_odd_number_of_columns_is_scattered_whole(in_steps):
 
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2)])
 def test_gradients_of_the_model_are_those_of_one_device(monkeypatch, in_steps, sizes):
-    import dataclasses
-
-    from paxlike.nn.numerics import Numerics
-
     monkeypatch.setattr(
         "helpers.numerics_of",
         lambda config: dataclasses.replace(
