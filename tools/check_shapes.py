@@ -24,7 +24,8 @@ EINSUM = re.compile(r"[A-Z]+(,[A-Z]+)*->[A-Z]*")
 SUFFIX = re.compile(r"[a-z0-9]_([A-Z0-9]*[A-Z][A-Z0-9]*)$")
 # The einsum strings in these files are variables.
 GENERIC = (
-    "paxlike/nn/einsum.py", "paxlike/nn/ring.py", "paxlike/nn/adapted.py", "paxlike/nn/rows.py",
+    "paxlike/nn/einsum.py", "paxlike/nn/ring.py", "paxlike/nn/gradient_ring.py",
+    "paxlike/nn/adapted.py", "paxlike/nn/rows.py",
 )  # fmt: skip
 
 

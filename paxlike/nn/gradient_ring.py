@@ -24,8 +24,13 @@ from paxlike.parallel.mesh import axis_sizes
 Array = jax.Array
 
 DEVICE_KINDS = ("TPU v4",)
-"""Chips on which it is faster than a reduce-scatter, by the compiled schedule: docs/performance.md.
-Chips with SparseCores have an asynchronous one."""
+"""Chips that wait for reduce-scatters. Those with SparseCores have an asynchronous one: there, the
+compiled schedule is faster without the steps (docs/performance.md)."""
+
+
+def on_waiting_chip() -> bool:
+    """Whether the active mesh is of chips in `DEVICE_KINDS`."""
+    return jax.sharding.get_abstract_mesh().abstract_device.device_kind in DEVICE_KINDS
 
 
 def scattered_product(
@@ -45,15 +50,19 @@ def scattered_product(
     dims = [dim for dim, place in enumerate(places) if rules.gathered_axes(place)]
     rows = w_letters[dims[0]] if dims else ""
     columns = max(w_letters.replace(rows, ""), key=sizes.__getitem__)
+
+    def product(x: Array, dy: Array) -> Array:
+        return jnp.einsum(
+            f"{x_letters},{dy_letters}->{w_letters}", x, dy, preferred_element_type=dtypes[0]
+        )
+
     if not _in_steps(places, dims) or sizes[columns] % 2:
-        product = f"{x_letters},{dy_letters}->{w_letters}"
-        dw = jnp.einsum(product, x, dy, preferred_element_type=dtypes[0])
-        return scatter_gradient(dw, places, dtypes[1])
+        return scatter_gradient(product(x, dy), places, dtypes[1])
     inner = _inner(axis_sizes()["data"])
     outer = axis_sizes()["data"] // inner
     half, part = sizes[columns] // 2, sizes[rows] // outer
 
-    def product(number: int, chunk: Array) -> Array:
+    def of_part(number: int, chunk: Array) -> Array:
         """The gradient's rows of one part, half of the columns."""
         operands = []
         for array, names in ((x, x_letters), (dy, dy_letters)):
@@ -63,25 +72,23 @@ def scattered_product(
             if rows in names:
                 array = jax.lax.dynamic_slice_in_dim(array, chunk * part, part, names.index(rows))
             operands.append(array)
-        equation = f"{x_letters},{dy_letters}->{w_letters}"
-        return jnp.einsum(equation, *operands, preferred_element_type=dtypes[0])
+        return product(*operands)
 
     halves = []
     for number, way in ((0, 1), (1, -1)):
         position = jax.lax.axis_index("data") // inner
-        total = product(number, (position - way) % outer)
+        total = of_part(number, (position - way) % outer)
         for step in range(2, outer + 1):
             # Otherwise the compiler computes all products first and hides nothing.
             chunk, total = jax.lax.optimization_barrier(((position - way * step) % outer, total))
-            total = _moved(total, way, outer, inner) + product(number, chunk)
+            total = _moved(total, way, outer, inner) + of_part(number, chunk)
         halves.append(_scattered(total, dims[0], way, inner))
     return jax.lax.concatenate(halves, w_letters.index(columns)).astype(dtypes[1])
 
 
 def _in_steps(places: tuple[rules.Axis, ...], dims: list[int]) -> bool:
-    kind = jax.sharding.get_abstract_mesh().abstract_device.device_kind
     whole_axis = [rules.axes_of(places[dim]) for dim in dims] == [("data",)]
-    return kind in DEVICE_KINDS and whole_axis and axis_sizes()["data"] > 1
+    return whole_axis and axis_sizes()["data"] > 1 and on_waiting_chip()
 
 
 def _inner(devices: int) -> int:

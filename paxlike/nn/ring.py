@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from paxlike.nn.collectives import gather_weight
 from paxlike.nn.differentiated import cotangents, differentiated
-from paxlike.nn.gradient_ring import scattered_product
+from paxlike.nn.gradient_ring import on_waiting_chip, scattered_product
 from paxlike.parallel.mesh import axis_sizes
 
 Array = jax.Array
@@ -227,10 +227,13 @@ def _parts(weight: Array, dim: int) -> list[Array]:
 
 
 def _part(weight: Array, offset: int, dim: int, after: tuple[Array, ...] = ()) -> Array:
-    """The part that belongs to one piece. after: arrays before which it is not read, and its
-    product not started."""
+    """The part that belongs to one piece.
+
+    after: arrays that its product waits for, on chips whose compiler would compute it earlier and
+    hide nothing behind it.
+    """
     size = weight.shape[dim] // axis_sizes()["model"]
     first = first_entry(offset, size)
-    if after:
+    if after and on_waiting_chip():
         first, _ = jax.lax.optimization_barrier((first, after))
     return jax.lax.dynamic_slice_in_dim(weight, first, size, dim)

@@ -1,5 +1,7 @@
 """Gradients of weights scattered over `data` in ring steps: equal sums, and as many bytes sent."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from paxlike.accounting.hlo_collectives import list_collectives
 from paxlike.nn import gradient_ring
 from paxlike.nn.collectives import on_devices
+from paxlike.nn.numerics import Numerics
 
 
 @pytest.fixture
@@ -81,6 +84,14 @@ def test_as_many_bytes_are_sent_as_by_a_reduce_scatter(monkeypatch, devices):
     assert steps[1] == whole[1]
 
 
+def test_every_part_but_the_first_waits_for_the_sum_that_it_hides(in_steps):
+    """Otherwise the TPU compiler computes all parts first, and then waits for the permutations."""
+    with jax.set_mesh(mesh_of(data=8)):  # 4 parts for each half of the columns
+        run, arguments, _ = program(*CASES["rows in x"], 8)
+        text = str(jax.make_jaxpr(run)(*arguments))
+    assert text.count("optimization_barrier") == 2 * (4 - 1) and text.count("dot_general") >= 8
+
+
 def test_an_odd_number_of_columns_is_scattered_whole(in_steps):
     with jax.set_mesh(mesh_of(data=2)):
         x, dy = (jax.ShapeDtypeStruct((2, 3, size), "float32") for size in (4, 5))
@@ -96,10 +107,6 @@ def test_an_odd_number_of_columns_is_scattered_whole(in_steps):
 
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2)])
 def test_gradients_of_the_model_are_those_of_one_device(monkeypatch, in_steps, sizes):
-    import dataclasses
-
-    from paxlike.nn.numerics import Numerics
-
     monkeypatch.setattr(
         "helpers.numerics_of",
         lambda config: dataclasses.replace(

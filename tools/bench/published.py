@@ -132,6 +132,7 @@ class Run:
 LEAN = "batch, *"
 """*: Adafactor and bfloat16 parameters, which make the run fit; see docs/planning.md."""
 BOTH = "batch, remat"
+EARLY = "attention, collectives"
 RUNS = (
     Run(
         "PaLM 540B, two pods",
@@ -143,6 +144,7 @@ RUNS = (
         2048,
         2,
         synchronous=True,
+        chosen=EARLY,
     ),
     Run(
         "PaLM 540B, one pod",
@@ -153,6 +155,7 @@ RUNS = (
         1 / 3,
         2048,
         synchronous=True,
+        chosen=EARLY,
     ),
     Run("MaxText 22B, 64 chips", "v4:4x4x4", 0.567, MAXTEXT_22B, "full", 13, 2048),
     Run("MaxText 22B, 2 slices", "v4:4x4x4", 0.553, MAXTEXT_22B, "full", 13, 2048, 2),
