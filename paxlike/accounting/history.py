@@ -63,6 +63,8 @@ class History:
     """Name (SERIES) -> value at each of `steps`, NaN if missing."""
     evaluations: list[tuple[int, float]]
     """(step, validation loss), ascending."""
+    by_predictor: list[tuple[int, float]]
+    """The same where predictors decide which tokens routed blocks take; empty without such."""
     mixture: dict[str, dict[str, float | None]]
     """Store of a mixture -> its `loss` and `epochs` at the last evaluation."""
     attempts: list[Attempt]
@@ -104,7 +106,8 @@ def read_history(folder: Path) -> History:
             name: np.array([row[1 + k] for row in rows], dtype=float)
             for k, name in enumerate(SERIES)
         },
-        sorted(reader.evaluations.items()), reader.mixture, reader.attempts,
+        sorted(reader.evaluations.items()), sorted(reader.by_predictor.items()), reader.mixture,
+        reader.attempts,
         reader.goodput.seconds(), notes, running,
     )  # fmt: skip
 
@@ -125,6 +128,7 @@ class _Reader:
         self.attempts: list[Attempt] = []
         self.values: dict[int, list] = {}
         self.evaluations: dict[int, float] = {}
+        self.by_predictor: dict[int, float] = {}
         self.mixture: dict[str, dict[str, float | None]] = {}
         self.not_finite: list[int] = []
 
@@ -148,6 +152,8 @@ class _Reader:
                 self.not_finite.append(step)
         elif event == "evaluation" and (loss := number(line.get("loss"))) is not None:
             self.evaluations[step] = loss
+            if (predicted := number(line.get("loss_by_predictor"))) is not None:
+                self.by_predictor[step] = predicted
             epochs = line.get("epochs")
             for name, value in (epochs if isinstance(epochs, dict) else {}).items():
                 losses = {"loss": number(line.get(f"loss {name}")), "epochs": number(value)}
