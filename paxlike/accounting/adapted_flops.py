@@ -16,6 +16,7 @@ whole backward pass.) Keeping the rows of R orthonormal takes 4 R^2 D + 2 R^3 pe
 """
 
 import math
+from fractions import Fraction
 from typing import NamedTuple
 
 from paxlike.accounting import prefix_flops
@@ -31,6 +32,7 @@ from paxlike.accounting.flops import (
     skipped_flops,
 )
 from paxlike.accounting.parameters import KERNELS
+from paxlike.architecture import depths
 from paxlike.architecture.adapters import added_weights, trained_whole
 from paxlike.architecture.lora import inputs_outputs, lora_updates
 from paxlike.architecture.reft import interventions
@@ -45,7 +47,7 @@ class _Sizes(NamedTuple):
     above: int
     """In kernels of layers with a backward pass, and the logits'."""
     below: int
-    """In kernels of layers without one."""
+    """In kernels of layers without one, and of predictors, whose input has no gradient."""
     trained: int
     """Of kernels trained whole, and the logits' weight if it is."""
     factors_in: int
@@ -54,7 +56,7 @@ class _Sizes(NamedTuple):
     into_branches: int
     """Of the second factors whose product a branch's backward pass reads."""
     into_stream: int
-    """Of those whose product a following norm reads, in serial blocks."""
+    """Of those whose product a following norm reads, in serial blocks, or a router's weight."""
     orthonormal: int
     """FLOPs that keep the rows of LoReFT's projections orthonormal, per update."""
     composed: int
@@ -89,7 +91,7 @@ def executed(config: Config, kernel: str = "reference") -> Count:
     model, adapt, sequence_length = config.model, config.adapt, config.data.sequence_length
     if not adapt.active:
         return executed_flops(model, sequence_length, kernel)
-    sizes = _sizes(model, adapt)
+    sizes = _sizes(model, adapt, sequence_length)
     terms = [*_once(config, kernel).terms]
     for term in inside_kernel(model, sequence_length, kernel):
         terms.append(_scaled(term, sizes.share))
@@ -97,10 +99,13 @@ def executed(config: Config, kernel: str = "reference") -> Count:
     kept = KEPT.get(model.remat, ())
     reads_stream = adapt.kind == "reft" and STREAM not in kept
     needs_values = read or reads_stream or _output_has_gradient(model, adapt)
+    whole = trained_whole(model, adapt)
+    learned = any("/predictor_" in name for name in whole)
     again = [
         _scaled(term, sizes.share)
         for term in recomputed(model, sequence_length, kernel)
-        if term.name != "attention values again" or needs_values
+        if (term.name != "depth predictor again" or learned)
+        and (not term.name.endswith("attention values again") or needs_values)
     ]
     terms += [*again, *prefix_flops.again_terms(model, adapt, kernel, again)]
     if model.remat != "none":
@@ -129,7 +134,7 @@ def by_part(config: Config, kernel: str) -> dict[str, int]:
 def _once(config: Config, kernel: str = "reference") -> Count:
     """The products of a step of a partly frozen model without recomputation."""
     model, adapt, sequence_length = config.model, config.adapt, config.data.sequence_length
-    s, attention = _sizes(model, adapt), attention_flops(model, sequence_length)
+    s, attention = _sizes(model, adapt, sequence_length), attention_flops(model, sequence_length)
     attention += skipped_flops(model, sequence_length, kernel)
     terms = (
         Term("frozen and trained weights, and gradients of their inputs", "4N", 4 * s.above),
@@ -152,7 +157,7 @@ def _once(config: Config, kernel: str = "reference") -> Count:
 def forward_of(config: Config, kernel: str) -> Count:
     """The forward pass of a partly frozen model."""
     model, adapt, sequence_length = config.model, config.adapt, config.data.sequence_length
-    s, attention = _sizes(model, adapt), attention_flops(model, sequence_length)
+    s, attention = _sizes(model, adapt, sequence_length), attention_flops(model, sequence_length)
     attention += skipped_flops(model, sequence_length, kernel)
     terms = (
         Term("weights", "2N", 2 * (s.above + s.below)),
@@ -190,29 +195,38 @@ def _products_before_stream(model: ModelConfig, sequence_length: int) -> int:
     )
 
 
-def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
+def _sizes(model: ModelConfig, adapt: AdaptConfig, sequence_length: int) -> _Sizes:
     whole, updates = trained_whole(model, adapt), lora_updates(model, adapt)
     chosen = chosen_layers(model, adapt)
     share_chosen = chosen / model.layers
     added = added_weights(model, adapt)
-    kernels = trained = factors_in = factors_out = branches = stream = composed = 0
+    kernels = trained = factors_in = factors_out = branches = stream = composed = predictors = 0
     trains_layers = False
     for group, block, layers in groups(model):
         mine = round(layers * share_chosen)
         trains_layers |= bool(added.layers.get(group))
+        selected = Fraction(model.depths.tokens(sequence_length), sequence_length)
+        part = selected if block.routed else 1
         for spec in block.weights(model):
             trains_layers |= f"{group}/{spec.name}" in whole
-            if spec.kind in KERNELS:
-                size = math.prod(spec.active_shape(model))
+            if spec.part in depths.PARTS:
+                # The predictor's matrix; vectors are no matrix products.
+                size = math.prod(spec.shape(model)) * (len(spec.letters) > 1)
+                predictors += layers * size
+                trained += mine * size * (f"{group}/{spec.name}" in whole)
+            elif spec.kind in KERNELS:
+                whole_size = math.prod(spec.active_shape(model))
+                size = int(whole_size * part)
                 kernels += layers * size
                 trained += mine * size * (f"{group}/{spec.name}" in whole | added.composed)
                 if f"{group}/{spec.name}" in added.composed:
-                    composed += mine * 2 * size * min(inputs_outputs(spec, model))
+                    composed += mine * 2 * whole_size * min(inputs_outputs(spec, model))
         for name, pair in updates.get(group, {}).items():
-            first, second = (math.prod(spec.shape(model)) for spec in pair)
+            first, second = (int(math.prod(spec.shape(model)) * part) for spec in pair)
             factors_in, factors_out = factors_in + mine * first, factors_out + mine * second
             branches += mine * second * (not name.endswith("D"))
-            stream += mine * second * (block.kind == "serial" and name == "wo_NHD")
+            is_read = block.routed or (block.kind == "serial" and name == "wo_NHD")
+            stream += mine * second * (is_read and name.endswith("D"))
     orthonormal = 0
     if adapt.kind == "reft":
         count, R, D = chosen * len(interventions(adapt)), adapt.rank, model.d_model
@@ -231,6 +245,6 @@ def _sizes(model: ModelConfig, adapt: AdaptConfig) -> _Sizes:
     norms = {spec.name for spec in outer_weights(model) if spec.part == "norms"}
     through = share > 0 or bool(norms & whole)
     above = round(kernels * share) + logits * through
-    below = kernels - round(kernels * share) + logits * (not through)
+    below = kernels - round(kernels * share) + logits * (not through) + predictors
     factors = factors_in, factors_out, branches, stream
     return _Sizes(above, below, trained, *factors, orthonormal, composed, share)

@@ -66,6 +66,8 @@ class History:
     """The same for the metrics of routers that the run has (`router_series.py`)."""
     evaluations: list[tuple[int, float]]
     """(step, validation loss), ascending."""
+    by_predictor: list[tuple[int, float]]
+    """The same where predictors decide which tokens routed blocks take; empty without such."""
     mixture: dict[str, dict[str, float | None]]
     """Store of a mixture -> its `loss` and `epochs` at the last evaluation."""
     attempts: list[Attempt]
@@ -107,8 +109,9 @@ def read_history(folder: Path) -> History:
             name: np.array([row[1 + k] for row in rows], dtype=float)
             for k, name in enumerate(SERIES)
         },
-        _columns(steps, reader.routers), sorted(reader.evaluations.items()), reader.mixture,
-        reader.attempts, reader.goodput.seconds(), notes, running,
+        _columns(steps, reader.routers), sorted(reader.evaluations.items()),
+        sorted(reader.by_predictor.items()), reader.mixture, reader.attempts,
+        reader.goodput.seconds(), notes, running,
     )  # fmt: skip
 
 
@@ -129,6 +132,7 @@ class _Reader:
         self.values: dict[int, list] = {}
         self.routers: dict[int, dict[str, float]] = {}
         self.evaluations: dict[int, float] = {}
+        self.by_predictor: dict[int, float] = {}
         self.mixture: dict[str, dict[str, float | None]] = {}
         self.not_finite: list[int] = []
 
@@ -155,6 +159,8 @@ class _Reader:
                 self.not_finite.append(step)
         elif event == "evaluation" and (loss := number(line.get("loss"))) is not None:
             self.evaluations[step] = loss
+            if (predicted := number(line.get("loss_by_predictor"))) is not None:
+                self.by_predictor[step] = predicted
             epochs = line.get("epochs")
             for name, value in (epochs if isinstance(epochs, dict) else {}).items():
                 losses = {"loss": number(line.get(f"loss {name}")), "epochs": number(value)}

@@ -46,6 +46,11 @@ def family(model: ModelConfig) -> Family:
             f"model.quant.weights is {model.quant.weights}: no Hugging Face model computes with "
             "quantized weights in this way."
         )
+    if model.routed:
+        raise UserError(
+            f"model.pattern {' '.join(model.pattern)} has routed blocks (mixture of depths): no "
+            "Hugging Face model has them without custom code."
+        )
     for one in FAMILIES:
         if one.has(model):
             return one

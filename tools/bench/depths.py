@@ -30,18 +30,19 @@ from tools.bench.measure import interleave, machine, write
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
 ROUTED = ("parallel", "parallel_routed")
-SEEDS, STEPS, EVALUATED = (0, 1, 2), 100, 16
+SEEDS, STEPS, EVALUATED = (0, 1, 2), 200, 32
 TURNS = 7
 
 
 def configs(size: str) -> dict[str, Config]:
     """The models by name; the dense one is the first."""
     tiny = load(TINY)
-    shape = {"d_model": 128, "heads": 4, "head_dim": 32, "d_ff": 512}
+    shape = {"layers": 6, "d_model": 64, "heads": 4, "head_dim": 16, "d_ff": 256}
     steps = STEPS if size == "full" else 4
     base = dataclasses.replace(
         tiny,
-        model=dataclasses.replace(tiny.model, **shape, layers=4),
+        model=dataclasses.replace(tiny.model, **shape),
+        data=dataclasses.replace(tiny.data, sequence_length=128),
         train=dataclasses.replace(tiny.train, steps=steps),
         optim=dataclasses.replace(tiny.optim, warmup_steps=min(tiny.optim.warmup_steps, steps - 1)),
         eval=EvalConfig(every=0, batches=EVALUATED if size == "full" else 1),
@@ -58,9 +59,9 @@ def configs(size: str) -> dict[str, Config]:
         return dataclasses.replace(routed, train=schedule)
 
     return {
-        "dense, 4 layers": base,
-        "routed, 4 layers": with_layers(4),
-        "routed, 8 layers": with_layers(8),
+        "dense, 6 layers": base,
+        "routed, 6 layers": with_layers(6),
+        "routed, 10 layers": with_layers(10),
     }
 
 

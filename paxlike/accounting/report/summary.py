@@ -269,6 +269,7 @@ def _losses(history: History) -> dict:
         "lowest": point(history.steps[best], loss[best]) if known.size else None,
         "evaluation": point(*evaluations[-1]) if evaluations else None,
         "lowest_evaluation": point(*lowest) if lowest else None,
+        **({"by_predictor": point(*history.by_predictor[-1])} if history.by_predictor else {}),
     }
 
 

@@ -87,6 +87,7 @@ _RUN = [
     ("training loss, lowest", lambda run: _at(run["loss"]["lowest"])),
     ("validation loss, last", lambda run: _at(run["loss"]["evaluation"])),
     ("validation loss, lowest", lambda run: _at(run["loss"]["lowest_evaluation"])),
+    ("routed by the predictor, last", lambda run: _at(run["loss"]["by_predictor"])),
 ]
 
 

@@ -14,7 +14,7 @@ from interop_cases import KINDS, PROMPT, case, expected_logits, in_dtype, make_r
 from paxlike.accounting.parameters import parameter_count
 from paxlike.config import ModelConfig, QuantConfig, UserError
 from paxlike.infer.generate import Generator
-from paxlike.interop import hf, hf_layout
+from paxlike.interop import hf, hf_layout, peft_lora_layout
 from paxlike.interop.families.family import layers_of
 from paxlike.interop.hf import from_hf, to_hf
 from paxlike.interop.hf_forward import logits as hf_logits
@@ -274,6 +274,16 @@ def test_models_without_an_equivalent(changes_from_palm, tmp_path):
 def test_quantized_models_have_no_equivalent():
     with pytest.raises(UserError, match="computes with quantized weights"):
         hf_layout.family(ModelConfig(quant=QuantConfig(weights="bitnet")))
+
+
+def test_routed_blocks_have_no_equivalent():
+    """Neither in Hugging Face, nor in PEFT, whose adapters are those of its models."""
+    model = ModelConfig(pattern=("serial", "serial_routed"), norm="rms")
+    for convert in (hf_layout.family, peft_lora_layout.modules):
+        with pytest.raises(
+            UserError, match=r"serial serial_routed has routed blocks .* no Hugging"
+        ):
+            convert(model)
 
 
 def damage_missing(arrays):

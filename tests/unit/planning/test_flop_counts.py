@@ -14,7 +14,15 @@ from paxlike.accounting import flops
 from paxlike.accounting.flop_counts import TOLERANCE, FlopComparison
 from paxlike.accounting.flops import Count, Term
 from paxlike.cli import main
-from paxlike.config import AdaptConfig, Config, DataConfig, ExpertsConfig, ModelConfig, load
+from paxlike.config import (
+    AdaptConfig,
+    Config,
+    DataConfig,
+    DepthsConfig,
+    ExpertsConfig,
+    ModelConfig,
+    load,
+)
 from paxlike.planning.flop_counts import count_three_ways
 
 pytestmark = pytest.mark.slow
@@ -70,6 +78,22 @@ SHAPE = {
             "remat": "dots",
             "block": "parallel_experts",
             "experts": ExpertsConfig(8, 3, 16),
+        },
+        {
+            "remat": "attention",
+            "pattern": ("parallel", "serial_routed"),
+            "layers": 4,
+            "attention": "blocked",
+            "depths": DepthsConfig(0.5, 8),
+            "T": 512,
+        },
+        {
+            "remat": "full",
+            "pattern": ("parallel_routed", "serial"),
+            "layers": 4,
+            "attention": "reference",
+            "depths": DepthsConfig(0.25, 8),
+            "T": 100,
         },
     ],
     ids=lambda value: "-".join(map(str, value.values())),
@@ -153,6 +177,8 @@ def test_command_line(monkeypatch, capsys):
     assert "DO NOT AGREE" in told.out and "do not agree" in told.err
 
 
+# In a loop of one layer the compiler computes less: four layers instead of three.
+ROUTED = {"pattern": ("parallel", "serial_routed"), "layers": 4, "depths": DepthsConfig(0.25, 8)}
 REFT = AdaptConfig("reft", 4, form="direft", tied=False)
 
 
@@ -175,6 +201,8 @@ REFT = AdaptConfig("reft", 4, form="direft", tied=False)
             },
         ),
         (AdaptConfig("reft", 4, positions="f2"), {"remat": "attention", "kv_heads": 2}),
+        (AdaptConfig("lora", 4, targets=("all",)), {"remat": "full", **ROUTED}),
+        (AdaptConfig(train=("layers",)), {"remat": "attention", "attention": "blocked", **ROUTED}),
         (REFT, {"remat": "full", "block": "serial"}),
         (dataclasses.replace(REFT, form="loreft", layers=(1, 2)), {"remat": "dots"}),
     ],
@@ -187,13 +215,15 @@ REFT = AdaptConfig("reft", 4, form="direft", tied=False)
         "prefix-network",
         "prefix",
         "loreft",
+        "lora-routed",
+        "layers-routed",
         "direft",
         "loreft-of-two-layers",
     ],
 )
 def test_frozen_weights_have_no_gradient_to_the_last_flop(adapt, changes):
     config = Config(
-        model=ModelConfig(**SHAPE, **{"kv_heads": 1, "attention": "reference", **changes}),
+        model=ModelConfig(**{**SHAPE, "kv_heads": 1, "attention": "reference", **changes}),
         data=DataConfig(sequence_length=32),
         adapt=adapt,
     )
