@@ -26,7 +26,7 @@ from paxlike.nn.routing import (
     weights_of_rows,
     whole_tokens,
 )
-from paxlike.nn.stream import Stream
+from paxlike.nn.stream import Stream, add_once
 
 Array = jax.Array
 
@@ -44,6 +44,8 @@ def _sequence(w, y_BTD: Stream, context: Context) -> tuple[Array, Cache]:
         partial = in_pieces(partial)
     if c.shared:
         partial += _shared_experts(w, y_BTD, context)
+    if c.output_bias:
+        partial = add_once(partial, w.experts_bias_D)
     return partial, statistics(logits_TE, routes, c)
 
 
@@ -51,7 +53,8 @@ def _token(w, y_BTD: Stream, context: Context, cache: Cache) -> tuple[Array, Cac
     return _sequence(w, y_BTD, context)[0], {}
 
 
-FORWARD = Forward(_sequence, _token, ("load_E", "probability_E", "z", "entropy"))
+STATISTICS = ("load_E", "probability_E", "z", "entropy")
+FORWARD = Forward(_sequence, _token, STATISTICS)
 
 
 def _chosen_experts(w, x_TD: Array, routes: Routes, context: Context) -> Array:

@@ -140,7 +140,17 @@ _to_tokens.defvjp(
 
 def weights_of_rows(routes: Routes) -> Array:
     """The weight of each row, weights_C."""
-    return _permuted(routes.weights_TJ.reshape(-1), routes.order_C, routes.rows_TJ.reshape(-1))
+    return in_order_of_rows(routes.weights_TJ.reshape(-1), routes)
+
+
+def in_order_of_rows(choices: Array, routes: Routes) -> Array:
+    """What each choice (token * J + number) has, [C, ...], sorted by expert."""
+    return _permuted(choices, routes.order_C, routes.rows_TJ.reshape(-1))
+
+
+def in_order_of_choices(rows: Array, routes: Routes) -> Array:
+    """The inverse of `in_order_of_rows`."""
+    return _permuted(rows, routes.rows_TJ.reshape(-1), routes.order_C)
 
 
 @jax.custom_vjp

@@ -1,0 +1,95 @@
+"""The forward pass of the mixture of attention heads; `architecture/expert_heads.py` declares it.
+
+Queries are computed in rows sorted by expert and return to the order of tokens for attention; its
+results go back to rows for the output projection. As in `models/experts.py`, the router's weights
+multiply before the last product.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from paxlike.config import ModelConfig
+from paxlike.models.attention import Heads, sequence, token
+from paxlike.models.branch import Cache, Context, Forward
+from paxlike.models.experts import STATISTICS
+from paxlike.nn import remat
+from paxlike.nn.einsum import Kernel
+from paxlike.nn.grouped import grouped
+from paxlike.nn.ring import Partial, in_pieces, uses_ring
+from paxlike.nn.routing import (
+    Routes,
+    choose,
+    in_order_of_choices,
+    in_order_of_rows,
+    router_logits,
+    statistics,
+    to_rows,
+    to_tokens,
+    weights_of_rows,
+    whole_tokens,
+)
+from paxlike.nn.stream import Stream, add_once
+from paxlike.parallel.mesh import axis_sizes
+
+Array = jax.Array
+
+
+class _Made(NamedTuple):
+    """What the output projection needs of the queries."""
+
+    routes: Routes
+    logits_TE: Array
+    in_ring: bool
+    """Whether the block's products with the stream are in ring steps."""
+
+
+def _queries(w, y_BTD: Stream, context: Context) -> tuple[Array, _Made]:
+    """The queries of each token's k experts, side by side for every key/value head."""
+    c, n = context.config, context.numerics
+    (logits_BTE,) = remat.keep(remat.PROJECTION, router_logits(y_BTD, w.wheads_router_DE))
+    logits_TE = logits_BTE.reshape(-1, c.experts.count)
+    routes = choose(logits_TE, None, c.experts)
+    x_BTD = whole_tokens(y_BTD, n.ring)
+    B, T, D = x_BTD.shape
+    x_CD = to_rows(x_BTD.reshape(-1, D), routes)
+    rows = grouped(x_CD, _matrices(w.wq_EDNH, 1), routes.sizes_E, n.experts)
+    choices = in_order_of_choices(rows, routes)
+    q_BTJKGH = choices.reshape(B, T, c.experts.top_k, _own_kv_heads(c), -1, c.head_dim)
+    q_BTNH = q_BTJKGH.swapaxes(2, 3).reshape(B, T, -1, c.head_dim)
+    return q_BTNH, _Made(routes, logits_TE, uses_ring(n.ring, y_BTD.shard_BTD))
+
+
+def _output(w, o_BTNH: Array, made: _Made, context: Context) -> tuple[Array | Partial, Cache]:
+    c, routes = context.config, made.routes
+    B, T, _, H = o_BTNH.shape
+    o_BTKJGH = o_BTNH.reshape(B, T, _own_kv_heads(c), c.experts.top_k, -1, H)
+    choices = o_BTKJGH.swapaxes(2, 3).reshape(len(routes.order_C), -1)
+    rows = in_order_of_rows(choices, routes) * weights_of_rows(routes)[:, None]
+    wo = _matrices(w.wo_ENHD, 2)
+    y_CD = grouped(rows.astype(o_BTNH.dtype), wo, routes.sizes_E, context.numerics.experts)
+    partial: Any = to_tokens(y_CD, routes).reshape(B, T, -1)
+    if made.in_ring:
+        partial = in_pieces(partial)
+    if c.experts.output_bias:
+        partial = add_once(partial, w.expert_heads_bias_D)
+    return partial, statistics(made.logits_TE, routes, c.experts)
+
+
+def _own_kv_heads(c: ModelConfig) -> int:
+    """Key/value heads that this device's query heads use (`own_kv_head`)."""
+    return max(1, c.kv_heads // axis_sizes()["model"])
+
+
+def _matrices(kernel: Kernel, inputs: int) -> Kernel:
+    """A kernel E x inputs x outputs as matrices. inputs: its number of input dimensions."""
+    experts, *dims = kernel.shard.shape
+    shape = experts, math.prod(dims[:inputs]), math.prod(dims[inputs:])
+    places = kernel.places[0], kernel.places[1], kernel.places[1 + inputs]
+    return Kernel(kernel.shard.reshape(shape), places, kernel.gradients, kernel.ring)
+
+
+_HOW = {"local": False, "heads": Heads(_queries, _output)}
+FORWARD = Forward(functools.partial(sequence, **_HOW), functools.partial(token, **_HOW), STATISTICS)
