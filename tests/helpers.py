@@ -277,7 +277,7 @@ def sharded_losses(
         return jax.tree.map(lambda loss: total(loss, ("pod", "data")), losses)
 
     specs = spec("BTD", x_BTD.shape), places, spec("BT", targets_BT.shape)
-    scalars = Losses(*(P(),) * len(Losses._fields))
+    scalars = Losses(P(), P(), P(), P())
     return on_devices(device, specs, scalars)(x_BTD, weight, targets_BT)
 
 

@@ -64,49 +64,12 @@ def memory_estimate(
     sequences = -(-config.train.batch_size // config.train.accumulate)
     tokens = math.ceil(sequences * config.data.sequence_length / (pod * data))
     step = _Step(config, data, model, tokens, BYTES[compute], kernel)
-    param = BYTES[config.precision.params]
-
-    def stored_here(chosen: Iterable[Weight]) -> int:
-        return sum(_stored(weight, weight.stored_count, data, model) for weight in chosen)
-
-    stored = stored_here(weights(config.model))
-    in_blocks = stored_here(w for w in weights(config.model) if is_stacked(w.name))
-    trained = trained_weights(config.model, config.adapt)
-    factors = stored_here(w for w in trained if w.part == ADAPTERS)
-    whole = stored_here(w for w in trained if w.part != ADAPTERS)
-    derived = derived_elements(config, pod, data, model)
-    gradients = whole * param + 4 * factors
+    state = _state(config, (pod, data, model), compute)
+    gradients = next(part.bytes for part in state if part.name == "gradients")
     # The loss runs before the gradients of the blocks exist, so their memory is free then.
     in_layer, in_loss = step.layer_peak(), step.loss_peak() - gradients
     parts = [
-        Part("parameters", stored * param, f"{config.precision.params}, sharded over data x model"),
-        Part("adapters", 4 * factors, f"{config.adapt.kind}, float32"),
-        Part(
-            "derived from the base",
-            4 * derived,
-            f"{config.adapt.kind}, float32, sharded over data or model",
-        ),
-        Part(
-            "composed weights",
-            4 * composed_elements(config, data, model),
-            "float32, kept by remat none"
-            if config.model.remat == "none"
-            else "float32, of a layer",
-        ),
-        Part(
-            "parameters to compute with", in_blocks * BYTES[compute], f"of the blocks, in {compute}"
-        ),
-        Part(
-            "optimizer state",
-            4 * optimizer_elements(config, data, model),
-            f"{config.optim.name}, float32",
-        ),
-        Part("gradients", gradients, "sharded like the parameters"),
-        Part(
-            "accumulated gradients",
-            gradients,
-            f"sum over {config.train.accumulate} accumulation steps",
-        ),
+        *state,
         Part(
             "saved activations",
             step.saved(),
@@ -118,13 +81,46 @@ def memory_estimate(
             "backward pass of one layer" if in_layer >= in_loss else "one chunk of the loss",
         ),
     ]
-    omitted = {"accumulated gradients"} if config.train.accumulate == 1 else set()
-    omitted |= set() if factors else {"adapters"}
-    omitted |= set() if derived else {"derived from the base", "composed weights"}
-    omitted |= {"parameters to compute with"} if compute == config.precision.params else set()
-    return MemoryEstimate(
-        (pod, data, model), tuple(part for part in parts if part.name not in omitted)
-    )
+    return MemoryEstimate((pod, data, model), tuple(parts))
+
+
+def _state(config: Config, mesh: tuple[int, int, int], compute: str) -> list[Part]:
+    """Parameters, what is computed from them alone, and what has their shapes."""
+    _, data, model = mesh
+    c, param = config.model, config.precision.params
+    trained = trained_weights(c, config.adapt)
+
+    def stored_here(chosen: Iterable[Weight]) -> int:
+        return sum(_stored(weight, weight.stored_count, data, model) for weight in chosen)
+
+    factors = stored_here(w for w in trained if w.part == ADAPTERS)
+    whole = stored_here(w for w in trained if w.part != ADAPTERS)
+    gradients = whole * BYTES[param] + 4 * factors
+    parts = [
+        Part(
+            "parameters",
+            stored_here(weights(c)) * BYTES[param],
+            f"{param}, sharded over data x model",
+        )
+    ]
+    if factors:
+        parts.append(Part("adapters", 4 * factors, f"{config.adapt.kind}, float32"))
+    if derived := derived_elements(config, *mesh):
+        composed = 4 * composed_elements(config, data, model)
+        how = "kept by remat none" if c.remat == "none" else "of a layer"
+        words = f"{config.adapt.kind}, float32, sharded over data or model"
+        parts.append(Part("derived from the base", 4 * derived, words))
+        parts.append(Part("composed weights", composed, f"float32, {how}"))
+    if compute != param:
+        in_blocks = stored_here(w for w in weights(c) if is_stacked(w.name)) * BYTES[compute]
+        parts.append(Part("parameters to compute with", in_blocks, f"of the blocks, in {compute}"))
+    moments = 4 * optimizer_elements(config, data, model)
+    parts.append(Part("optimizer state", moments, f"{config.optim.name}, float32"))
+    parts.append(Part("gradients", gradients, "sharded like the parameters"))
+    if config.train.accumulate > 1:
+        words = f"sum over {config.train.accumulate} accumulation steps"
+        parts.append(Part("accumulated gradients", gradients, words))
+    return parts
 
 
 def _stored(weight: Weight, elements: int, data: int, model: int) -> int:

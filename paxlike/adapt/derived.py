@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from paxlike.adapt.runs import chosen_periods
+from paxlike.adapt.runs import trained_layers
 from paxlike.architecture.adapters import added_weights
 from paxlike.architecture.added import Derived
 from paxlike.config import AdaptConfig, ModelConfig
@@ -16,15 +16,15 @@ from paxlike.parallel.mesh import axis_sizes
 
 def empty(model: ModelConfig, adapt: AdaptConfig) -> dict:
     """Zeros of their shapes. Call it inside `jax.jit` with an active mesh."""
-    layers = chosen_periods(model, adapt)
+    layers = trained_layers(model, adapt)
 
-    def zeros(derived: Derived) -> jax.Array:
+    def zeros(derived: Derived, group: str) -> jax.Array:
         places = P(None, *derived.places(model, axis_sizes()))
-        shape = (layers, *derived.spec.shape(model))
+        shape = (layers[group], *derived.spec.shape(model))
         return jnp.zeros(shape, jnp.float32, out_sharding=places)
 
     return {
-        group: {derived.spec.name: zeros(derived) for derived in all_}
+        group: {derived.spec.name: zeros(derived, group) for derived in all_}
         for group, all_ in added_weights(model, adapt).derived.items()
     }
 

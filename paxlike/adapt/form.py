@@ -9,8 +9,9 @@ from paxlike.nn.numerics import Numerics
 
 
 class Draw(NamedTuple):
-    """What dropout of one accumulation step is drawn from; or the PartitionSpecs."""
+    """What dropout of one accumulation step is drawn from."""
 
+    seed: int
     step: Leaf
     """int32: completed updates."""
     first_row: Leaf
@@ -31,13 +32,12 @@ class Wrap(Protocol):
         group: str,
         stacks: dict,
         outer: dict,
-        seed: int,
         draw: Draw | None,
     ) -> dict:
         """The stacks of one run of layers as the decoder runs them.
 
         stacks: the base's and the adapter's by name; outer: the adapter's weights outside of
-        layers. seed, draw: of dropout.
+        layers. draw: of dropout; None: there is none.
         """
         ...
 

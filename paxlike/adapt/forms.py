@@ -4,12 +4,12 @@
 """
 
 from paxlike.adapt import lora, prefix, reft, singular
-from paxlike.adapt.form import Draw, Form
+from paxlike.adapt.form import Form
 
 FORMS: dict[str, Form] = {
     "none": Form(
         initial=lambda model, adapt, seed: {},
-        wrap=lambda model, adapt, group, stacks, outer, seed, draw: stacks,
+        wrap=lambda model, adapt, group, stacks, outer, draw: stacks,
         merge=lambda model, adapt, numerics, group, stacks, trained, derived: stacks,
         beside=lambda model: "",
     ),
@@ -25,5 +25,3 @@ FORMS: dict[str, Form] = {
     "reft": Form(reft.initial, reft.wrap, reft.merge, reft.beside, constrain=reft.constrain),
     "prefix": Form(prefix.initial, prefix.wrap, prefix.merge, prefix.beside),
 }
-
-__all__ = ["FORMS", "Draw", "Form"]

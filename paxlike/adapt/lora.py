@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from paxlike.adapt.form import Draw
-from paxlike.adapt.runs import chosen_periods
+from paxlike.adapt.runs import trained_layers
 from paxlike.adapt.spread import filled
 from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.lora import lora_updates
@@ -21,15 +21,15 @@ Array = jax.Array
 def initial(model: ModelConfig, adapt: AdaptConfig, seed: int) -> dict:
     """A is uniform in +-1/sqrt(inputs), as in the authors' code (loralib) and PEFT; B is 0, so that
     the update is 0."""
-    layers = chosen_periods(model, adapt)
+    layers = trained_layers(model, adapt)
     key = jax.random.key(seed)
     found: dict = {}
     for place, (group, updates) in enumerate(lora_updates(model, adapt).items()):
         found[group] = {}
         for number, (a, b) in enumerate(updates.values()):
             draws = jax.random.fold_in(key, place * 1000 + number)
-            found[group][a.name] = _uniform(draws, a, model, layers)
-            shape = (layers, *b.shape(model))
+            found[group][a.name] = _uniform(draws, a, model, layers[group])
+            shape = (layers[group], *b.shape(model))
             place_b = weight_spec(f"L{b.letters}", shape)
             found[group][b.name] = jnp.zeros(shape, jnp.float32, out_sharding=place_b)
     return found
@@ -41,7 +41,6 @@ def wrap(
     group: str,
     stacks: dict,
     outer: dict,
-    seed: int,
     draw: Draw | None,
 ) -> dict:
     """The factors of a weight go into one `Adapted` with it."""
@@ -54,7 +53,7 @@ def wrap(
         if draw is not None and adapt.dropout:
             layers = a.shape[0]
             rows = jnp.broadcast_to(draw.first_row.astype(jnp.uint32), (layers,))
-            noise = Noise(noise_key(seed, draw.step, number, layers), rows)
+            noise = Noise(noise_key(draw.seed, draw.step, number, layers), rows)
         found[name] = Adapted(stacks[name], a, b, noise, adapt.rank, adapt.scale, adapt.dropout)
     return found
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from paxlike.adapt.forms import FORMS, Draw
+from paxlike.adapt.form import Draw
+from paxlike.adapt.forms import FORMS
 from paxlike.adapt.runs import runs
 from paxlike.architecture.adapters import added_weights, trained_whole
 from paxlike.architecture.stack import groups
@@ -64,13 +65,11 @@ def split(
     return Parts(trained, frozen)
 
 
-def join(
-    model: ModelConfig, adapt: AdaptConfig, parts: Parts, seed: int = 0, draw: Draw | None = None
-) -> dict:
+def join(model: ModelConfig, adapt: AdaptConfig, parts: Parts, draw: Draw | None = None) -> dict:
     """The parameters that the decoder runs, in which the adapter has its form (`adapt/forms.py`). A
     group of blocks with several runs of layers is a list of dicts.
 
-    seed, draw: of dropout; without `draw` there is none.
+    draw: of dropout; None: there is none.
     """
     if not adapt.active:
         return parts.trained
@@ -86,7 +85,7 @@ def join(
                 continue
             here = slice(at, at := at + run.end - run.begin)
             mine = trained if len(segments) == 1 else {k: v[here] for k, v in trained.items()}
-            found.append(form.wrap(model, adapt, group, {**frozen, **mine}, own, seed, draw))
+            found.append(form.wrap(model, adapt, group, {**frozen, **mine}, own, draw))
         params[group] = found[0] if len(found) == 1 else found
     return params
 

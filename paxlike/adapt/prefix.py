@@ -61,7 +61,6 @@ def wrap(
     group: str,
     stacks: dict,
     outer: dict,
-    seed: int,
     draw: Draw | None,
 ) -> dict:
     """The weights of the prefix become one parameter of the layers."""
@@ -110,7 +109,7 @@ def flattened(
     def device(outer: dict, mine: dict) -> dict:
         found = {}
         for group in names:
-            prefix = wrap(model, adapt, group, mine[group], outer, 0, None)[NAME]
+            prefix = wrap(model, adapt, group, mine[group], outer, None)[NAME]
             whole = prefix.whole(NAME, model, numerics, False)
             found[group] = whole.k_BQKH[:, 0], whole.v_BQKH[:, 0]
         return found

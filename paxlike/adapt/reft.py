@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from paxlike.adapt.form import Draw
-from paxlike.adapt.runs import chosen_periods
+from paxlike.adapt.runs import trained_layers
 from paxlike.adapt.spread import filled
 from paxlike.architecture.reft import interventions
 from paxlike.architecture.stack import groups
@@ -25,13 +25,12 @@ Array = jax.Array
 
 def initial(model: ModelConfig, adapt: AdaptConfig, seed: int) -> dict:
     """R is a random subspace (LoReFT); W1 is uniform in +-1/sqrt(inputs), as LoRA's A (DiReFT)."""
-    shape = (chosen_periods(model, adapt), adapt.rank, model.d_model)
-    sharding = weight_spec("LRD", shape)
     key = jax.random.key(seed)
     found: dict = {}
-    for place, (group, _, layers) in enumerate(groups(model)):
+    for place, (group, layers) in enumerate(trained_layers(model, adapt).items()):
         found[group] = {}
-        own = (min(layers, shape[0]), *shape[1:])
+        own = layers, adapt.rank, model.d_model
+        sharding = weight_spec("LRD", own)
         for number, names in enumerate(interventions(adapt)):
             draws = jax.random.fold_in(key, place * 1000 + number)
             if adapt.form == "loreft":
@@ -58,7 +57,6 @@ def wrap(
     group: str,
     stacks: dict,
     outer: dict,
-    seed: int,
     draw: Draw | None,
 ) -> dict:
     """The interventions of a layer become one parameter of it."""
@@ -87,7 +85,7 @@ def merge(
         for names in interventions(adapt)
         for spec in names
     }
-    return wrap(model, adapt, group, {**stacks, **own}, {}, 0, None)
+    return wrap(model, adapt, group, {**stacks, **own}, {}, None)
 
 
 def beside(model: ModelConfig) -> str:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from paxlike.architecture.stack import groups
 from paxlike.config import AdaptConfig, ConfigError, ModelConfig
 
 
@@ -48,6 +49,7 @@ def runs(model: ModelConfig, adapt: AdaptConfig) -> tuple[Run, ...]:
     return tuple(found)
 
 
-def chosen_periods(model: ModelConfig, adapt: AdaptConfig) -> int:
-    """The leading size of the trained stacks."""
-    return sum(run.end - run.begin for run in runs(model, adapt) if run.chosen)
+def trained_layers(model: ModelConfig, adapt: AdaptConfig) -> dict[str, int]:
+    """Group of blocks -> the leading size of its trained stacks."""
+    chosen = sum(run.end - run.begin for run in runs(model, adapt) if run.chosen)
+    return {name: chosen if adapt.layers else layers for name, _, layers in groups(model)}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from paxlike.adapt.form import Draw
-from paxlike.adapt.runs import chosen_periods
+from paxlike.adapt.runs import trained_layers
 from paxlike.adapt.spread import picked, spread
 from paxlike.architecture.branch import WeightSpec
 from paxlike.architecture.lora import input_letters
@@ -28,10 +28,11 @@ largest one."""
 
 def initial(model: ModelConfig, adapt: AdaptConfig, seed: int) -> dict:
     """Shifts of 0: the base."""
-    layers = chosen_periods(model, adapt)
+    layers = trained_layers(model, adapt)
     return {
         group: {
-            d.shift.name: jnp.zeros((layers, *d.shift.shape(model)), jnp.float32) for _, d in pairs
+            d.shift.name: jnp.zeros((layers[group], *d.shift.shape(model)), jnp.float32)
+            for _, d in pairs
         }
         for group, pairs in decompositions(model, adapt).items()
     }
@@ -43,7 +44,6 @@ def wrap(
     group: str,
     stacks: dict,
     outer: dict,
-    seed: int,
     draw: Draw | None,
 ) -> dict:
     """A kernel, its decomposition and its shifts go into one `Shifted`."""

@@ -23,9 +23,8 @@ from paxlike.config import ModelConfig, UserError
 from paxlike.infer.cache import cached_lengths, decode, prefill
 from paxlike.nn.collectives import gather, on_devices
 from paxlike.nn.numerics import Numerics
-from paxlike.nn.prefix import longest_prefix
 from paxlike.nn.quantized import QuantizedWeight, quantize_params
-from paxlike.nn.rows import RowFactors
+from paxlike.nn.rows import RowFactors, prefix_counts
 from paxlike.nn.wrapped import Wrapped
 from paxlike.parallel.axes import letters_of
 from paxlike.parallel.mesh import axis_sizes, spec
@@ -269,7 +268,7 @@ def cache_length(config: ModelConfig, params: dict, max_length: int) -> int:
 
     Raises UserError if the model has fewer learned positions.
     """
-    positions = max_length + longest_prefix(params)
+    positions = max_length + int(prefix_counts(params).max())
     check_length(config, positions)
     return rounded_up(positions, LENGTH_MULTIPLE)
 

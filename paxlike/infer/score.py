@@ -19,8 +19,7 @@ from paxlike.infer.generate import LENGTH_MULTIPLE, check_length, for_inference,
 from paxlike.nn.collectives import gather, on_devices, specs_of
 from paxlike.nn.intervention import row_prompts
 from paxlike.nn.numerics import Numerics
-from paxlike.nn.prefix import longest_prefix
-from paxlike.nn.rows import with_rows
+from paxlike.nn.rows import prefix_counts, with_rows
 from paxlike.parallel.mesh import axis_sizes, spec
 
 Array = jax.Array
@@ -55,7 +54,7 @@ class Scorer:
     ):
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be 1 or more.")
-        check_length(config, max_length + longest_prefix(params))
+        check_length(config, max_length + int(prefix_counts(params).max()))
         self.config, self.numerics, self.max_length, self.batch_size = (
             config,
             numerics,

@@ -70,6 +70,7 @@ class Slots:
         self._cache: Caches | None = None
         self._before = prefix_counts(params)
         self._adapters = np.zeros(self.rows, np.int32)
+        self._with_rows = self.params
         self._tokens = np.zeros(self.rows, np.int32)
         self._lengths = np.zeros(self.rows, np.int32)
         self._settings = Settings(
@@ -105,13 +106,14 @@ class Slots:
             for array, value in zip(self._settings, settings[row], strict=True):
                 array[row] = value
             self._adapters[row] = (adapters or {}).get(row, 0)
+        self._with_rows = with_rows(self.params, self._put(self._adapters))
         positions_B = lengths_B + self._before[self._adapters]
         self._lengths = np.where(admitted_B, positions_B, self._lengths)
         read = _admit if self._cache is not None else _begin
         old = () if self._cache is None else (self._cache, self._put(admitted_B))
         arrays = (*self._put((tokens_BT, lengths_B)), *old, self._put(self._settings))
         self._cache, drawn = read(
-            self._params(), *arrays, cache_length=self._cache_length, **self._static
+            self._with_rows, *arrays, cache_length=self._cache_length, **self._static
         )
         drawn = Drawn(*map(np.asarray, drawn))
         self._tokens = np.where(admitted_B, drawn.token, self._tokens)
@@ -120,7 +122,7 @@ class Slots:
     def step(self) -> Drawn:
         """Reads the last token of every row in use and samples one more."""
         inputs = self._put((self._tokens, self._lengths, self._settings))
-        self._cache, drawn = _step(self._params(), self._cache, *inputs, **self._static)
+        self._cache, drawn = _step(self._with_rows, self._cache, *inputs, **self._static)
         drawn = Drawn(*map(np.asarray, drawn))
         busy = self._lengths > 0
         self._tokens, self._lengths = np.where(busy, drawn.token, 0), self._lengths + busy
@@ -129,9 +131,6 @@ class Slots:
     def free(self, row: int) -> None:
         """Frees a row whose text has ended."""
         self._lengths[row] = self._tokens[row] = 0
-
-    def _params(self) -> dict:
-        return with_rows(self.params, self._put(self._adapters))
 
     def _put(self, arrays):
         mesh = jax.sharding.get_mesh()

@@ -141,10 +141,8 @@ def joined(shared: Sequence[Tensor], params: Sequence[Array]) -> Array:
 def _conversion(spec: WeightSpec, model: ModelConfig, rotated: bool) -> Conversion:
     """The usual correspondence. rotated: RoPE pairs the dimensions of a head as 2i and 2i + 1."""
     shape = spec.shape(model)
-    if spec.kind not in (
-        "kernel",
-        "router",
-    ):  # a scale, or a bias of heads that are one dimension there
+    if spec.kind not in ("kernel", "router"):
+        # A scale, or a bias of heads that are one dimension there.
         whole = (math.prod(shape),)
         return Conversion(whole, lambda x: x.reshape(-1), lambda x: x.reshape(shape))
     inner = 1 if spec.letters[0] == "D" else len(shape) - 1

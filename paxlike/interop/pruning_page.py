@@ -32,6 +32,17 @@ def drops_table(drops: list[list[Drop]], chosen: Drop | None) -> Table:
     return table
 
 
+def _all_drops(drops: list[list[Drop]]) -> Table:
+    """Every choice: one row for a number of layers, with the distance at each first layer."""
+    table = Table(title="Angular distances by the first layer dropped")
+    table.add_column("number", justify="right")
+    table.add_column("first layer: distance")
+    for of_size in drops:
+        cells = (f"{drop.start}: {drop.distance:.4f}" for drop in of_size)
+        table.add_row(str(of_size[0].layers), ", ".join(cells))
+    return table
+
+
 def pruning_page(
     title: str, about: str, drops: list[list[Drop]], chosen: Drop | None, table: Table
 ) -> str:
@@ -40,7 +51,8 @@ def pruning_page(
         f'<div class="eyebrow">paxlike prune</div><h1>{escape(title)}</h1>'
         f'<div class="quiet">{escape(about)}</div>'
     )
-    return document("prune", title, "\n".join([heading, _heat_map(drops, chosen), card(table)]))
+    parts = [heading, _heat_map(drops, chosen), card(table), card(_all_drops(drops))]
+    return document("prune", title, "\n".join(parts))
 
 
 class _Grid(NamedTuple):

@@ -1,8 +1,8 @@
 """For custom gradients: which inputs are differentiated, so that no other gradient is computed.
 
-A frozen weight has no gradient: its product is not computed, and an input that only this product
-reads is not kept. With `defvjp(..., symbolic_zeros=True)`, JAX tells the forward function of a
-custom gradient which of its inputs are differentiated:
+A frozen weight has no gradient. The product that would compute it is left out, and inputs that only
+this product reads are not saved. With `defvjp(..., symbolic_zeros=True)`, JAX tells the forward
+function of a custom gradient which of its inputs are differentiated:
 
     def forward(static, x, w):
         x, w = differentiated(x), differentiated(w)

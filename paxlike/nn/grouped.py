@@ -108,9 +108,9 @@ def _kernel_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str) -> Array:
 
 
 # ---- by blocks of rows ---------------------------------------------------------------------------
-# The outer loop is over experts, so that a weight is copied once and not for every block. The name
-# of the inner loop's scope tells `accounting/` the number of rows: that of blocks depends on the
-# data.
+# The outer loop is over experts, so that each weight is copied once instead of once per block. The
+# number of blocks depends on the data, so `accounting/` reads the number of rows from the name of
+# the inner loop's scope.
 
 
 class _Rows(NamedTuple):

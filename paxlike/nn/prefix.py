@@ -116,12 +116,6 @@ def prefix_lengths(params: dict) -> Array | int | None:
     return None
 
 
-def longest_prefix(params: dict) -> int:
-    """The number of positions that a cache needs besides those of tokens."""
-    found = (s[NAME].length for s in params.values() if isinstance(s, dict) and NAME in s)
-    return next(found, 0)
-
-
 def document_positions(T: int, segments_BT: Array | None) -> Array:
     """int32 [B, T]: positions that restart at 0 where a document begins. B is 1 without segments.
 

@@ -10,8 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.architecture.stack import groups
 from paxlike.config import ModelConfig, QuantConfig
+from paxlike.nn.adapted import Adapted
 from paxlike.nn.collectives import Leaf, gather, gather_weight, on_devices
 from paxlike.nn.numerics import Numerics
+from paxlike.nn.rows import RowFactors
 from paxlike.parallel import rules
 from paxlike.parallel.axes import letters_of
 from paxlike.parallel.mesh import axis_sizes, weight_spec
@@ -145,7 +147,7 @@ def _quantize_block(
     def one(name: str, stack: Any) -> Any:
         if isinstance(stack, QuantizedWeight) or name not in kernels:
             return stack
-        if hasattr(stack, "base"):  # an adapter's, beside it
+        if isinstance(stack, Adapted | RowFactors):
             return dataclasses.replace(stack, base=one(name, stack.base))
         letters = letters_of(name)
         layout = layout_of(letters, stack.shape[1:], config.quant)

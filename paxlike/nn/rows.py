@@ -69,10 +69,6 @@ class RowPrefixes(Wrapped):
         chosen_BA = self.rows[:, None] == numbers
         return jnp.where(chosen_BA, self.counts[None], 0).sum(1, keepdims=True)
 
-    @property
-    def length(self) -> int:
-        return self.k.shape[2]
-
 
 class RowKernel:
     """A `Multiplier`: the base's product, and each row's own update."""
@@ -97,7 +93,7 @@ class RowKernel:
         return y + jnp.einsum(f"BTR,BR{outer}->{out}", low_BTR, b)
 
     def read(self, x: Array | Stream) -> Array | Stream:
-        return x
+        return self.base.read(x)
 
 
 def with_rows(params: dict, rows: Any) -> dict:

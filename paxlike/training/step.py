@@ -102,7 +102,8 @@ def loss_gradients(
             draw = None
             if step is not None:
                 rows = part.tokens_ABT.shape[0] * axis_sizes()["pod"] * axis_sizes()["data"]
-                draw = Draw(step, (0 if number is None else number) * jnp.uint32(rows))
+                first_row = (0 if number is None else number) * jnp.uint32(rows)
+                draw = Draw(config.train.seed, step, first_row)
             parts = Parts(trained, frozen)
             losses = model_losses(config, numerics, parts, part, sum_gradients=True, draw=draw)
             return share_over_model(losses.loss / tokens), losses
@@ -130,7 +131,7 @@ def model_losses(
     """Returns the local losses of one accumulation step; see `Decoder` for sum_gradients, and
     `adapt.parts.join` for draw."""
     if isinstance(params, Parts):
-        params = join(config.model, config.adapt, params, config.train.seed, draw)
+        params = join(config.model, config.adapt, params, draw)
     decoder = Decoder(config.model, numerics, params, sum_gradients)
     prompts = None
     if config.adapt.kind == "reft":

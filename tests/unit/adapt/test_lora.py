@@ -134,7 +134,7 @@ def test_merging_adds_the_update_on_the_mesh(expected):
 
 
 def test_a_pattern_with_an_incomplete_period_equals_its_merged_model():
-    shape = {"pattern": ("serial_local", "serial"), "layers": 3, "sliding_window": 5}
+    shape = {"pattern": ("serial_local", "serial"), "layers": 5, "sliding_window": 5}
     adapt = dataclasses.replace(LORA, train=())
     config, plain = (config_of(one, norm="rms", **shape) for one in (adapt, AdaptConfig()))
     base, numerics, random = host_params(config), numerics_of(config), np.random.default_rng(5)

@@ -94,7 +94,7 @@ def reference_streams(params: dict, model: ModelConfig, tokens_T: np.ndarray) ->
         stacks = params[f"blocks_{index}" if complete else f"blocks_rest_{index}"]
         block = {name: stack[period if complete else 0] for name, stack in stacks.items()}
         found.append(x[0, -1])
-        x = reference.run_block(x, block, model.pattern[index], model, None)
+        x = reference.run_block(x, block, model.pattern[index], model, None, [])
     return np.stack([*found, x[0, -1]])
 
 

@@ -231,7 +231,7 @@ def test_the_change_is_in_the_rows_of_r_and_at_the_positions_only():
     lengths_B = np.array([1, 2, 4, 6], np.int32)
 
     def device(weights, x_BTD, lengths_B):
-        stacks = wrap(config.model, config.adapt, "blocks", weights, {}, 0, None)
+        stacks = wrap(config.model, config.adapt, "blocks", weights, {}, None)
         whole = stacks[NAME].whole(NAME, config.model, numerics_of(config), False)
         layer = jax.tree.map(lambda stack: stack[0], whole)
         return intervene(layer, x_BTD, row_prompts(4, 6, lengths_B), numerics_of(config))

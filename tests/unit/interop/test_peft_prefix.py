@@ -59,9 +59,9 @@ def test_the_output_of_a_network_is_exported(tmp_path):
     rows = safetensors.Tensors(tmp_path / "peft", WEIGHTS).read(TENSOR)
     names = dict(trained_shapes(read_config(run).model, NETWORK))
     w = {n.rpartition("/")[2]: v.astype(np.float64) for n, v in params_of(run, names).items()}
-    hidden_QM = np.tanh(w["prefix_rows_QD"] @ w["prefix_in_DM"] + w["prefix_in_bias_M"])
+    hidden_QI = np.tanh(w["prefix_rows_QD"] @ w["prefix_in_DI"] + w["prefix_in_bias_I"])
     k_LQKH, v_LQKH = (
-        np.einsum("QM,LMKH->LQKH", hidden_QM, w[f"prefix_{x}_out_MKH"])
+        np.einsum("QI,LIKH->LQKH", hidden_QI, w[f"prefix_{x}_out_IKH"])
         + w[f"prefix_{x}_bias_KH"][:, None]
         for x in "kv"
     )

@@ -349,6 +349,7 @@ def test_an_engine_that_fails_says_so(trained):
     job = Job(
         [5],
         asked.settings(0),
+        0,
         Text(0, asked, trained.tokenizer, broken),
         threading.Event(),
         failed.set,
