@@ -33,11 +33,11 @@ class ExpertsConfig:
     """Weight of the load-balancing loss (Switch Transformer, arXiv 2101.03961, eq. 4)."""
     z_loss: float = 0.001
     """Weight of the router's z-loss (ST-MoE, arXiv 2202.08906, eq. 5)."""
-    output_bias: bool = False
-    """Add a bias to the sum of the experts' outputs (JetMoE)."""
     bias_step: float = 0.0
     """Each layer has a bias for each expert, which is added to the scores to select experts, and
     moves by this much per step toward an equal load (arXiv 2408.15664). 0: no bias."""
+    output_bias: bool = False
+    """Add a bias to the sum of the experts' outputs (JetMoE)."""
 
     def __post_init__(self):
         typed(self, "model.experts")

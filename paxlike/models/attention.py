@@ -14,7 +14,6 @@ from paxlike.nn.attention import PrefixColumns, Scores, attend, attention, own_k
 from paxlike.nn.einsum import einsum
 from paxlike.nn.norm import head_norm
 from paxlike.nn.prefix import Prefix
-from paxlike.nn.ring import Partial
 from paxlike.nn.rotary import NO_SCALING, rotate
 from paxlike.nn.stream import Stream, add_once
 from paxlike.parallel.mesh import axis_sizes
@@ -27,13 +26,13 @@ class Heads(NamedTuple):
 
     queries: Callable[[Any, Stream, Context], tuple[Array, Any]]
     """(weights, normed stream, context) -> (q_BTNH before norms and RoPE, what `output` needs)."""
-    output: Callable[[Any, Array, Any, Context], tuple[Array | Partial, Cache]]
+    output: Callable[[Any, Array, Any, Context], tuple[Array, Cache]]
     """(weights, o_BTNH, of `queries`, context) -> (partial_BTD, statistics of a router)."""
 
 
-def sequence(
+def _sequence(
     w, y_BTD: Stream, context: Context, *, local: bool, heads: Heads
-) -> tuple[Array | Partial, Cache]:
+) -> tuple[Array, Cache]:
     c = context.config
     (q_BTNH, k_BTKH, v_BTKH), made = _projections(w, y_BTD, context, local, heads)
     k_own, v_own = own_kv_head(c.heads, c.kv_heads, k_BTKH, v_BTKH)
@@ -63,9 +62,9 @@ def _prefix(
     return columns, {name: jnp.concatenate(pair, axis=1) for name, pair in both.items()}
 
 
-def token(
+def _token(
     w, y_BTD: Stream, context: Context, cache: Cache, *, local: bool, heads: Heads
-) -> tuple[Array | Partial, Cache]:
+) -> tuple[Array, Cache]:
     """Over the cache and the token itself, whose position is the number of tokens before it.
 
     A cache of S places has the newest S tokens: position p at place p modulo S.
@@ -135,16 +134,18 @@ def _queries(w, y_BTD: Stream, context: Context) -> tuple[Array, None]:
     return q_BTNH, None
 
 
-def _output(w, o_BTNH: Array, _: None, context: Context) -> tuple[Array | Partial, Cache]:
+def _output(w, o_BTNH: Array, _: None, context: Context) -> tuple[Array, Cache]:
     partial_BTD = einsum("BTNH,NHD->BTD", o_BTNH, w.wo_NHD)
     if context.config.attention_bias == "qkvo":
         partial_BTD = add_once(partial_BTD, w.bo_D)
     return partial_BTD, {}
 
 
-def _forward(local: bool) -> Forward:
-    how = {"local": local, "heads": Heads(_queries, _output)}
-    return Forward(functools.partial(sequence, **how), functools.partial(token, **how))
+def with_heads(heads: Heads, local: bool = False, statistics: tuple[str, ...] = ()) -> Forward:
+    """The forward pass of attention with these heads. statistics: of `Heads.output`."""
+    how = functools.partial(_sequence, local=local, heads=heads)
+    return Forward(how, functools.partial(_token, local=local, heads=heads), statistics)
 
 
-FORWARD, LOCAL = _forward(local=False), _forward(local=True)
+_HEADS = Heads(_queries, _output)
+FORWARD, LOCAL = with_heads(_HEADS), with_heads(_HEADS, local=True)

@@ -5,20 +5,19 @@ results go back to rows for the output projection. As in `models/experts.py`, th
 multiply before the last product.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 
 from paxlike.config import ModelConfig
-from paxlike.models.attention import Heads, sequence, token
-from paxlike.models.branch import Cache, Context, Forward
+from paxlike.models.attention import Heads, with_heads
+from paxlike.models.branch import Cache, Context
 from paxlike.models.experts import STATISTICS
 from paxlike.nn import remat
 from paxlike.nn.einsum import Kernel
 from paxlike.nn.grouped import grouped
-from paxlike.nn.ring import Partial, in_pieces, uses_ring
+from paxlike.nn.ring import in_pieces, uses_ring
 from paxlike.nn.routing import (
     Routes,
     choose,
@@ -62,7 +61,7 @@ def _queries(w, y_BTD: Stream, context: Context) -> tuple[Array, _Made]:
     return q_BTNH, _Made(routes, logits_TE, uses_ring(n.ring, y_BTD.shard_BTD))
 
 
-def _output(w, o_BTNH: Array, made: _Made, context: Context) -> tuple[Array | Partial, Cache]:
+def _output(w, o_BTNH: Array, made: _Made, context: Context) -> tuple[Array, Cache]:
     c, routes = context.config, made.routes
     B, T, _, H = o_BTNH.shape
     o_BTKJGH = o_BTNH.reshape(B, T, _own_kv_heads(c), c.experts.top_k, -1, H)
@@ -91,5 +90,4 @@ def _matrices(kernel: Kernel, inputs: int) -> Kernel:
     return Kernel(kernel.shard.reshape(shape), places, kernel.gradients, kernel.ring)
 
 
-_HOW = {"local": False, "heads": Heads(_queries, _output)}
-FORWARD = Forward(functools.partial(sequence, **_HOW), functools.partial(token, **_HOW), STATISTICS)
+FORWARD = with_heads(Heads(_queries, _output), statistics=STATISTICS)
