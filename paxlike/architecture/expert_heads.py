@@ -51,8 +51,9 @@ class ExpertHeads:
             Activation("heads router", 4 * 3 * model.experts.count, PROJECTION),
             Activation("rows of the experts of heads", b * k * model.d_model, None),
             Activation("q, k, v", b * (heads + 2 * kv), PROJECTION),
-            # In the order of tokens, and of rows.
-            Activation("attention output", b * 2 * heads, ATTENTION),
+            Activation("attention output", b * heads, ATTENTION),
+            # Also without the router's weights, whose gradient reads them.
+            Activation("rows of the attention output", b * (1 if sizes.fused else 2) * heads, None),
         ]
         if sizes.scores_kept:
             scores = sizes.sequence_length * k * model.heads // shards

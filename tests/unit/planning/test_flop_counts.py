@@ -207,6 +207,10 @@ EXPERT_HEADS = {
         (dataclasses.replace(REFT, form="loreft", layers=(1, 2)), {"remat": "dots"}),
         (AdaptConfig("lora", 4, targets=("wk", "wv")), {"remat": "full", **EXPERT_HEADS}),
         (AdaptConfig("lora", 4), {"remat": "attention", **EXPERT_HEADS}),
+        (
+            AdaptConfig("lora", 4, targets=("wk",)),
+            {"remat": "full", **EXPERT_HEADS, "block": "parallel_expert_heads"},
+        ),
         (AdaptConfig("prefix", prefix_length=8, prefix_hidden=32), EXPERT_HEADS),
         (AdaptConfig(train=("expert-heads",)), {"remat": "dots", **EXPERT_HEADS}),
         (AdaptConfig("singular", targets=("wv",)), {"remat": "full", **EXPERT_HEADS}),
@@ -225,6 +229,7 @@ EXPERT_HEADS = {
         "loreft-of-two-layers",
         "lora-keys-and-values-of-expert-heads",
         "lora-with-expert-heads",
+        "lora-keys-of-parallel-expert-heads",
         "prefix-of-expert-heads",
         "whole-expert-heads",
         "singular-of-expert-heads",
