@@ -1,11 +1,11 @@
 """The architecture of JetMoE 8B (arXiv 2404.07413, table 1): 8.5 B parameters, 2.3 B active.
 
     paxlike info configs/jetmoe_8b.py --devices 64
-    paxlike train configs/jetmoe_8b.py --model.layers 2 ...
 
-Attention has experts of query and output projections with shared keys and values. The paper's
-training: 1.25 T tokens in batches of 4 M, AdamW with a constant rate of 5e-4 between a warmup of
-10 B tokens and a decay over the last 250 B, weight decay 0.1, clipping at 1.
+Attention has experts of query and output projections with shared keys and values (docs/experts.md).
+Batch, tokens, peak rate, weight decay and clipping are the paper's (section 4): 1.25 T tokens in
+batches of 4 M. A cosine takes the place of its schedule, which is constant between a warmup of 10 B
+tokens and a decay over the last 250 B, and its mixtures of data are left to `data`.
 """
 
 from paxlike.config import (
@@ -39,8 +39,15 @@ def config() -> Config:
             ),
         ),
         data=DataConfig(sequence_length=4096),
-        optim=OptimConfig(name="adamw", learning_rate=5e-4, schedule="cosine", warmup_steps=2500),
-        train=TrainConfig(steps=312_500, batch_size=1024),
+        optim=OptimConfig(
+            name="adamw",
+            learning_rate=5e-4,
+            schedule="cosine",
+            warmup_steps=2400,
+            weight_decay=0.1,
+            clip=1.0,
+        ),
+        train=TrainConfig(steps=298_000, batch_size=1024),
         mesh=MeshConfig(data=8, model=8),
         precision=PrecisionConfig(params="bfloat16"),
     )
