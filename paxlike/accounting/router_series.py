@@ -22,9 +22,9 @@ class RouterSeries(NamedTuple):
 ROUTER_SERIES = {
     "expert_load": RouterSeries("Busiest expert / mean load", np.nanmax),
     "router_entropy": RouterSeries("Router entropy, nats", np.nanmean),
-    "dropped_choices": RouterSeries("Dropped choices of experts", np.nanmean, True),
     "heads_expert_load": RouterSeries("Busiest expert of heads / mean load", np.nanmax),
     "heads_router_entropy": RouterSeries("Router entropy of heads, nats", np.nanmean),
+    "dropped_choices": RouterSeries("Dropped choices of experts", np.nanmean, True),
     "routed_tokens": RouterSeries("Routed tokens, of all", np.nanmean, True),
     "predictor_tokens": RouterSeries("Tokens that the predictor would route", np.nanmean, True),
     "predictor_accuracy": RouterSeries("Predictor and router agree", np.nanmean, True),

@@ -21,6 +21,8 @@ from paxlike.nn.ragged import exchanged, ways
 from paxlike.nn.ring import Partial, in_pieces, uses_ring
 from paxlike.nn.routing import (
     Routes,
+    in_order_of_choices,
+    in_order_of_rows,
     routes_of_part,
     to_rows,
     to_tokens,
@@ -53,6 +55,15 @@ class Transport(Protocol):
         """The sum of each token's rows: a branch's output. y_BTD: what the branch read."""
         ...
 
+    def choices(self, rows: Array) -> Array:
+        """What the experts of this device's tokens made: from rows [C, ...] to choices [T J, ...],
+        of which token t has t J and the following."""
+        ...
+
+    def rows_of_choices(self, choices: Array) -> Array:
+        """The inverse of `choices`."""
+        ...
+
 
 def transport(routes: Routes, name: str, ring: bool) -> Transport:
     """The transport on the active mesh.
@@ -75,6 +86,12 @@ class Here:
     def stream(self, y_CD: Array, y_BTD: Stream) -> Array | Partial:
         return _partial(to_tokens(y_CD, self.routes), y_BTD, self._ring)
 
+    def choices(self, rows: Array) -> Array:
+        return in_order_of_choices(rows, self.routes)
+
+    def rows_of_choices(self, choices: Array) -> Array:
+        return in_order_of_rows(choices, self.routes)
+
 
 class Gathered:
     def __init__(self, routes: Routes):
@@ -87,6 +104,13 @@ class Gathered:
     def stream(self, y_CD: Array, y_BTD: Stream) -> Summed:
         sums_TD = scatter(to_tokens(y_CD, self.routes), "model", 1)
         return Summed(scatter(sums_TD, "expert", 0).reshape(y_BTD.shard_BTD.shape))
+
+    def choices(self, rows: Array) -> Array:
+        # A choice has a row on one device, and is 0 on the others.
+        return scatter(in_order_of_choices(rows, self.routes), "expert", 0)
+
+    def rows_of_choices(self, choices: Array) -> Array:
+        return in_order_of_rows(gather(choices, "expert", 0), self.routes)
 
 
 class Sent:
@@ -104,6 +128,14 @@ class Sent:
     def stream(self, y_CD: Array, y_BTD: Stream) -> Array | Partial:
         sorted_CD = exchanged(self._sizes[::-1], y_CD, self._back, self._there)
         return _partial(to_tokens(sorted_CD, self._given), y_BTD, self._ring)
+
+    def choices(self, rows: Array) -> Array:
+        sorted_rows = exchanged(self._sizes[::-1], rows, self._back, self._there)
+        return in_order_of_choices(sorted_rows, self._given)
+
+    def rows_of_choices(self, choices: Array) -> Array:
+        sorted_rows = in_order_of_rows(choices, self._given)
+        return exchanged(self._sizes, sorted_rows, self._there, self._back)
 
 
 def _own(routes: Routes) -> Routes:

@@ -76,6 +76,14 @@ OTHERS = {
         "pattern": ("serial_routed", "serial"), "kv_heads": 8, "depths": DepthsConfig(0.25, 8),
         "norm": "rms", "head": "untied",
     },
+    "expert-heads": {
+        "block": "serial_expert_heads", "norm": "rms", "kv_heads": 2, "segments": True,
+        "experts": ExpertsConfig(4, 2, 24, balance_loss=0.5, z_loss=0.1, output_bias=True),
+    },
+    "parallel-expert-heads": {
+        "pattern": ("parallel_expert_heads", "serial"), "layers": 3, "kv_heads": 4,
+        "remat": "dots", "experts": ExpertsConfig(3, 2, 16, balance_loss=0.5, z_loss=0.1),
+    },
 }  # fmt: skip
 """Options of other families, each on one mesh."""
 MESHES = {"8x1": (1, 8, 1), "1x8": (1, 1, 8), "2x4": (1, 2, 4), "2x2x2": (2, 2, 2)}
@@ -117,6 +125,9 @@ def test_loss_and_gradients_are_those_of_one_device(alone, sizes):
         ("depths", (1, 2, 4)),
         ("serial-depths", (1, 1, 8)),
         ("serial-depths", (2, 2, 2)),
+        ("expert-heads", (1, 8, 1)),
+        ("expert-heads", (1, 2, 4)),
+        ("parallel-expert-heads", (1, 2, 4)),
     ],
 )
 def test_options_of_other_families(name, sizes):

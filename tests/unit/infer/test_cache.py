@@ -60,6 +60,12 @@ WORDS = {
         "layers": 5,
         "depths": DepthsConfig(0.5, 16),
     },
+    "expert-heads": {
+        "kv_heads": 2,
+        "pattern": ("serial_expert_heads", "serial"),
+        "norm": "rms",
+        "experts": ExpertsConfig(4, 2, 32, output_bias=True),
+    },
     "serial": {
         "kv_heads": 2,
         "block": "serial",
@@ -90,6 +96,8 @@ CASES = [
     ("experts", (1, 2, 2, 2), "model"),
     ("depths", (1, 2, 4), None),
     ("depths", (2, 2, 2), "model"),
+    ("expert-heads", (1, 2, 4), None),
+    ("expert-heads", (2, 2, 2), "model"),
 ]
 
 
