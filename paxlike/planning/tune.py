@@ -43,7 +43,7 @@ class Candidate:
     def flags(self) -> str:
         """The changes as flags of `paxlike train`, and the compiler options that are off."""
         flags = [f"--{section}.{field} {value}" for section, field, value in self.changes]
-        return " ".join([*flags, *(f"(without {switch.name})" for switch in self.off)])
+        return " ".join([*flags, *(f"without {switch.name}" for switch in self.off)])
 
     @property
     def options(self) -> dict[str, bool | str]:
