@@ -15,10 +15,16 @@ from paxlike.accounting.flops import (
 from paxlike.accounting.history import read_history
 from paxlike.accounting.info import as_dict
 from paxlike.accounting.memory import memory_estimate
-from paxlike.accounting.parameters import active_parameter_count, parameter_count, weights
+from paxlike.accounting.parameters import (
+    active_parameter_count,
+    parameter_count,
+    stored_shapes,
+    weights,
+)
 from paxlike.accounting.report.summary import summarize
 from paxlike.accounting.report.table import rows
 from paxlike.config import Config, DepthsConfig, ModelConfig, TrainConfig, UserError
+from paxlike.parallel.sharding_table import sharding_table
 
 T = 2048
 DENSE = ModelConfig(
@@ -51,6 +57,10 @@ def test_parameters():
     config = Config(model=ROUTED)
     assert as_dict(config)["parameters"]["active"] == used
     assert model_flops(ROUTED, T).terms[0].flops == 6 * used
+
+
+def test_every_weight_has_a_row_in_the_sharding_table():
+    sharding_table(stored_shapes(ROUTED), {"pod": 1, "data": 2, "model": 4})
 
 
 def test_a_whole_number_of_tokens():
