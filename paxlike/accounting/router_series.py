@@ -1,7 +1,7 @@
 """What routers report at each step: which lines of metrics.jsonl hold it, and how it is plotted.
 
 A metric of one layer has the layer's number after its name, `expert_load/0`
-(`training/router_losses.py`).
+(`training/router_losses.py`, `training/depth_losses.py`).
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ ROUTER_SERIES = {
     "heads_expert_load": RouterSeries("Busiest expert of heads / mean load", np.nanmax),
     "heads_router_entropy": RouterSeries("Router entropy of heads, nats", np.nanmean),
     "dropped_choices": RouterSeries("Dropped choices of experts", np.nanmean, True),
-    "routed_tokens": RouterSeries("Routed tokens, of all", np.nanmean, True),
-    "predictor_tokens": RouterSeries("Tokens that the predictor would route", np.nanmean, True),
-    "predictor_accuracy": RouterSeries("Predictor and router agree", np.nanmean, True),
+    "routed_tokens": RouterSeries("Tokens in routed blocks", np.nanmean, True),
+    "predictor_tokens": RouterSeries("Tokens that the predictor routes", np.nanmean, True),
+    "predictor_accuracy": RouterSeries("Predictor agrees with the router", np.nanmean, True),
 }
 """Metric -> how it is shown, in the order of the report."""
 

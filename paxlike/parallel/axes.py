@@ -34,7 +34,7 @@ ALPHABET = {
 LOGICAL_AXES = {
     "B": "batch", "T": "length", "S": "length", "D": "embed", "F": "mlp", "N": "heads",
     "K": "heads", "H": "kv", "V": "vocab", "L": "layers", "E": "expert", "M": "expert_mlp",
-    "U": "mlp",
+    "U": "mlp", "X": "mlp",
 }  # fmt: skip
 """T5X's standard logical axis of each dimension of a model."""
 

@@ -15,10 +15,16 @@ from paxlike.accounting.flops import (
 from paxlike.accounting.history import read_history
 from paxlike.accounting.info import as_dict
 from paxlike.accounting.memory import memory_estimate
-from paxlike.accounting.parameters import active_parameter_count, parameter_count, weights
+from paxlike.accounting.parameters import (
+    active_parameter_count,
+    parameter_count,
+    stored_shapes,
+    weights,
+)
 from paxlike.accounting.report.summary import summarize
 from paxlike.accounting.report.table import rows
 from paxlike.config import Config, DepthsConfig, ModelConfig, TrainConfig, UserError
+from paxlike.parallel.sharding_table import sharding_table
 
 T = 2048
 DENSE = ModelConfig(
@@ -53,6 +59,10 @@ def test_parameters():
     assert model_flops(ROUTED, T).terms[0].flops == 6 * used
 
 
+def test_every_weight_has_a_row_in_the_sharding_table():
+    sharding_table(stored_shapes(ROUTED), {"pod": 1, "data": 2, "model": 4})
+
+
 def test_a_whole_number_of_tokens():
     """An eighth of 100 tokens are 12."""
     found = products(ROUTED, 100)
@@ -83,13 +93,21 @@ def test_there_is_no_energy_table():
         as_dict(Config(model=ROUTED), energy=True)
 
 
-def test_a_report_has_both_losses(tmp_path):
+def test_a_report_has_both_losses_and_the_metrics_of_routers(tmp_path):
+    metrics = {"routed_tokens/0": 0.125, "predictor_tokens/0": 0.25, "predictor_accuracy/0": 0.875}
     lines = [
         {"event": "start", "step": 0, "time": 0.0},
-        {"step": 1, "loss": 5.0, "gradient_norm": 1.0, "time": 1.0},
+        {"step": 1, "loss": 5.0, "gradient_norm": 1.0, "time": 1.0, **metrics},
         {"event": "evaluation", "step": 1, "loss": 4.5, "loss_by_predictor": 4.75, "time": 2.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    cells = dict(rows([summarize(read_history(tmp_path))])[0][1])
+    sections = dict(rows([summarize(read_history(tmp_path))]))
+    routers = {label: cell for label, (cell,) in sections["Routers, at the last step"]}
+    assert routers == {
+        "Tokens in routed blocks": "12.50%",
+        "Tokens that the predictor routes": "25.00%",
+        "Predictor agrees with the router": "87.50%",
+    }
+    cells = dict(sections["Run"])
     assert cells["validation loss, last"] == ["4.5000 at step 1"]
     assert cells["routed by the predictor, last"] == ["4.7500 at step 1"]
