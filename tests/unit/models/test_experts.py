@@ -101,7 +101,8 @@ def test_chosen_experts_equal_all_experts(mesh, transport, adversarial):
     errors = {name: error(g, flat(expected)[name]) for name, g in flat(gradients).items()}
     assert max(errors.values()) < 5e-6, errors
     np.testing.assert_array_equal(
-        found["expert_load"]["blocks", "experts"], expected_found["expert_load"]["blocks"]
+        found["expert_load"]["blocks", "experts"],
+        expected_found["expert_load"]["blocks", "experts"],
     )
     assert (found["expert_load"]["blocks", "experts"].sum(-1) == 2 * 16 * 16).all()
     if adversarial:
