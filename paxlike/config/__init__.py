@@ -14,6 +14,7 @@ from paxlike.config.config import (
     LogConfig,
     ProfileConfig,
     WatchdogConfig,
+    check_expert_axis,
 )
 from paxlike.config.experts import ExpertsConfig
 from paxlike.config.file import differences, from_json, load, to_json
@@ -50,6 +51,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "WatchdogConfig",
+    "check_expert_axis",
     "differences",
     "divisors",
     "from_json",
