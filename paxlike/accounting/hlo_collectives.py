@@ -232,6 +232,11 @@ def _calls_target(computation: Computation, target: str) -> bool:
 
 
 def _bytes(computation: Computation, instruction: Instruction) -> tuple[int, int]:
+    if instruction.opcode.startswith("ragged-all-to-all"):
+        # (rows, the buffer they arrive in, offsets and sizes). Each holds the most that a device
+        # can have; with an even load, as many rows are sent as the smaller one holds.
+        rows, buffer = computation.operand_shapes(instruction)[:2]
+        return (min(rows.bytes, buffer.bytes),) * 2
     operand = _sum_bytes(computation.operand_shapes(instruction))
     if instruction.opcode == "send" or instruction.opcode == "collective-permute-start":
         return operand, operand

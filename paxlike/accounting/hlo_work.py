@@ -17,6 +17,7 @@ Assumes that no data stays in a cache between instructions.
 import re
 from typing import NamedTuple
 
+from paxlike.accounting.grouped_rows import flops_of_all
 from paxlike.accounting.hlo import (
     Computation,
     Instruction,
@@ -116,6 +117,7 @@ class WorkReader:
         total, kernel = (
             (counted[1] or 0, counted[0] == "attention kernel") if counted else (0, False)
         )
+        total = flops_of_all(instruction.op_name, total)
         inner = fused(self.module, instruction)
         if inner is not None:
             for visit in walk(Module(self.module.computations, inner)):

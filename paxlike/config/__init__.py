@@ -14,6 +14,7 @@ from paxlike.config.config import (
     LogConfig,
     ProfileConfig,
     WatchdogConfig,
+    check_expert_axis,
 )
 from paxlike.config.depths import DepthsConfig
 from paxlike.config.experts import ExpertsConfig
@@ -52,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "WatchdogConfig",
+    "check_expert_axis",
     "differences",
     "divisors",
     "from_json",

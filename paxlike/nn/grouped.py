@@ -83,20 +83,24 @@ _multiply.defvjp(_forward, _backward, symbolic_zeros=True)
 def _ragged_product(
     x: Array, weight: Array, sizes_E: Array, transposed: bool, mean_rows: int
 ) -> Array:
-    with _counted(x, mean_rows):
-        return jax.lax.ragged_dot(x, weight.swapaxes(1, 2) if transposed else weight, sizes_E)
+    return jax.lax.ragged_dot(x, weight.swapaxes(1, 2) if transposed else weight, sizes_E)
 
 
 def _ragged_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str, mean_rows: int) -> Array:
     over_rows = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-    with _counted(x, mean_rows):
-        return jax.lax.ragged_dot_general(
-            x, dy, sizes_E, over_rows, preferred_element_type=jnp.dtype(dtype)
-        )
+    return jax.lax.ragged_dot_general(
+        x, dy, sizes_E, over_rows, preferred_element_type=jnp.dtype(dtype)
+    )
+
+
+# ---- on TPUs -------------------------------------------------------------------------------------
+
+TILES = (512, 256, 128)
+"""Rows of a tile of the kernel: the first that divides C."""
 
 
 def _counted(x: Array, mean_rows: int) -> contextlib.AbstractContextManager:
-    """A scope from which counts take the mean rows where a kernel skips those of no group."""
+    """A scope from which counts take the mean rows: the kernels skip those of no group."""
     rows = x.shape[0]
     return (
         contextlib.nullcontext()
@@ -105,10 +109,11 @@ def _counted(x: Array, mean_rows: int) -> contextlib.AbstractContextManager:
     )
 
 
-# ---- on TPUs -------------------------------------------------------------------------------------
-
-TILES = (512, 256, 128)
-"""Rows of a tile of the kernel: the first that divides C."""
+def _kernel_product(
+    x: Array, weight: Array, sizes_E: Array, transposed: bool, mean_rows: int
+) -> Array:
+    with _counted(x, mean_rows):
+        return _ragged_product(x, weight, sizes_E, transposed, mean_rows)
 
 
 def _kernel_gradient(x: Array, dy: Array, sizes_E: Array, dtype: str, mean_rows: int) -> Array:
@@ -211,7 +216,7 @@ def _for_blocks(
 
 IMPLEMENTATIONS: dict[str, tuple[Callable, Callable]] = {
     "ragged": (_ragged_product, _ragged_gradient),
-    "tpu": (_ragged_product, _kernel_gradient),
+    "tpu": (_kernel_product, _kernel_gradient),
     "blocks": (_block_product, _block_gradient),
 }
 """Name -> (product(x, weight, sizes, transposed, mean rows),

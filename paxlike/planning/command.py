@@ -16,6 +16,7 @@ from paxlike.accounting.units import gib
 from paxlike.config import Config, UserError, load
 from paxlike.parallel import runtime
 from paxlike.parallel.compilers import silent
+from paxlike.planning.expert_transports import with_transports
 from paxlike.planning.html import plan_page, sweep_page
 from paxlike.planning.make_plan import plan, plan_and_step, prepare, with_remedies
 from paxlike.planning.quantized import against_unquantized
@@ -47,6 +48,7 @@ def run(config: Config, topology: str, pods: int | None, output: Output) -> int:
     try:
         result, facts, step = plan_and_step(config, made, say)
         result = against_unquantized(with_remedies(result, config, made, say), config, made, say)
+        result = with_transports(result, config, made, say)
     except MissingCompiler as error:
         raise UserError(f"{error}\n\n{_estimate(config, made)}") from error
     if output.html:

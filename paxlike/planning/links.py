@@ -38,6 +38,9 @@ class Link:
     """
     places: tuple[tuple[int, ...], ...] = ()
     """In a torus: the coordinates of the group's devices."""
+    across: float = 1.0
+    """The time of an all-to-all, as a multiple of that of a gather in which a device sends as many
+    bytes."""
 
 
 def link(cluster: Cluster, devices: np.ndarray, axes: Sequence[str], names: Sequence[str]) -> Link:
@@ -61,16 +64,23 @@ def link(cluster: Cluster, devices: np.ndarray, axes: Sequence[str], names: Sequ
         # The GPUs of a host share the data that arrives from other hosts.
         crossing, all_others = (hosts - 1) / hosts, (len(group) - 1) / len(group)
         network_bandwidth = chip.network_bandwidth * mine / crossing * all_others
-        crosses = network_bandwidth * reached.network < chip.link_bandwidth * reached.link
+        by_network, by_link = (
+            network_bandwidth * reached.network,
+            chip.link_bandwidth * reached.link,
+        )
+        crosses = by_network < by_link
         return Link(
             "NVLink and network",
             network_bandwidth if crosses else chip.link_bandwidth,
             reached.network if crosses else reached.link,
             hosts * reached.network_hop + mine * reached.hop,
             frozenset({"NVLink", "network"}),
+            # In an all-to-all each card sends what its own GPU has for other hosts.
+            across=mine * min(by_network, by_link) / by_network,
         )
     coordinates = np.array([device.coords for device in group])
     rings = lines = hops = 0
+    longest = 0.0
     wires = set()
     for dimension, size in enumerate(cluster.shape):
         extent = len(set(coordinates[:, dimension]))
@@ -79,14 +89,19 @@ def link(cluster: Cluster, devices: np.ndarray, axes: Sequence[str], names: Sequ
             closed = extent == size and _closed(cluster, size)
             rings, lines = rings + closed, lines + (not closed)
             hops += extent // 2 if closed else extent - 1
+            # Half of the devices exchange half of their data with the others through the links in
+            # the middle; the dimensions do so at the same time.
+            longest = max(longest, extent / 4 / (1 + closed))
     parts = [f"{n} {word}{'s' * (n > 1)}" for n, word in ((rings, "ring"), (lines, "line")) if n]
+    links = max(1, 2 * rings + lines)
     return Link(
         " and ".join(parts) or "inside the chip",
-        chip.link_bandwidth * max(1, 2 * rings + lines),
+        chip.link_bandwidth * links,
         reached.link,
         hops * reached.hop,
         frozenset(wires or {"chip"}),
-        tuple(tuple(int(n) for n in place) for place in coordinates),
+        places=tuple(tuple(int(n) for n in place) for place in coordinates),
+        across=longest * links * len(group) / max(1, len(group) - 1),
     )
 
 
@@ -145,8 +160,8 @@ def _route(
 def seconds(collective: Collective, link: Link) -> float:
     """The time of one execution on `link_of`: bytes / bandwidth + latency.
 
-    An all-to-all crosses a quarter of a ring's length on average.
+    An all-to-all takes `Link.across` times as long as a gather.
     """
-    share = 1 / 4 if collective.kind in ("all-to-all", "ragged-all-to-all") else 1
+    share = link.across if collective.kind in ("all-to-all", "ragged-all-to-all") else 1.0
     passes = 2 if collective.kind == "all-reduce" else 1
     return share * collective.sent_bytes / (link.bandwidth * link.reached) + passes * link.latency

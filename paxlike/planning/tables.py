@@ -5,6 +5,7 @@ from rich.table import Table
 
 from paxlike.accounting.units import gib, si
 from paxlike.planning.communication_tables import communication_tables, new_table
+from paxlike.planning.expert_transports import transports_table
 from paxlike.planning.quantized import line
 
 
@@ -25,6 +26,8 @@ def tables(result: dict) -> list[Table | str]:
             *communication_tables(result),
             f"Between pods: {result['crossing_pod']['verdict']}\n",
         ]
+    if "transports" in result:
+        parts.append(transports_table(result["transports"]))
     if "quantization" in result:
         parts.append(line(result["quantization"]))
     if "flops" in result:

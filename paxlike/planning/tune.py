@@ -1,5 +1,5 @@
-"""Searches the mesh shape, rematerialization, accumulation, batch size and compiler options of the
-fastest step.
+"""Searches the mesh shape, transport of experts, rematerialization, accumulation, batch size and
+compiler options of the fastest step.
 
 Candidates are ordered and pruned by arithmetic: one whose estimated memory is far above the limit,
 or whose matrix products alone take longer per token than the best step so far, is not compiled. The
@@ -19,6 +19,7 @@ from paxlike.accounting.flops import executed_flops
 from paxlike.accounting.memory import memory_estimate
 from paxlike.config import Config, ConfigError, UserError
 from paxlike.planning.efficiency import CAUSAL, efficiency
+from paxlike.planning.expert_transports import TRANSPORTS
 from paxlike.planning.make_plan import plan
 from paxlike.planning.sweep import SKIP_ABOVE
 from paxlike.planning.topology import Cluster, MissingCompiler
@@ -55,11 +56,14 @@ def candidates(config: Config, devices: int) -> Iterator[Candidate]:
     yield Candidate(config, ())
     per_pod = devices // max(1, config.mesh.pod)
     shapes = [n for n in range(1, per_pod + 1) if per_pod % n == 0 and n <= 64]
-    axes = (shapes, POLICIES, ACCUMULATE, BATCHES)
-    for model, policy, accumulate, times in itertools.product(*axes):
+    axes = (shapes, _expert_axes(config), POLICIES, ACCUMULATE, BATCHES)
+    for model, (expert, transport), policy, accumulate, times in itertools.product(*axes):
+        same = (model, expert) == (config.mesh.model, config.mesh.expert)
         wanted = (
+            ("mesh", "expert", expert, config.mesh.expert),
+            ("mesh", "expert_transport", transport, config.mesh.expert_transport),
             ("mesh", "model", model, config.mesh.model),
-            ("mesh", "data", -1, -1 if model == config.mesh.model else config.mesh.data),
+            ("mesh", "data", -1, -1 if same else config.mesh.data),
             ("model", "remat", policy, config.model.remat),
             ("train", "accumulate", accumulate, config.train.accumulate),
             ("train", "batch_size", times * config.train.batch_size, config.train.batch_size),
@@ -73,6 +77,15 @@ def candidates(config: Config, devices: int) -> Iterator[Candidate]:
         except ConfigError:
             continue
         yield Candidate(changed, changes)
+
+
+def _expert_axes(config: Config) -> list[tuple[int, str]]:
+    """(mesh.expert, mesh.expert_transport) to try: as given, and all that divide the experts."""
+    given = config.mesh.expert, config.mesh.expert_transport
+    count = config.model.experts.count
+    sharded = [n for n in range(2, count + 1) if count % n == 0]
+    tried = [(1, config.mesh.expert_transport), *itertools.product(sharded, TRANSPORTS)]
+    return [given, *(pair for pair in tried if pair != given)]
 
 
 def changed_config(config: Config, changes: tuple[tuple[str, str, int | str], ...]) -> Config:

@@ -1,5 +1,6 @@
 """Loads a run: config, parameters and tokenizer, on the available devices."""
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,15 @@ import jax
 
 from paxlike.accounting.parameters import stored_shapes
 from paxlike.adapt.merge import assembled
-from paxlike.config import Config, ConfigError, DataConfig, MeshConfig, ModelConfig, divisors
+from paxlike.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    check_expert_axis,
+    divisors,
+)
 from paxlike.data.source import (
     AnySource,
     check_unchanged,
@@ -53,10 +62,13 @@ def load_run(
 
     mesh: None uses `widest_mesh`. open_base: opens the base of an adapter run, which is returned
     with the adapter merged, or beside quantized weights. Raises UserError if the run cannot be
-    read.
+    read, or if its experts do not fit the mesh.
     """
     config = read_config(folder)
     numerics = numerics_of(config)
+    if mesh:
+        check_expert_axis(config.model, mesh)
+        numerics = dataclasses.replace(numerics, transport=mesh.expert_transport)
     device_mesh = make_mesh(mesh or widest_mesh(config.model, len(jax.devices())))
     with jax.set_mesh(device_mesh):
         trained, step = restore_params(

@@ -78,6 +78,31 @@ def test_scanned_step_on_simulated_devices(step_text):
     )
 
 
+def test_a_ragged_all_to_all_sends_as_many_rows_as_the_smaller_array_holds():
+    """On average. The other one has room for the most that can come, or return from it."""
+    offsets = ", ".join(f"%{name}" for name in ("a", "b", "c", "d"))
+    parameters = [
+        "  %x = bf16[16,64]{1,0} parameter(0)",
+        "  %buffer = bf16[48,64]{1,0} parameter(1)",
+        *(f"  %{name} = s32[8]{{0}} parameter({2 + n})" for n, name in enumerate("abcd")),
+    ]
+    lines = {"there": ("48", "%x, %buffer"), "back": ("16", "%buffer, %x")}
+    for rows, arrays in lines.values():
+        text = "\n".join(
+            [
+                "HloModule m, is_scheduled=true\n",
+                "ENTRY %main (x: bf16[16,64]) -> bf16[48,64] {",
+                *parameters,
+                f"  ROOT %r = bf16[{rows},64]{{1,0}} ragged-all-to-all({arrays}, {offsets}), "
+                "channel_id=1, replica_groups={{0,1},{2,3}}",
+                "}",
+            ]
+        )
+        (found,) = list_collectives(text, {"data": 2, "expert": 2})
+        assert (found.kind, found.axis, found.payload) == ("ragged-all-to-all", "expert", 2048)
+        assert found.sent_bytes == 1024
+
+
 @pytest.mark.parametrize(
     ("groups", "axis", "size"),
     [

@@ -41,6 +41,24 @@ def config(model=PALM_1B, batch=32, data=8, optim="palm", **changes) -> Config:
     )  # fmt: skip
 
 
+def test_expert_shards_divide_weights_and_have_larger_buffers():
+    """8 experts, 2 of them for a token. The state is sharded as over data. On 4 shards a device has
+    2 experts, and room for 8 rows per token instead of 2; a layer gathers a quarter of the
+    experts."""
+    experts = ExpertsConfig(8, 2, 4096)
+    moe = dataclasses.replace(LLAMA_1B, block="serial_experts", experts=experts, remat="full")
+    one = config(moe)
+    four = dataclasses.replace(one, mesh=MeshConfig(data=2, expert=4, model=2))
+    plain, sharded = parts(one), parts(four)
+    for name in ("parameters", "optimizer state", "gradients", "saved activations"):
+        assert sharded[name] == plain[name], name
+    tokens, D, M = 32 * 2048 // 8, 2048, 4096 // 2
+    # bfloat16 rows, gate, up and their product, with gradients; the tokens of 4 devices.
+    more = tokens * 2 * 2 * ((8 - 2) * (D + 3 * M) + 4 * D)
+    fewer = (8 - 2) * 3 * D * M * (2 + 4)
+    assert sharded["at work"] - plain["at work"] == pytest.approx(more - fewer, rel=1e-6)
+
+
 def parts(config: Config, devices: int = 16, **more) -> dict[str, int]:
     return {part.name: part.bytes for part in memory_estimate(config, devices, **more).parts}
 

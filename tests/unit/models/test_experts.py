@@ -20,6 +20,8 @@ from helpers import (
     place,
 )
 
+from paxlike.accounting.hlo_collectives import list_collectives
+from paxlike.accounting.hlo_matmuls import count_matmuls
 from paxlike.config import ExpertsConfig
 from paxlike.parallel.mesh import spec
 from paxlike.training.step import DeviceBatch, loss_gradients
@@ -110,6 +112,45 @@ def test_chosen_experts_equal_all_experts(mesh, transport, adversarial):
         for name in ("wgate_EDM", "wup_EDM", "wdown_EMD"):
             assert not gradients["blocks"][name][:, 1:3].any(), name
             assert np.linalg.norm(gradients["blocks"][name][:, 3]) > 1e-3, name
+
+
+@functools.cache
+def compiled_on(sizes, transport="gather"):
+    """(collectives, FLOPs of matrix products on one device) of a step's gradients."""
+    numerics = dataclasses.replace(numerics_of(CONFIG), transport=transport)
+    with jax.set_mesh(mesh_of(*sizes)):
+        params, batch = place(CONFIG, host_params(CONFIG)), device_batch(host_batch(CONFIG))
+        parts = DeviceBatch(*(None if x is None else x[None] for x in batch))
+        step = jax.jit(functools.partial(loss_gradients, CONFIG, numerics))
+        text = step.lower(params, parts, jnp.float32(1)).compile().as_text()
+        found = list_collectives(text, dict(jax.sharding.get_mesh().shape))
+        return found, count_matmuls(text).total
+
+
+@pytest.mark.parametrize("transport", ["gather", "all_to_all"])
+def test_only_the_transport_communicates_over_expert_alone(transport):
+    """What a device sends beside it, it sends without the axis, too: over data instead of data and
+    expert. Tokens are gathered, or sent; routes, of which there are few bytes, always gathered."""
+    plain, _ = compiled_on((1, 4, 2))
+    found, _ = compiled_on((1, 2, 2, 2), transport)
+    over = [c for c in found if c.axis == "expert"]
+    others = {(c.kind, c.axis.replace("data+expert", "data")) for c in found if c.axis != "expert"}
+    assert others <= {(c.kind, c.axis) for c in plain}
+    tokens, D = 8 * 16 // 4, CONFIG.model.d_model
+    stream = [c for c in over if c.payload >= 4 * tokens * D // 2]
+    if transport == "gather":
+        assert {c.kind for c in stream} == {"all-gather", "reduce-scatter"}
+        assert {c.payload for c in stream} == {4 * 2 * tokens * D // 2}, "D is sharded over model"
+    else:
+        # The emulation of a ragged all-to-all by equal blocks.
+        assert {c.kind for c in stream} == {"all-to-all"}
+    assert {c.kind for c in over} <= {"all-gather", "reduce-scatter", "all-to-all", "all-reduce"}
+
+
+@pytest.mark.parametrize("transport", ["gather", "all_to_all"])
+def test_expert_shards_compute_as_many_flops_as_data_shards(transport):
+    """By the mean rows, of buffers for the most that can come."""
+    assert compiled_on((1, 2, 2, 2), transport)[1] == compiled_on((1, 4, 2))[1]
 
 
 def test_losses_of_accumulation_steps_count_by_predicted_tokens():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paxlike.accounting.hlo_collectives import Collective
-from paxlike.planning.links import Link, link, link_of, seconds
+from paxlike.planning.links import link, link_of, seconds
 from paxlike.planning.topology import cluster
 
 AXES = ("pod", "data", "model")
@@ -125,10 +125,33 @@ def test_latency_is_paid_per_hop_and_twice_by_an_all_reduce():
     assert seconds(nothing, whole) == pytest.approx(2 * whole.latency)
 
 
-def test_an_all_to_all_is_four_times_as_fast_as_a_gather():
-    def of(kind):
-        return seconds(
-            Collective(kind, "data", 4, "bf16", 10**6, 10**6, 1, True, "c", ""), Link("", 1e9)
-        )
+def all_to_all(found, devices):
+    """Seconds without latency of an all-to-all of 1 MB from each device."""
+    c = Collective("all-to-all", "data", devices, "bf16", 10**6, 10**6, 1, True, "c", "")
+    return seconds(c, found) - found.latency
 
-    assert of("all-gather") == 4 * of("all-to-all") == pytest.approx(0.75e-3)
+
+def test_an_all_to_all_in_a_torus_is_bounded_by_the_links_in_the_middle():
+    """Of each half of the devices, half of the data crosses: on 4 of a ring, 2 x 0.5 MB over two
+    links one way; on a line over one; in two dimensions, 8 x 0.5 MB over 4 rings' two links."""
+    devices = torus(4, 4, 4).reshape(1, 16, 4)
+    machine = cluster("v4:4x4x4")
+    reach = W * 0.9
+    ring = all_to_all(link(machine, devices, ["model"], AXES), 4)
+    assert ring == pytest.approx(1e6 / (2 * reach))
+    square = all_to_all(link(machine, devices, ["data"], AXES), 16)
+    assert square == pytest.approx(8 * 0.5e6 / (8 * reach))
+    small = torus(2, 2, 4).reshape(1, 4, 4)
+    line = all_to_all(link(cluster("v4:2x2x4"), small, ["model"], AXES), 4)
+    assert line == pytest.approx(1e6 / reach)
+
+
+def test_an_all_to_all_of_gpus_crosses_their_own_cards():
+    """3/4 of the data of each of 16 GPUs on 4 hosts leave the host, by a card of 50 GB/s."""
+    made = np.empty((1, 16, 2), object)
+    for i, index in enumerate(np.ndindex(made.shape)):
+        made[index] = types.SimpleNamespace(process_index=i // 8)
+    across = link(cluster("h100:4x8"), made, ["data"], AXES)
+    assert all_to_all(across, 16) == pytest.approx(0.75e6 / (50e9 * 0.6))
+    inside = link(cluster("h100:4x8"), made, ["model"], AXES)
+    assert inside.across == 1

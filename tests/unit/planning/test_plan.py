@@ -3,12 +3,14 @@ cannot be.
 """
 
 import dataclasses
+import io
 import json
 import types
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from paxlike.accounting.flops import executed_flops
 from paxlike.accounting.hlo_collectives import Collective
@@ -16,6 +18,7 @@ from paxlike.config import (
     Config,
     ConfigError,
     DataConfig,
+    ExpertsConfig,
     MeshConfig,
     ModelConfig,
     PrecisionConfig,
@@ -23,6 +26,7 @@ from paxlike.config import (
 )
 from paxlike.planning import cache, make_plan
 from paxlike.planning.compile import Facts, lower, read_refusal
+from paxlike.planning.expert_transports import TRANSPORTS, transports_table, with_transports
 from paxlike.planning.result import crossing_pod, gradient_bytes, plan_of
 from paxlike.planning.simulated_step import simulated
 from paxlike.planning.sweep import candidates, sweep
@@ -300,3 +304,25 @@ def test_a_sweep_is_best_first(monkeypatch):
     )
     assert [row["fits"] for row in rows] == [True] * 8 + [False] * 16
     assert all(row["error"] == "no" for row in rows[-8:])
+
+
+def test_a_plan_with_expert_shards_has_both_transports():
+    """On a fake mesh. An all-to-all sends T k rows, a gather and a scatter of D / model twice those
+    of the other devices; the weights of a device are those of its own experts."""
+    model = dataclasses.replace(
+        CONFIG.model, block="serial_experts", feed_forward="swiglu", experts=ExpertsConfig(4, 2, 32)
+    )
+    config = dataclasses.replace(CONFIG, model=model, mesh=MeshConfig(data=2, model=2, expert=2))
+    made = cluster("cpu:8")
+    result = make_plan.plan(config, made)
+    assert result["mesh"] == {"pod": 1, "data": 2, "expert": 2, "model": 2}
+    rows = with_transports(result, config, made, lambda text: None)["transports"]
+    gathered, sent = rows
+    assert [row["transport"] for row in rows] == list(TRANSPORTS) == ["gather", "all_to_all"]
+    assert gathered["sent_bytes"] and sent["sent_bytes"] and "error" not in sent
+    kinds = [c["kind"] for c in result["collectives"] if c["axis"] == "expert"]
+    assert set(kinds) <= {"all-gather", "reduce-scatter", "all-reduce"}
+    table = Console(width=140, file=io.StringIO(), record=True)
+    table.print(transports_table(rows))
+    assert "all_to_all" in table.export_text()
+    assert with_transports({}, CONFIG, made, print) == {}, "without expert shards there is one way"

@@ -10,8 +10,9 @@ from helpers import model_config
 from rich.console import Console
 
 from paxlike import cli
-from paxlike.config import ConfigError, TrainConfig, UserError, load
+from paxlike.config import ConfigError, ExpertsConfig, TrainConfig, UserError, load
 from paxlike.planning import tune as tuning
+from paxlike.planning.expert_transports import TRANSPORTS
 from paxlike.planning.topology import cluster
 from paxlike.planning.tune import candidates, changed_config, tune
 from paxlike.planning.tuned import command, describe_tuned, differing, write_tuned_config
@@ -55,6 +56,15 @@ def test_candidates_are_valid_different_and_begin_with_the_given_one():
     for candidate in found:
         assert changed_config(CONFIG, candidate.changes) == candidate.config
         candidate.config.mesh.resolve(8)
+
+
+def test_expert_shards_and_transports_are_candidates():
+    """All that divide the 4 experts, each with both transports."""
+    experts = ExpertsConfig(4, 2, 32)
+    config = model_config(block="serial_experts", experts=experts)
+    found = {(c.config.mesh.expert, c.config.mesh.expert_transport) for c in candidates(config, 8)}
+    assert found == {(1, "gather"), *((n, way) for n in (2, 4) for way in TRANSPORTS)}
+    assert {c.config.mesh.expert for c in candidates(CONFIG, 8)} == {1}
 
 
 def test_the_fastest_is_found_and_the_given_config_is_compiled_first(monkeypatch):
