@@ -127,6 +127,7 @@ def test_loss_and_gradients_are_those_of_one_device(alone, sizes):
         ("serial-depths", (2, 2, 2)),
         ("expert-heads", (1, 8, 1)),
         ("expert-heads", (1, 2, 4)),
+        ("expert-heads", (1, 1, 2, 2)),
         ("parallel-expert-heads", (1, 2, 4)),
     ],
 )
