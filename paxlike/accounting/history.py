@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from paxlike.accounting.goodput import RecordedGoodput
+from paxlike.accounting.router_series import is_router_metric
 from paxlike.config import UserError
 
 SERIES = (
@@ -61,6 +62,8 @@ class History:
     """The attempt that ran each step (index into `attempts`)."""
     series: dict[str, np.ndarray]
     """Name (SERIES) -> value at each of `steps`, NaN if missing."""
+    routers: dict[str, np.ndarray]
+    """The same for the metrics of routers that the run has (`router_series.py`)."""
     evaluations: list[tuple[int, float]]
     """(step, validation loss), ascending."""
     mixture: dict[str, dict[str, float | None]]
@@ -104,8 +107,8 @@ def read_history(folder: Path) -> History:
             name: np.array([row[1 + k] for row in rows], dtype=float)
             for k, name in enumerate(SERIES)
         },
-        sorted(reader.evaluations.items()), reader.mixture, reader.attempts,
-        reader.goodput.seconds(), notes, running,
+        _columns(steps, reader.routers), sorted(reader.evaluations.items()), reader.mixture,
+        reader.attempts, reader.goodput.seconds(), notes, running,
     )  # fmt: skip
 
 
@@ -124,6 +127,7 @@ class _Reader:
         self.goodput = RecordedGoodput()
         self.attempts: list[Attempt] = []
         self.values: dict[int, list] = {}
+        self.routers: dict[int, dict[str, float]] = {}
         self.evaluations: dict[int, float] = {}
         self.mixture: dict[str, dict[str, float | None]] = {}
         self.not_finite: list[int] = []
@@ -144,6 +148,9 @@ class _Reader:
                 len(self.attempts) - 1,
                 *(_or_nan(line.get(name)) for name in SERIES),
             ]
+            self.routers[step] = {
+                name: _or_nan(value) for name, value in line.items() if is_router_metric(name)
+            }
             if isinstance(line.get("loss"), str) or isinstance(line.get("gradient_norm"), str):
                 self.not_finite.append(step)
         elif event == "evaluation" and (loss := number(line.get("loss"))) is not None:
@@ -210,6 +217,15 @@ def _resume_note(number: int, before: Attempt, after: Attempt) -> str:
         f"attempt {number} resumed from step {after.first_step}: the previous attempt "
         f"{ends[before.end]}{repeated}{moved}."
     )
+
+
+def _columns(steps: np.ndarray, rows: dict[int, dict[str, float]]) -> dict[str, np.ndarray]:
+    """Name -> value at each step, NaN if missing."""
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    return {
+        name: np.array([rows[step].get(name, math.nan) for step in steps.tolist()], dtype=float)
+        for name in names
+    }
 
 
 def number(value: object) -> float | None:

@@ -7,9 +7,9 @@ group, and their results are undefined. Three implementations, chosen by platfor
 - `ragged`: `jax.lax.ragged_dot`.
 - `tpu`: the same, which TPUs run natively, with the weight's gradient by a Pallas kernel. XLA for
   TPUs has no native form of the gradient: it multiplies all rows once for each group.
-- `blocks`: a loop over each group's blocks of rows, for CPUs, where XLA multiplies every row with
-  the weights of all groups instead (docs/experts.md has measurements). The last block of a group
-  reaches into the next group's rows, whose own products overwrite its results.
+- `blocks`: a loop over each group's blocks of rows, for CPUs and GPUs, where XLA multiplies every
+  row with the weights of all groups instead (docs/experts.md has measurements). The last block of a
+  group reaches into the next group's rows, whose own products overwrite its results.
 
 Letters: C rows, E groups (experts); the weight is E x inputs x outputs.
 """

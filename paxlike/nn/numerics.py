@@ -44,7 +44,7 @@ class Numerics:
         ring = platform == "tpu"
         experts = "ragged"
         if model.experts.active:
-            experts = {"cpu": "blocks", "tpu": "tpu"}.get(platform, "ragged")
+            experts = "tpu" if platform == "tpu" else "blocks"
         formats = compute, precision.params, precision.gradients
         return cls(*formats, attention, ring, integer, experts)
 

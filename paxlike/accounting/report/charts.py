@@ -33,7 +33,7 @@ def plots(runs: list[dict], histories: list[History], names: list[str]) -> str:
     """Returns the cards with plots over steps. `names` are the labels of the runs."""
     named = list(zip(names, histories, strict=True))
     several = len(runs) > 1
-    lines = [] if several else _restarts(histories[0])
+    lines = [] if several else restarts(histories[0])
     keys = [(name, k % COLORS, "") for k, (name, _) in enumerate(named)] if several else []
 
     def over_steps(series: str, show: Callable[[float], str]) -> tuple[str, str]:
@@ -48,16 +48,16 @@ def plots(runs: list[dict], histories: list[History], names: list[str]) -> str:
         ]
         return plot(curves, show, lines=lines)
 
-    utilization = plot(_utilization_curves(named), _percent, lines=lines)
+    utilization = plot(_utilization_curves(named), percent, lines=lines)
     utilization_keys = (
         [*keys, ("HFU dashed", -1, "dash")] if several else [("MFU", 0, ""), ("HFU", 1, "dash")]
     )
     peaks = dict.fromkeys(run["utilization"][0]["peak"] for run in runs if run["utilization"])
     return (
         _loss_chart(named, keys, lines)
-        + _chart("Step time", over_steps("step_seconds", duration), keys)
-        + _chart("Tokens per second", over_steps("tokens_per_second", short), keys)
-        + _chart(
+        + chart("Step time", over_steps("step_seconds", duration), keys)
+        + chart("Tokens per second", over_steps("tokens_per_second", short), keys)
+        + chart(
             "MFU (palm) and HFU (executed)",
             utilization,
             utilization_keys,
@@ -71,7 +71,8 @@ def short(value: float) -> str:
     return si(value, "", 3).strip() if value else "0"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Formats a fraction: `46.2%`, `50%`."""
     return f"{value:.1%}".replace(".0%", "%")
 
 
@@ -99,7 +100,7 @@ def _loss_chart(
     )
     keys = keys or [("training", 0, ""), *([("validation", 1, "ring")] if marks else [])]
     note = "rings: validation" if marks and several else ""
-    return _chart("Loss, nats per token", drawn, keys, "wide", note)
+    return chart("Loss, nats per token", drawn, keys, "wide", note)
 
 
 def _utilization_curves(named: list[tuple[str, History]]) -> list[Curve]:
@@ -115,14 +116,15 @@ def _utilization_curves(named: list[tuple[str, History]]) -> list[Curve]:
     return curves
 
 
-def _restarts(history: History) -> list[tuple[int, str]]:
+def restarts(history: History) -> list[tuple[int, str]]:
+    """Returns the vertical lines of a plot: (step, what happened)."""
     return [
         (attempt.first_step, f"attempt {n} resumed from step {attempt.first_step:,}")
         for n, attempt in enumerate(history.attempts[1:], 2)
     ]
 
 
-def _chart(
+def chart(
     title: str,
     drawn: tuple[str, str],
     keys: list[tuple[str, int, str]],

@@ -5,6 +5,7 @@ from html import escape
 from paxlike.accounting.history import History
 from paxlike.accounting.report.charts import COLORS, bar_charts, plots, short
 from paxlike.accounting.report.document import document
+from paxlike.accounting.report.router_charts import router_charts
 from paxlike.accounting.report.table import duration, kind, labels, rows
 
 
@@ -21,7 +22,8 @@ def page(runs: list[dict], histories: list[History]) -> str:
     parts.append(_notes(runs, names))
     if histories:
         parts.append(
-            f'<div class="grid">{plots(runs, histories, names)}{bar_charts(runs, names)}</div>'
+            f'<div class="grid">{plots(runs, histories, names)}{router_charts(histories, names)}'
+            f"{bar_charts(runs, names)}</div>"
         )
     parts.append(_table(runs, names))
     parts.append(

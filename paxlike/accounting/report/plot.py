@@ -138,7 +138,7 @@ def _axis(values: np.ndarray, zero: bool, height: int) -> _Axis:
     if zero:
         # A few slow steps must not flatten the curve.
         high = min(values.max(), 1.5 * np.percentile(values, 99))
-        return _Axis(0.0, float(high), False, height)
+        return _Axis(0.0, float(high) or 1.0, False, height)  # all values may be 0
     low, high = float(values.min()), float(values.max())
     return _Axis(low, high, low > 0 and high > 4 * low, height)
 

@@ -13,6 +13,7 @@ import numpy as np
 from paxlike.accounting.flops import Count, Term, hardware_flops
 from paxlike.accounting.hardware import Chip, chip_named
 from paxlike.accounting.history import History, number
+from paxlike.accounting.router_series import ROUTER_SERIES, over_layers
 from paxlike.accounting.throughput import (
     STEPS_FOR_WARNINGS,
     Utilization,
@@ -55,6 +56,7 @@ def summarize(history: History) -> dict:
         "tokens": tokens,
         "loss": _losses(history),
         "mixture": history.mixture or None,
+        "routers": _routers(history),
         "step_seconds": seconds,
         "tokens_per_second": rate
         and {**rate, "over_wall_time": tokens / wall if tokens and wall else None},
@@ -108,6 +110,7 @@ def from_rate(
         "tokens": None,
         "loss": None,
         "mixture": None,
+        "routers": None,
         "step_seconds": None,
         "tokens_per_second": {
             "median": tokens_per_second,
@@ -267,6 +270,16 @@ def _losses(history: History) -> dict:
         "evaluation": point(*evaluations[-1]) if evaluations else None,
         "lowest_evaluation": point(*lowest) if lowest else None,
     }
+
+
+def _routers(history: History) -> dict[str, float] | None:
+    """Each metric of the routers at the last step that has it."""
+    found = {}
+    for metric in ROUTER_SERIES:
+        values = over_layers(history.routers, metric)
+        if values is not None and np.isfinite(values).any():
+            found[metric] = float(values[np.isfinite(values)][-1])
+    return found or None
 
 
 def _memory(history: History, start: dict) -> dict | None:

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from paxlike.accounting.router_series import ROUTER_SERIES
 from paxlike.accounting.units import gib, si
 
 UNKNOWN = "–"
@@ -35,6 +36,7 @@ def rows(runs: list[dict]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
     sections = [
         ("Run", _RUN),
         ("Mixture, at the last evaluation", _mixture_rows(runs)),
+        ("Routers, at the last step", _router_rows()),
         ("Speed", _SPEED),
         ("Utilization", _utilization_rows(runs)),
         ("Wall time", _time_rows(runs)),
@@ -99,6 +101,14 @@ def _mixture_rows(runs: list[dict]) -> list[tuple[str, Callable[[dict], str]]]:
         )
 
     return [(name, cell(name)) for name in names]
+
+
+def _router_rows() -> list[tuple[str, Callable[[dict], str]]]:
+    def cell(metric: str) -> Callable[[dict], str]:
+        shown = ".2%" if ROUTER_SERIES[metric].is_fraction else ".3g"
+        return lambda run: f"{run['routers'][metric]:{shown}}"
+
+    return [(series.title, cell(metric)) for metric, series in ROUTER_SERIES.items()]
 
 
 _SPEED = [
