@@ -79,6 +79,10 @@ KINDS = {
         **LLAMA, "block": "serial_experts", "qk_norm": "head", "head_dim": 8,
         "experts": ExpertsConfig(5, 3, 24, renormalize=False),
     },
+    "jetmoe": {
+        "block": "serial_expert_heads", "norm": "rms", "kv_heads": 8, "d_ff": 24,
+        "experts": ExpertsConfig(4, 2, 24, output_bias=True),
+    },
     "gpt-2": {
         "block": "serial", "norm_bias": True, "feed_forward": "gelu", "feed_forward_bias": True,
         "attention_bias": "qkvo", "learned_positions": 64, "kv_heads": 8, "logit_scale": 1.0,

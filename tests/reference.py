@@ -117,29 +117,53 @@ def experts(x: np.ndarray, block: dict, model: ModelConfig, routed: list) -> np.
     2408.15664, section 3).
     """
     c, y = model.experts, np.zeros_like(x)
-    chosen, probabilities, z = np.zeros(c.count), np.zeros(c.count), 0.0
-    tokens = [(b, t) for b in range(x.shape[0]) for t in range(x.shape[1])]
-    for at in tokens:
-        logits = x[at] @ block["wrouter_DE"]
+    for at, chosen in routes(x, block["wrouter_DE"], block, model, routed).items():
+        for expert, weight in chosen:
+            own = {"wgate_DF": "wgate_EDM", "wup_DF": "wup_EDM", "wdown_FD": "wdown_EMD"}
+            network = {ours: block[theirs][expert] for ours, theirs in own.items()}
+            y[at] += weight * feed_forward(x[at], network, model.feed_forward)
+    if c.shared:
+        own = {"wgate_DF": "wgate_DU", "wup_DF": "wup_DU", "wdown_FD": "wdown_UD"}
+        network = {ours: block[theirs] for ours, theirs in own.items()}
+        y += feed_forward(x, network, model.feed_forward)
+    return y + block.get("experts_bias_D", 0.0)
+
+
+def routes(
+    x: np.ndarray, router: np.ndarray, block: dict, model: ModelConfig, routed: list
+) -> dict[tuple[int, int], list[tuple[int, float]]]:
+    """(row, position) -> (expert, weight) of its experts."""
+    c, found = model.experts, {}
+    load, probabilities, z = np.zeros(c.count), np.zeros(c.count), 0.0
+    for at in [(b, t) for b in range(x.shape[0]) for t in range(x.shape[1])]:
+        logits = x[at] @ router
         exps = np.exp(logits - logits.max())
         scores = exps / exps.sum() if c.scores == "softmax" else 1 / (1 + np.exp(-logits))
         biased = scores + block.get("selection_bias_E", 0.0)
         best = np.argsort(-biased, kind="stable")[: c.top_k]
         weights = scores[best] / (scores[best].sum() if c.renormalize else 1.0) * c.scaling
-        for expert, weight in zip(best, weights, strict=True):
-            own = {"wgate_DF": "wgate_EDM", "wup_DF": "wup_EDM", "wdown_FD": "wdown_EMD"}
-            network = {ours: block[theirs][expert] for ours, theirs in own.items()}
-            y[at] += weight * feed_forward(x[at], network, model.feed_forward)
-        chosen[best] += 1
+        found[at] = list(zip(best, weights, strict=True))
+        load[best] += 1
         probabilities += scores / scores.sum()
         z += (np.log(exps.sum()) + logits.max()) ** 2
-    fractions, means = chosen / chosen.sum(), probabilities / len(tokens)
-    routed.append((c.count * fractions @ means, z / len(tokens)))
-    if c.shared:
-        own = {"wgate_DF": "wgate_DU", "wup_DF": "wup_DU", "wdown_FD": "wdown_UD"}
-        network = {ours: block[theirs] for ours, theirs in own.items()}
-        y += feed_forward(x, network, model.feed_forward)
-    return y
+    fractions, means = load / load.sum(), probabilities / len(found)
+    routed.append((c.count * fractions @ means, z / len(found)))
+    return found
+
+
+def expert_heads(
+    x: np.ndarray, block: dict, model: ModelConfig, segments: np.ndarray | None, routed: list
+) -> np.ndarray:
+    """Attention by every expert for all tokens, of which each token takes its own (arXiv
+    2404.07413, section 2.2)."""
+    chosen = routes(x, block["wheads_router_DE"], block, model, routed)
+    y = np.zeros_like(x)
+    for expert in range(model.experts.count):
+        own = {"wq_DNH": block["wq_EDNH"][expert], "wo_NHD": block["wo_ENHD"][expert]}
+        out = mixer(x, {**block, **own}, model, segments, local=False)
+        for at, experts_of_token in chosen.items():
+            y[at] += dict(experts_of_token).get(expert, 0.0) * out[at]
+    return y + block.get("expert_heads_bias_D", 0.0)
 
 
 def network(x: np.ndarray, block: dict, model: ModelConfig, routed: list) -> np.ndarray:
@@ -231,10 +255,13 @@ def run_block(
     routed: list,
 ) -> np.ndarray:
     local, kind = kind.endswith("_local"), kind.removesuffix("_local")
-    second = "experts_scale_D" if kind.endswith("_experts") else "feed_forward_scale_D"
-    kind = kind.removesuffix("_experts")
+    second = "experts_scale_D" if "_expert" in kind else "feed_forward_scale_D"
+    kind, _, _ = kind.partition("_expert")
     y = named_norm(x, block, "scale_D", model)
-    mixed = mixer(y, block, model, segments, local)
+    if "wq_EDNH" in block:
+        mixed = expert_heads(y, block, model, segments, routed)
+    else:
+        mixed = mixer(y, block, model, segments, local)
     if kind == "parallel":
         return x + network(y, block, model, routed) + mixed
     if kind == "parallel_two_norms":

@@ -28,7 +28,7 @@ TABLES = {
     "gpt3_350m": (1, 4, 2), "gpt3_760m": (1, 4, 2), "gpt3_1_3b": (1, 4, 2), "gpt3_2_7b": (1, 8, 4),
     "gpt3_6_7b": (1, 16, 4), "gpt3_13b": (1, 32, 4), "gpt3_175b": (2, 64, 8),
     "adapt_lora": (1, 2, 4), "llama_70b": (1, 8, 8), "experts_tiny": (1, 2, 4),
-    "mixtral_8x7b": (1, 8, 8),
+    "mixtral_8x7b": (1, 8, 8), "jetmoe_8b": (1, 8, 8),
 }  # fmt: skip
 """Config -> mesh (pod, data, model)."""
 

@@ -93,7 +93,9 @@ def executed(config: Config, kernel: str = "reference") -> Count:
     terms = [*_once(config, kernel).terms]
     for term in inside_kernel(model, sequence_length, kernel):
         terms.append(_scaled(term, sizes.share))
-    read = kernel != "reference" or any("serial" in kind for kind in model.block_kinds)
+    # The gradient of the router's weights reads the outputs of expert heads.
+    reads = ("serial", "expert_heads")
+    read = kernel != "reference" or any(w in kind for w in reads for kind in model.block_kinds)
     kept = KEPT.get(model.remat, ())
     reads_stream = adapt.kind == "reft" and STREAM not in kept
     needs_values = read or reads_stream or _output_has_gradient(model, adapt)
@@ -176,7 +178,7 @@ def _scaled(term: Term, share: float) -> Term:
 def _output_has_gradient(model: ModelConfig, adapt: AdaptConfig) -> bool:
     """Whether attention's output is read by a gradient of the weight after it."""
     names = added_weights(model, adapt).targets | trained_whole(model, adapt)
-    return any(name.endswith("/wo_NHD") for name in names)
+    return any(name.endswith(("/wo_NHD", "/wo_ENHD")) for name in names)
 
 
 def _products_before_stream(model: ModelConfig, sequence_length: int) -> int:

@@ -17,7 +17,8 @@ logits. It excludes the input embedding of an untied model, which is only looked
 llm-foundry and MaxText; the untied head is included. Of routed experts, N counts the k that a token
 uses ("active" parameters). Hence E is the tied embedding, and for an
 untied model palm and palm_no_embedding are equal. N includes norm scales, although they multiply no
-matrix (a few millionths), and excludes rows that pad the vocabulary and learned positions. In a
+matrix (a few millionths), and excludes rows that pad the vocabulary and learned positions. H counts
+the heads of all k experts of a token where attention is a mixture of them (`expert_heads`). In a
 local layer with a window of W < T tokens, T is W in the first two conventions; the causal one
 counts the pairs of a query and a key.
 

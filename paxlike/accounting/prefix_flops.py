@@ -16,11 +16,11 @@ def _products(model: ModelConfig, adapt: AdaptConfig) -> dict[str, int]:
     found: dict[str, int] = {}
     if adapt.kind != "prefix":
         return found
-    of_layer = 2 * model.heads * model.head_dim * adapt.prefix_length
     for _, block, layers in groups(model):
-        for product in block.products(model, 1):
+        for product in block.products(model, 1):  # with one key
             if product.is_attention:
-                found[product.name] = found.get(product.name, 0) + layers * of_layer
+                flops = layers * product.flops * adapt.prefix_length
+                found[product.name] = found.get(product.name, 0) + flops
     return found
 
 

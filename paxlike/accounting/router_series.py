@@ -22,6 +22,8 @@ class RouterSeries(NamedTuple):
 ROUTER_SERIES = {
     "expert_load": RouterSeries("Busiest expert / mean load", np.nanmax),
     "router_entropy": RouterSeries("Router entropy, nats", np.nanmean),
+    "heads_expert_load": RouterSeries("Busiest expert of heads / mean load", np.nanmax),
+    "heads_router_entropy": RouterSeries("Router entropy of heads, nats", np.nanmean),
     "dropped_choices": RouterSeries("Dropped choices of experts", np.nanmean, True),
 }
 """Metric -> how it is shown, in the order of the report."""

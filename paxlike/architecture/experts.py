@@ -38,8 +38,10 @@ class Experts:
             WeightSpec("wup_DU", SHARED),
             WeightSpec("wdown_UD", SHARED),
         ]
+        output = [WeightSpec("experts_bias_D", "biases", "bias")]
         c = model.experts
-        return (*routed, *(bias if c.bias_step else ()), *(shared if c.shared else ()))
+        options = (bias if c.bias_step else []) + (output if c.output_bias else [])
+        return (*routed, *options, *(shared if c.shared else ()))
 
     def products(self, model: ModelConfig, sequence_length: int) -> tuple[Product, ...]:
         D, k, M = model.d_model, model.experts.top_k, model.experts.d_ff

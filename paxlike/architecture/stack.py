@@ -26,6 +26,7 @@ from paxlike.architecture.branch import (
     Product,
     WeightSpec,
 )
+from paxlike.architecture.expert_heads import ExpertHeads
 from paxlike.architecture.experts import Experts
 from paxlike.architecture.feed_forward import FeedForward
 from paxlike.architecture.remat_policies import BLOCK_INPUT, STREAM
@@ -106,7 +107,7 @@ BLOCKS = {
     for kind in _KINDS
     for experts in ("", "_experts")
     for local in ("", "_local")
-}
+} | {f"{kind}_expert_heads": Block(kind, (ExpertHeads(), Experts())) for kind in _KINDS}
 """Every kind of block by its name in the config."""
 
 

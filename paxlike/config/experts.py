@@ -36,6 +36,8 @@ class ExpertsConfig:
     bias_step: float = 0.0
     """Each layer has a bias for each expert, which is added to the scores to select experts, and
     moves by this much per step toward an equal load (arXiv 2408.15664). 0: no bias."""
+    output_bias: bool = False
+    """Add a bias to the sum of the experts' outputs (JetMoE)."""
 
     def __post_init__(self):
         typed(self, "model.experts")

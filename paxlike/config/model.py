@@ -33,10 +33,12 @@ class ModelConfig:
         "parallel_local", "parallel_two_norms_local", "serial_local",
         "parallel_experts", "parallel_two_norms_experts", "serial_experts",
         "parallel_experts_local", "parallel_two_norms_experts_local", "serial_experts_local",
+        "parallel_expert_heads", "parallel_two_norms_expert_heads", "serial_expert_heads",
     ] = "parallel"  # fmt: skip
     """parallel: x + attention(norm(x)) + feed_forward(norm(x)), one norm. parallel_two_norms: each
     branch has its own norm. serial: attention, then feed-forward, two norms. experts: a mixture of
-    `experts` instead of the feed-forward. local: attention sees `sliding_window` tokens.
+    `experts` instead of the feed-forward. expert_heads: the same, and a mixture of attention heads
+    instead of attention. local: attention sees `sliding_window` tokens.
     """
     pattern: tuple[str, ...] = ()
     """Block kinds, repeated over the layers, such as `serial_local serial`. The last repetition may
@@ -159,12 +161,24 @@ class ModelConfig:
         )
 
     def _check_experts(self) -> None:
-        blocks = any("experts" in kind for kind in self.block_kinds)
+        blocks = any("expert" in kind for kind in self.block_kinds)
         require(
             blocks == self.experts.active,
             f"model.experts.count is {self.experts.count}, and the blocks are "
-            f"{' '.join(self.block_kinds)}; blocks with experts in their name require a count "
+            f"{' '.join(self.block_kinds)}; blocks with expert in their name require a count "
             "above 0, and only they have experts.",
+        )
+        heads = any(kind.endswith("expert_heads") for kind in self.block_kinds)
+        require(
+            not heads
+            or (
+                self.attention_bias == "none"
+                and self.qk_norm == "none"
+                and not self.experts.bias_step
+            ),
+            f"model.attention_bias is {self.attention_bias}, model.qk_norm is {self.qk_norm} and "
+            f"model.experts.bias_step is {self.experts.bias_step}; blocks with expert_heads have "
+            "none of them: remove them.",
         )
         require(
             not blocks or (self.gated and not self.feed_forward_bias),

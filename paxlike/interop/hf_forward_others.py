@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from paxlike.interop.hf_forward_jetmoe import jetmoe
 from paxlike.interop.hf_layout import is_tied
 from paxlike.interop.hf_numpy import Past, attend, gelu_tanh, norm, rotate
 
@@ -140,5 +141,6 @@ OTHERS: dict[str, Callable[[dict, Read, Array, Past], Array]] = {
     "gemma2": _gemma,
     "gemma3_text": _gemma,
     "olmo2": _olmo2,
+    "jetmoe": jetmoe,
 }
 """model_type -> logits [T, V] from (config.json, tensors, tokens, what they follow)."""

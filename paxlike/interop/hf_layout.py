@@ -83,7 +83,7 @@ def tensors(model: ModelConfig, of: Family) -> list[Tensor]:
     for layer, (group, index) in enumerate(layer_places(model)):
         specs = {spec.name: spec for spec in group.block.weights(model)}
         for name, tensor in of.names.items():
-            if name in specs and specs[name].kind == "expert":
+            if name in specs and "{expert}" in tensor:
                 place = Place(f"{of.layers}.{layer}.{tensor}", f"{group.name}/{name}", index)
                 table += _of_experts(place, specs[name].shape(model))
             elif name in specs:

@@ -18,7 +18,7 @@ from paxlike.nn.expert_transport import transport
 from paxlike.nn.grouped import grouped
 from paxlike.nn.ring import Partial
 from paxlike.nn.routing import Routes, choose, router_logits, statistics, weights_of_rows
-from paxlike.nn.stream import Stream, Summed
+from paxlike.nn.stream import Stream, Summed, add_once
 
 Array = jax.Array
 
@@ -32,6 +32,8 @@ def _sequence(w, y_BTD: Stream, context: Context) -> tuple[Array, Cache]:
     partial: Any = experts(w, y_BTD, routes, context)
     if c.shared:
         partial += _shared_experts(w, y_BTD, context)
+    if c.output_bias:
+        partial = add_once(partial, w.experts_bias_D)
     return partial, statistics(logits_TE, routes, c)
 
 
@@ -39,7 +41,8 @@ def _token(w, y_BTD: Stream, context: Context, cache: Cache) -> tuple[Array, Cac
     return _sequence(w, y_BTD, context)[0], {}
 
 
-FORWARD = Forward(_sequence, _token, ("load_E", "probability_E", "z", "entropy"))
+STATISTICS = ("load_E", "probability_E", "z", "entropy")
+FORWARD = Forward(_sequence, _token, STATISTICS)
 
 
 def _chosen_experts(w, y_BTD: Stream, routes: Routes, context: Context) -> Array | Partial | Summed:

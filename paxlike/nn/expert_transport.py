@@ -21,6 +21,8 @@ from paxlike.nn.ragged import exchanged, ways
 from paxlike.nn.ring import Partial, in_pieces, uses_ring
 from paxlike.nn.routing import (
     Routes,
+    in_order_of_choices,
+    in_order_of_rows,
     routes_of_part,
     to_rows,
     to_tokens,
@@ -53,6 +55,14 @@ class Transport(Protocol):
         """The sum of each token's rows: a branch's output. y_BTD: what the branch read."""
         ...
 
+    def choices(self, rows: Array) -> Array:
+        """What this device's choices (token * J + number) have in the rows: [T J, ...]."""
+        ...
+
+    def rows_of_choices(self, choices: Array) -> Array:
+        """The inverse of `choices`: [C, ...]."""
+        ...
+
 
 def transport(routes: Routes, name: str, ring: bool) -> Transport:
     """The transport on the active mesh.
@@ -75,6 +85,12 @@ class Here:
     def stream(self, y_CD: Array, y_BTD: Stream) -> Array | Partial:
         return _partial(to_tokens(y_CD, self.routes), y_BTD, self._ring)
 
+    def choices(self, rows: Array) -> Array:
+        return in_order_of_choices(rows, self.routes)
+
+    def rows_of_choices(self, choices: Array) -> Array:
+        return in_order_of_rows(choices, self.routes)
+
 
 class Gathered:
     def __init__(self, routes: Routes):
@@ -88,6 +104,12 @@ class Gathered:
         sums_TD = scatter(to_tokens(y_CD, self.routes), "model", 1)
         return Summed(scatter(sums_TD, "expert", 0).reshape(y_BTD.shard_BTD.shape))
 
+    def choices(self, rows: Array) -> Array:
+        return scatter(in_order_of_choices(rows, self.routes), "expert", 0)
+
+    def rows_of_choices(self, choices: Array) -> Array:
+        return in_order_of_rows(gather(choices, "expert", 0), self.routes)
+
 
 class Sent:
     def __init__(self, routes: Routes, ring: bool):
@@ -98,12 +120,22 @@ class Sent:
         self._sizes = self.mean_rows, self.routes.order_C.size
 
     def rows(self, y_BTD: Stream) -> Array:
-        sorted_CD = to_rows(_flat(whole_tokens(y_BTD, self._ring)), self._given)
-        return exchanged(self._sizes, sorted_CD, self._there, self._back)
+        return self._sent(to_rows(_flat(whole_tokens(y_BTD, self._ring)), self._given))
 
     def stream(self, y_CD: Array, y_BTD: Stream) -> Array | Partial:
-        sorted_CD = exchanged(self._sizes[::-1], y_CD, self._back, self._there)
-        return _partial(to_tokens(sorted_CD, self._given), y_BTD, self._ring)
+        return _partial(to_tokens(self._returned(y_CD), self._given), y_BTD, self._ring)
+
+    def choices(self, rows: Array) -> Array:
+        return in_order_of_choices(self._returned(rows), self._given)
+
+    def rows_of_choices(self, choices: Array) -> Array:
+        return self._sent(in_order_of_rows(choices, self._given))
+
+    def _sent(self, x: Array) -> Array:
+        return exchanged(self._sizes, x, self._there, self._back)
+
+    def _returned(self, x: Array) -> Array:
+        return exchanged(self._sizes[::-1], x, self._back, self._there)
 
 
 def _own(routes: Routes) -> Routes:

@@ -26,14 +26,17 @@ from paxlike.training.loss import Losses
 Array = jax.Array
 
 LOAD = "expert_load"
+ROUTED = {"experts": "", "expert_heads": "heads_"}
+"""Branch with a router -> what its metrics begin with."""
 
 
-def _groups(model: ModelConfig) -> dict[str, int]:
-    """Group -> layers, of the groups with experts."""
+def _routers(model: ModelConfig) -> dict[tuple[str, str], int]:
+    """(group, branch) of every stack of routers -> its layers."""
     return {
-        name: layers
+        (name, branch.name): layers
         for name, block, layers in groups(model)
-        if any(branch.name == "experts" for branch in block.branches)
+        for branch in block.branches
+        if branch.name in ROUTED
     }
 
 
@@ -41,12 +44,12 @@ def no_statistics(model: ModelConfig) -> dict:
     """The statistics of `with_router_losses` before the first accumulation step."""
     if not model.experts.active:
         return {}
-    zero, found = jnp.zeros((), jnp.float32), _groups(model)
+    zero, found = jnp.zeros((), jnp.float32), _routers(model)
     return {
         "balance_loss": zero,
         "router_z_loss": zero,
-        LOAD: {name: jnp.zeros((n, model.experts.count), jnp.int32) for name, n in found.items()},
-        "router_entropy": {name: jnp.zeros(n, jnp.float32) for name, n in found.items()},
+        LOAD: {key: jnp.zeros((n, model.experts.count), jnp.int32) for key, n in found.items()},
+        "router_entropy": {key: jnp.zeros(n, jnp.float32) for key, n in found.items()},
     }
 
 
@@ -61,7 +64,7 @@ def with_router_losses(
     c = model.experts
     if not c.active:
         return losses
-    stacks = {name: found[name]["experts"] for name in _groups(model)}
+    stacks = {(group, branch): found[group][branch] for group, branch in _routers(model)}
     tokens = targets_BT.size * batch_shards()
 
     def joined(name: str) -> Array:
@@ -79,8 +82,8 @@ def with_router_losses(
         statistics={
             "balance_loss": balance,
             "router_z_loss": z,
-            LOAD: {name: stack["load_E"] for name, stack in stacks.items()},
-            "router_entropy": {name: stack["entropy"] for name, stack in stacks.items()},
+            LOAD: {key: stack["load_E"] for key, stack in stacks.items()},
+            "router_entropy": {key: stack["entropy"] for key, stack in stacks.items()},
         },
     )
 
@@ -90,17 +93,23 @@ def router_metrics(
 ) -> dict[str, Array]:
     """Scalars by name, from the statistics of a whole batch.
 
-    predicted: its predicted tokens. positions: its tokens. Losses are means over the layers, and
-    without their weights. `expert_load` is the load of a layer's busiest expert over the mean (1:
+    predicted: its predicted tokens. positions: its tokens. Losses are means over the routers, and
+    without their weights. `expert_load` is the load of a router's busiest expert over the mean (1:
     even, N: one expert has all); `router_entropy` is in nats (at most log N). Both are also given
-    for each layer with experts, from the first. `dropped_choices` is a fraction.
+    for each layer with experts, from the first, and with `heads_` in front for experts of attention
+    heads. `dropped_choices` is a fraction.
     """
     if not model.experts.active:
         return {}
-    places = [(g.name, i) for g, i in layer_places(model) if g.name in found[LOAD]]
-    loads_LE = jnp.stack([found[LOAD][name][index] for name, index in places])
+    places = [
+        ((group.name, branch), index)
+        for branch in ROUTED
+        for group, index in layer_places(model)
+        if (group.name, branch) in found[LOAD]
+    ]
+    loads_LE = jnp.stack([found[LOAD][key][index] for key, index in places])
     load_L = loads_LE.max(-1) / jnp.maximum(loads_LE.mean(-1), 1e-9)
-    entropy_L = jnp.stack([found["router_entropy"][name][index] for name, index in places])
+    entropy_L = jnp.stack([found["router_entropy"][key][index] for key, index in places])
     entropy_L /= positions
     choices = positions * model.experts.top_k * len(places)
     metrics = {
@@ -110,9 +119,12 @@ def router_metrics(
         "router_entropy": entropy_L.mean(),
         "dropped_choices": 1 - loads_LE.sum() / choices,
     }
-    for layer in range(len(places)):
-        metrics[f"expert_load/{layer}"] = load_L[layer]
-        metrics[f"router_entropy/{layer}"] = entropy_L[layer]
+    counts = dict.fromkeys(ROUTED, 0)
+    for row, ((_, branch), _) in enumerate(places):
+        start, layer = ROUTED[branch], counts[branch]
+        metrics[f"{start}expert_load/{layer}"] = load_L[row]
+        metrics[f"{start}router_entropy/{layer}"] = entropy_L[row]
+        counts[branch] += 1
     return metrics
 
 
@@ -124,9 +136,9 @@ def moved_biases(model: ModelConfig, params: dict, found: dict) -> dict:
     if not step:
         return params
     moved = {}
-    for name in _groups(model):
+    for name, branch in _routers(model):
         if SELECTION_BIAS in params.get(name, {}):  # frozen under an adapter
-            load_LE = found[LOAD][name].astype(jnp.float32)
+            load_LE = found[LOAD][name, branch].astype(jnp.float32)
             error_LE = load_LE.mean(-1, keepdims=True) - load_LE
             old_LE = params[name][SELECTION_BIAS]
             new_LE = old_LE + (step * jnp.sign(error_LE)).astype(old_LE.dtype)

@@ -17,7 +17,7 @@ from helpers import (
     outside_and_inside,
 )
 
-from paxlike.config import ExpertsConfig, PrecisionConfig, RopeScalingConfig
+from paxlike.config import ExpertsConfig, MeshConfig, PrecisionConfig, RopeScalingConfig
 from paxlike.nn.collectives import gather, total
 from paxlike.training import step
 
@@ -68,6 +68,14 @@ OTHERS = {
             4, 3, 16, 1, "sigmoid", renormalize=False, balance_loss=0.5, z_loss=0.1
         ),
     },
+    "expert-heads": {
+        "block": "serial_expert_heads", "norm": "rms", "kv_heads": 2, "segments": True,
+        "experts": ExpertsConfig(4, 2, 24, balance_loss=0.5, z_loss=0.1, output_bias=True),
+    },
+    "parallel-expert-heads": {
+        "pattern": ("parallel_expert_heads", "serial"), "layers": 3, "kv_heads": 4,
+        "remat": "dots", "experts": ExpertsConfig(3, 2, 16, balance_loss=0.5, z_loss=0.1),
+    },
 }  # fmt: skip
 """Options of other families, each on one mesh."""
 MESHES = {"8x1": (1, 8, 1), "1x8": (1, 1, 8), "2x4": (1, 2, 4), "2x2x2": (2, 2, 2)}
@@ -102,14 +110,31 @@ def test_loss_and_gradients_are_those_of_one_device(alone, sizes):
         ("experts", (1, 8, 1)),
         ("experts", (1, 2, 4)),
         ("shared-experts", (2, 2, 2)),
-        ("experts", (1, 1, 2, 2)),
-        ("experts", (1, 2, 1, 4)),
-        ("shared-experts", (2, 1, 2, 2)),
+        ("expert-heads", (1, 8, 1)),
+        ("expert-heads", (1, 2, 4)),
+        ("parallel-expert-heads", (1, 2, 4)),
     ],
 )
 def test_options_of_other_families(name, sizes):
     """Scores near a softcap lose digits."""
     check_mesh(one_device(OTHERS[name]), sizes, 2e-5)
+
+
+@pytest.mark.parametrize("transport", ["gather", "all_to_all"])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("experts", (1, 1, 2, 2)),
+        ("experts", (1, 2, 1, 4)),
+        ("shared-experts", (2, 1, 2, 2)),
+        ("expert-heads", (1, 2, 2, 2)),
+        ("expert-heads", (1, 1, 1, 4)),
+    ],
+)
+def test_expert_shards(name, sizes, transport):
+    config, *found = one_device(OTHERS[name])
+    config = dataclasses.replace(config, mesh=MeshConfig(expert_transport=transport))
+    check_mesh((config, *found), sizes, 2e-5)
 
 
 def check_mesh(alone, sizes, tolerance):

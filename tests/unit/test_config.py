@@ -86,6 +86,20 @@ REFUSED = [
         {"block": "serial_experts", "experts": ExpertsConfig(4), "quant": QuantConfig("bitnet")},
         "quant.weights is bitnet, but blocks with experts are not quantized",
     ),
+    (
+        ModelConfig,
+        {"block": "serial_expert_heads", "experts": ExpertsConfig(4), "qk_norm": "head"},
+        "qk_norm is head and .*blocks with expert_heads have none of them: remove them",
+    ),
+    (
+        ModelConfig,
+        {
+            "block": "serial_expert_heads",
+            "experts": ExpertsConfig(4),
+            "quant": QuantConfig("bitnet"),
+        },
+        "quant.weights is bitnet, but blocks with experts are not quantized",
+    ),
     (InitConfig, {"config": True}, "init.config is set, but init.source is empty"),
     (InitConfig, {"source": "a", "kv_heads": "min"}, "init.kv_heads is 'min'; choose among"),
     (DataConfig, {"sequence_length": 0}, "data.sequence_length is 0"),
@@ -385,7 +399,7 @@ def changed() -> Config:
 
 def with_experts() -> Config:
     """A config whose experts differ from the defaults in every field."""
-    experts = ExpertsConfig(6, 3, 24, 2, "sigmoid", False, 2.5, 0.02, 0.002, 0.01)
+    experts = ExpertsConfig(6, 3, 24, 2, "sigmoid", False, 2.5, 0.02, 0.002, 0.01, True)
     return Config(
         model=ModelConfig(pattern=("serial", "serial_experts"), experts=experts),
         mesh=MeshConfig(expert=2, expert_transport="all_to_all"),

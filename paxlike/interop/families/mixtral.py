@@ -34,10 +34,14 @@ def _keys(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def plain_router(model: ModelConfig) -> bool:
-    """Whether the router has softmax scores, and no shared experts, bias or factor beside them."""
+def plain_router(model: ModelConfig, output_bias: bool = False) -> bool:
+    """Whether the router has softmax scores, and no shared experts, bias or factor beside them.
+
+    output_bias: whether the sum of the experts' outputs has a bias.
+    """
     c = model.experts
-    return c.scores == "softmax" and (c.shared, c.scaling, c.bias_step) == (0, 1.0, 0.0)
+    plain = (c.shared, c.scaling, c.bias_step, c.output_bias) == (0, 1.0, 0.0, output_bias)
+    return c.scores == "softmax" and plain
 
 
 MIXTRAL = Family(

@@ -50,6 +50,23 @@ def test_one_run_has_a_curve_for_each_layer(tmp_path):
     assert [shown(load, f"layer {i}") for i in range(3)] == [["1"] * 2, ["2"] * 2, ["3"] * 2]
 
 
+def test_routers_of_heads_have_plots_of_their_own(tmp_path):
+    metrics = {
+        "expert_load/0": 1.5, "expert_load": 4.0, "heads_expert_load/0": 4.0,
+        "heads_expert_load/1": 2.0, "router_entropy/0": 1.0, "heads_router_entropy/0": 0.25,
+    }  # fmt: skip
+    folder = write(tmp_path / "run", [start(), *(step(n, **metrics) for n in (1, 2))])
+    text = html_of(folder)
+    load = card(text, "Busiest expert of heads / mean load")
+    assert [shown(load, f"layer {i}") for i in range(2)] == [["4"] * 2, ["2"] * 2]
+    assert "Router entropy of heads, nats" in text
+    found = summarize(read_history(folder))["routers"]
+    assert found == {
+        "expert_load": 1.5, "router_entropy": 1.0, "heads_expert_load": 4.0,
+        "heads_router_entropy": 0.25,
+    }  # fmt: skip
+
+
 def test_many_layers_are_summed_up(tmp_path):
     load = card(html_of(run(tmp_path / "run", 9)), "Busiest expert / mean load")
     assert legend(load) == ["lowest layer", "mean", "highest layer"]

@@ -22,7 +22,14 @@ from paxlike.accounting.hlo_collectives import added
 from paxlike.adapt.merge import merged
 from paxlike.adapt.parts import Parts, split
 from paxlike.architecture.lora import lora_updates
-from paxlike.config import AdaptConfig, Config, ConfigError, QuantConfig, UserError
+from paxlike.config import (
+    AdaptConfig,
+    Config,
+    ConfigError,
+    ExpertsConfig,
+    QuantConfig,
+    UserError,
+)
 from paxlike.training.state import abstract_state, make_state
 from paxlike.training.step import DeviceBatch, Program, loss_gradients
 
@@ -54,10 +61,14 @@ def dense(config: Config, base: dict, factors: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def expected():
+    return by_the_chain_rule()
+
+
+def by_the_chain_rule(**shape):
     """(base, factors, loss, gradients by the chain rule from the dense model's, in float64)."""
-    config = config_of(LORA)
+    config = config_of(LORA, **shape)
     base, factors = host_params(config), host_factors(config)
-    plain = config_of(AdaptConfig())
+    plain = config_of(AdaptConfig(), **shape)
     loss, dense_gradients = loss_and_gradients(
         plain, mesh_of(), dense(config, base, factors), host_batch(config), inside=True
     )
@@ -85,11 +96,26 @@ CASES = {
 
 @pytest.mark.parametrize(("sizes", "shape", "ring"), CASES.values(), ids=CASES)
 def test_gradients_follow_from_the_dense_weights(expected, sizes, shape, ring):
-    base, factors, expected_loss, expected_gradients = expected
     config = config_of(LORA, **shape)
     if ring:
         train = dataclasses.replace(config.train, accumulate=2)
         config = dataclasses.replace(config, train=train)
+    check(config, expected, sizes, ring)
+
+
+EXPERT_HEADS = {
+    "block": "serial_expert_heads", "norm": "rms",
+    "experts": ExpertsConfig(4, 2, 24, 1, balance_loss=0.5, output_bias=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 2, 4)], ids=["8x1", "2x4"])
+def test_with_expert_heads_keys_values_and_shared_experts_are_adapted(sizes):
+    check(config_of(LORA, **EXPERT_HEADS), by_the_chain_rule(**EXPERT_HEADS), sizes)
+
+
+def check(config, expected, sizes, ring=False):
+    base, factors, expected_loss, expected_gradients = expected
     loss, gradients = gradients_on(config, sizes, base, factors, ring)
     assert loss == pytest.approx(expected_loss, rel=2e-6)
     found = flat(gradients)

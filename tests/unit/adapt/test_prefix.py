@@ -27,7 +27,7 @@ from paxlike.accounting.hlo_collectives import list_collectives
 from paxlike.adapt.merge import assembled, merged
 from paxlike.adapt.parts import Parts, split
 from paxlike.adapt.prefix import of_text
-from paxlike.config import AdaptConfig, Config, ConfigError, UserError, load
+from paxlike.config import AdaptConfig, Config, ConfigError, ExpertsConfig, UserError, load
 from paxlike.infer.generate import Generator
 from paxlike.infer.logits import logits
 from paxlike.infer.score import Scorer
@@ -50,6 +50,10 @@ SHAPES: dict[str, dict] = {
         "attention": "blocked",
     },
     "learned positions": {"learned_positions": 32, "kv_heads": 8},
+    "expert heads": {
+        "block": "serial_expert_heads", "experts": ExpertsConfig(4, 2, 24), "kv_heads": 2,
+        "attention": "blocked",
+    },
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from helpers import host_params, mesh_of, model_config, numerics_of, place
 
 from paxlike.adapt.merge import assembled
 from paxlike.adapt.several import Adapter, check_mixed, with_adapters
-from paxlike.config import AdaptConfig, QuantConfig, UserError
+from paxlike.config import AdaptConfig, ExpertsConfig, QuantConfig, UserError
 from paxlike.infer.generate import Generator
 from paxlike.infer.score import Scorer
 from paxlike.infer.slots import Settings, Slots
@@ -31,6 +31,8 @@ def placed_adapters(config) -> list[Adapter]:
     """With random weights, on the active mesh."""
     random, found = np.random.default_rng(2), []
     for name, adapt in KINDS.items():
+        if name == "attention" and "expert_heads" in config.model.block:
+            adapt = dataclasses.replace(adapt, targets=("wk", "wv"))
         own = dataclasses.replace(config, adapt=adapt)
         like = abstract_trained(own, numerics_of(own))
 
@@ -46,6 +48,8 @@ SHAPES = {
     "grouped": ((1, 2, 4), {"kv_heads": 2, "block": "serial"}),
     "multi-query pattern": ((1, 1, 1), {"pattern": ("parallel_local", "parallel"),
                                         "sliding_window": 6, "layers": 4}),
+    "expert heads": ((1, 1, 1), {"kv_heads": 2, "block": "serial_expert_heads",
+                                 "experts": ExpertsConfig(3, 2, 24, 1)}),
     "quantized": ((1, 1, 1), {"quant": QuantConfig("bitnet_b158", "code", 8)}),
 }  # fmt: skip
 

@@ -54,6 +54,12 @@ WORDS = {
         "norm": "rms",
         "experts": ExpertsConfig(4, 2, 32, 1, "sigmoid", bias_step=0.1),
     },
+    "expert-heads": {
+        "kv_heads": 2,
+        "pattern": ("serial_expert_heads", "serial"),
+        "norm": "rms",
+        "experts": ExpertsConfig(4, 2, 32, output_bias=True),
+    },
     "serial": {
         "kv_heads": 2,
         "block": "serial",
@@ -82,6 +88,9 @@ CASES = [
     ("serial", (1, 2, 4), None),
     ("experts", (1, 2, 4), None),
     ("experts", (1, 2, 2, 2), "model"),
+    ("expert-heads", (1, 2, 4), None),
+    ("expert-heads", (2, 2, 2), "model"),
+    ("expert-heads", (1, 2, 2, 2), "model"),
 ]
 
 

@@ -27,7 +27,7 @@ def slots_on(*sizes, rows=3):
         )
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 4), (1, 2, 2, 2)])
 def test_slots_are_admitted_and_freed_independently(sizes):
     """Greedy tokens are the reference's most likely ones, with its log-probabilities."""
     mesh, slots = slots_on(*sizes)

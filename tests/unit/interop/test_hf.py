@@ -12,7 +12,7 @@ from helpers import host_params
 from interop_cases import KINDS, PROMPT, case, expected_logits, in_dtype, make_run
 
 from paxlike.accounting.parameters import parameter_count
-from paxlike.config import ModelConfig, QuantConfig, UserError
+from paxlike.config import ExpertsConfig, ModelConfig, QuantConfig, UserError
 from paxlike.infer.generate import Generator
 from paxlike.interop import hf, hf_layout
 from paxlike.interop.families.family import layers_of
@@ -352,6 +352,38 @@ def test_the_tolerance_allows_only_rounding():
     assert hf.TOLERANCE["float32"] <= 1e-3
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps 1e-05; supported for jetmoe is 1e-06"),
+        ({"activation_function": "gelu"}, "has activation_function 'gelu'"),
+        ({"kv_channels": ...}, "has no kv_channels"),
+        ({"num_local_experts": ...}, "has no num_local_experts"),
+    ],
+)
+def test_a_jetmoe_that_is_not_supported(changes, message, tmp_path):
+    to_hf(make_run(tmp_path / "run", case(**KINDS["jetmoe"])), tmp_path / "out")
+    edit(tmp_path / "out/config.json", **changes)
+    with pytest.raises(UserError, match=message):
+        from_hf(tmp_path / "out", tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kv_heads": 4},
+        {"norm_epsilon": 1e-5},
+        {"experts": ExpertsConfig(4, 2, 24)},
+        {"block": "serial_experts"},
+        {"experts": ExpertsConfig(4, 2, 24, 1, output_bias=True)},
+    ],
+    ids=["grouped", "epsilon", "no-bias", "mixtral-with-a-bias", "shared"],
+)
+def test_expert_heads_without_an_equivalent(changes):
+    with pytest.raises(UserError, match="has no equivalent in Hugging Face"):
+        hf_layout.family(case(**{**KINDS["jetmoe"], **changes}).model)
+
+
 @pytest.mark.parametrize("kind", ["mistral", "llama"])
 def test_a_mistral_is_read_as_it_is(kind, tmp_path):
     """Mistral's architecture without a sliding window, or with one of the whole context."""
@@ -410,10 +442,16 @@ PUBLISHED = {
         "moe_intermediate_size": 768, "num_hidden_layers": 48, "vocab_size": 151_936,
         "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, **RMS,
     },
+    8_522_237_952: {
+        "model_type": "jetmoe", "hidden_size": 2048, "num_attention_heads": 32,
+        "num_key_value_heads": 16, "kv_channels": 128, "intermediate_size": 5632,
+        "num_hidden_layers": 24, "vocab_size": 32_000, "num_local_experts": 8,
+        "num_experts_per_tok": 2, **RMS,
+    },
 }  # fmt: skip
 """Parameters of GPT-2, Gemma 2 2B and 9B, Gemma 3 1B, OLMo 2 7B, Mistral 7B, Command R+, Mixtral
-8x7B and Qwen 3 30B-A3B, as the
-model hub shows them -> their config.json."""
+8x7B and Qwen 3 30B-A3B, as the model hub shows them, and of JetMoE 8B (arXiv 2404.07413, table 1,
+with norms and biases) -> their config.json."""
 
 
 @pytest.mark.parametrize(("count", "hf_config"), PUBLISHED.items())

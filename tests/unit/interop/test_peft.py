@@ -9,7 +9,7 @@ import pytest
 from adapter_cases import adapter_run, config_of, params_of, rewrite
 from helpers import error, flat, host_params
 
-from paxlike.config import AdaptConfig, UserError
+from paxlike.config import AdaptConfig, ExpertsConfig, UserError
 from paxlike.interop.adapted_runs import merge
 from paxlike.interop.hf import to_hf
 from paxlike.interop.peft import export, load
@@ -36,6 +36,10 @@ FAMILIES = {
         "embedding_scale": 32**0.5, "query_scale": 0.25, "sliding_window": 5, "kv_heads": 2,
         "layers": 3, "pattern": ("serial_local", "serial"), "logit_scale": 1.0,
     },
+    "jetmoe": {
+        "block": "serial_expert_heads", "norm": "rms", "kv_heads": 8, "d_ff": 24,
+        "experts": ExpertsConfig(4, 2, 24, output_bias=True), "logit_scale": 1.0,
+    },
 }  # fmt: skip
 
 
@@ -47,6 +51,7 @@ FAMILIES = {
         (FAMILIES["gpt_neox"], AdaptConfig("lora", 2, 3.0, True, targets=("wq", "wv", "wup"))),
         (FAMILIES["gpt2"], AdaptConfig("lora", 2, 3.0, targets=("wq", "wk", "wo", "wup"))),
         (FAMILIES["gemma2"], AdaptConfig("lora", 2, 3.0)),
+        (FAMILIES["jetmoe"], AdaptConfig("lora", 2, 3.0, targets=("wk", "wv"))),
     ],
     ids=FAMILIES,
 )

@@ -33,7 +33,7 @@ ALL = {
     kind: KINDS[kind]
     for kind in (
         "command r, norms of heads", "llama 3.1", "mistral, a window", "gemma 3", "olmo 2",
-        "pythia", "gpt-2",
+        "pythia", "gpt-2", "jetmoe",
     )
 }  # fmt: skip
 ALL["qwen 3, two periods"] = {**KINDS["qwen 3, windows"], "layers": 5}

@@ -14,6 +14,7 @@ from paxlike.config import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,
+    ExpertsConfig,
     LogConfig,
     OptimConfig,
     TrainConfig,
@@ -255,6 +256,10 @@ def test_checkpoints_that_do_not_fit(change, message, store, tmp_path):
         ({"block": "serial", "norm": "rms", "norm_placement": "after"}, "no norm_placement after"),
         ({"block": "serial_local", "sliding_window": 4}, "no block serial_local"),
         ({"qk_norm": "head"}, "no qk_norm head"),
+        (
+            {"block": "serial_expert_heads", "experts": ExpertsConfig(4)},
+            "no block serial_expert_heads",
+        ),
         ({"logit_scale": 1.0}, r"no logit_scale 1\.0"),
         ({"attention_softcap": 30.0}, r"no attention_softcap 30\.0"),
         ({"learned_positions": 64}, "no learned_positions 64"),

@@ -73,6 +73,11 @@ ARCHITECTURES = {
             5, 3, 16, 2, "sigmoid", scaling=2.5, balance_loss=0.5, z_loss=0.1, bias_step=0.1
         ),
     },
+    "expert-heads": {
+        "block": "serial_expert_heads", "norm": "rms", "heads": 4, "kv_heads": 2,
+        "experts": ExpertsConfig(3, 2, 24, balance_loss=0.5, z_loss=0.1, output_bias=True),
+        "segments": True,
+    },
     "unnormalized-experts": {
         "block": "serial_experts_local", "sliding_window": 5, "norm": "rms",
         "norm_placement": "both",

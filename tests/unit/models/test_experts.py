@@ -103,11 +103,12 @@ def test_chosen_experts_equal_all_experts(mesh, transport, adversarial):
     errors = {name: error(g, flat(expected)[name]) for name, g in flat(gradients).items()}
     assert max(errors.values()) < 5e-6, errors
     np.testing.assert_array_equal(
-        found["expert_load"]["blocks"], expected_found["expert_load"]["blocks"]
+        found["expert_load"]["blocks", "experts"],
+        expected_found["expert_load"]["blocks", "experts"],
     )
-    assert (found["expert_load"]["blocks"].sum(-1) == 2 * 16 * 16).all()
+    assert (found["expert_load"]["blocks", "experts"].sum(-1) == 2 * 16 * 16).all()
     if adversarial:
-        assert found["expert_load"]["blocks"].tolist() == [[256, 0, 0, 256]] * 2
+        assert found["expert_load"]["blocks", "experts"].tolist() == [[256, 0, 0, 256]] * 2
         for name in ("wgate_EDM", "wup_EDM", "wdown_EMD"):
             assert not gradients["blocks"][name][:, 1:3].any(), name
             assert np.linalg.norm(gradients["blocks"][name][:, 3]) > 1e-3, name

@@ -75,6 +75,26 @@ def test_mixtral_counts():
     assert shown["flops_per_token"]["model"]["palm"]["total"] == 6 * n + attention
 
 
+def test_jetmoe_counts():
+    """8.522 B parameters, of which a token uses 2.331 B (arXiv 2404.07413, table 1: 8 B and 2 B),
+    from the dimensions of the table. Norms and biases are not in these."""
+    model, D = CONFIGS["jetmoe_8b"].model, 2048
+    heads, kv, network, routers = 2 * D * D, 2 * D * D, 3 * D * 5632, 2 * 8 * D
+    assert (heads * 8, kv, network * 8, routers) == (67_108_864, 8_388_608, 276_824_064, 32_768)
+    vectors = (2 + 2) * 24 * D + D  # norms and biases of both mixtures, and the last norm
+    embedding = 32_000 * D
+    total = embedding + 24 * (8 * heads + kv + 8 * network + routers)
+    active = embedding + 24 * (2 * heads + kv + 2 * network + routers)
+    assert (total, active) == (8_522_039_296, 2_331_246_592)
+    assert parameter_count(model) == total + vectors
+    assert active_parameter_count(model) == active + vectors
+    shown = as_dict(CONFIGS["jetmoe_8b"])
+    assert shown["parameters"]["active"] == active + vectors
+    # Tied, so the embedding multiplies. A token's two experts attend with 16 heads of 128 each.
+    n, attention = active + vectors, 12 * 24 * (2 * 16) * 128 * 4096
+    assert shown["flops_per_token"]["model"]["palm"]["total"] == 6 * n + attention
+
+
 def test_experts_have_no_energy_table():
     with pytest.raises(UserError, match="no energy table for a mixture of experts"):
         as_dict(CONFIGS["mixtral_8x7b"], energy=True)

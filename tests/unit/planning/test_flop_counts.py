@@ -71,6 +71,29 @@ SHAPE = {
             "block": "parallel_experts",
             "experts": ExpertsConfig(8, 3, 16),
         },
+        {
+            "remat": "full",
+            "block": "serial_expert_heads",
+            "kv_heads": 2,
+            "experts": ExpertsConfig(4, 2, 48, 1, output_bias=True),
+        },
+        {
+            "remat": "attention",
+            "pattern": ("serial", "parallel_expert_heads"),
+            "attention": "blocked",
+            "experts": ExpertsConfig(8, 3, 16),
+        },
+        {
+            "remat": "dots",
+            "block": "serial_expert_heads",
+            "norm_placement": "both",
+            "experts": ExpertsConfig(4, 2, 16),
+        },
+        {
+            "remat": "none",
+            "block": "parallel_two_norms_expert_heads",
+            "experts": ExpertsConfig(4, 2, 16),
+        },
     ],
     ids=lambda value: "-".join(map(str, value.values())),
 )
@@ -154,6 +177,11 @@ def test_command_line(monkeypatch, capsys):
 
 
 REFT = AdaptConfig("reft", 4, form="direft", tied=False)
+EXPERT_HEADS = {
+    "block": "serial_expert_heads",
+    "kv_heads": 2,
+    "experts": ExpertsConfig(4, 2, 48, 1, output_bias=True),
+}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +205,16 @@ REFT = AdaptConfig("reft", 4, form="direft", tied=False)
         (AdaptConfig("reft", 4, positions="f2"), {"remat": "attention", "kv_heads": 2}),
         (REFT, {"remat": "full", "block": "serial"}),
         (dataclasses.replace(REFT, form="loreft", layers=(1, 2)), {"remat": "dots"}),
+        (AdaptConfig("lora", 4, targets=("wk", "wv")), {"remat": "full", **EXPERT_HEADS}),
+        (AdaptConfig("lora", 4), {"remat": "attention", **EXPERT_HEADS}),
+        (
+            AdaptConfig("lora", 4, targets=("wk",)),
+            {"remat": "full", **EXPERT_HEADS, "block": "parallel_expert_heads"},
+        ),
+        (AdaptConfig("prefix", prefix_length=8, prefix_hidden=32), EXPERT_HEADS),
+        (AdaptConfig(train=("expert-heads",)), {"remat": "dots", **EXPERT_HEADS}),
+        (AdaptConfig("singular", targets=("wv",)), {"remat": "full", **EXPERT_HEADS}),
+        (REFT, {"remat": "dots", **EXPERT_HEADS}),
     ],
     ids=[
         "lora",
@@ -189,6 +227,13 @@ REFT = AdaptConfig("reft", 4, form="direft", tied=False)
         "loreft",
         "direft",
         "loreft-of-two-layers",
+        "lora-keys-and-values-of-expert-heads",
+        "lora-with-expert-heads",
+        "lora-keys-of-parallel-expert-heads",
+        "prefix-of-expert-heads",
+        "whole-expert-heads",
+        "singular-of-expert-heads",
+        "direft-of-expert-heads",
     ],
 )
 def test_frozen_weights_have_no_gradient_to_the_last_flop(adapt, changes):

@@ -106,6 +106,24 @@ def test_a_run_resumes_on_another_number_of_expert_shards(with_experts, tmp_path
 
 
 def test_a_resumed_run_is_bitwise_the_same(with_experts, tmp_path):
+    check_resuming(with_experts, tmp_path)
+
+
+def test_a_resumed_run_with_expert_heads_is_bitwise_the_same(with_experts, tmp_path):
+    """Metrics have both routers of the second layer, of which each takes every choice."""
+    pattern = ("serial", "serial_expert_heads")
+    experts = ExpertsConfig(4, 2, 32, output_bias=True)
+    model = dataclasses.replace(with_experts.model, pattern=pattern, experts=experts)
+    lines = check_resuming(dataclasses.replace(with_experts, model=model), tmp_path)
+    for line in lines:
+        loads = line["expert_load/0"], line["heads_expert_load/0"]
+        assert 1 <= min(loads) and line["expert_load"] == max(loads) <= 4
+        assert 0 < line["heads_router_entropy/0"] <= np.log(4) + 1e-6
+        assert line["dropped_choices"] == 0 and "heads_expert_load/1" not in line
+
+
+def check_resuming(with_experts, tmp_path):
+    """Returns the lines of metrics of train steps."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def run(name, *stops):
@@ -117,9 +135,11 @@ def test_a_resumed_run_is_bitwise_the_same(with_experts, tmp_path):
     (whole, evaluation), (resumed, again) = run("whole", 4), run("resumed", 2, 4)
     assert evaluation == again
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-    lines = map(json.loads, (tmp_path / "whole/metrics.jsonl").read_text().splitlines())
-    assert all("expert_load/0" in line for line in lines if "loss" in line and "event" not in line)
+    read = map(json.loads, (tmp_path / "whole/metrics.jsonl").read_text().splitlines())
+    lines = [line for line in read if "loss" in line and "event" not in line]
+    assert lines and all("expert_load/0" in line for line in lines)
     events = EventAccumulator(str(tmp_path / "whole" / "tensorboard"))
     events.Reload()
     tags = {"expert_load", "router_entropy/0", "balance_loss", "dropped_choices"}
     assert tags <= set(events.Tags()["scalars"])
+    return lines
