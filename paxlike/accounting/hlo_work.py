@@ -123,7 +123,8 @@ class WorkReader:
             for visit in walk(Module(self.module.computations, inner)):
                 counted = count_one(visit.computation, visit.instruction)
                 if counted:
-                    total += (counted[1] or 0) * visit.times
+                    inside = flops_of_all(visit.instruction.op_name, counted[1] or 0)
+                    total += inside * visit.times
                     kernel |= counted[0] == "attention kernel"
         return total, kernel
 

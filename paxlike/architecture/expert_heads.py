@@ -45,19 +45,23 @@ class ExpertHeads:
 
     def activations(self, model: ModelConfig, sizes: ActivationSizes) -> tuple[Activation, ...]:
         shards, b, k = sizes.model_shards, sizes.bytes, model.experts.top_k
-        heads = k * model.heads * model.head_dim // shards
-        kv = model.kv_heads * model.head_dim // (shards if model.kv_heads >= shards else 1)
         rows = rows_of_buffer(model.experts, sizes.expert_shards)
-        # Of the tokens of all expert shards.
+        one = model.heads * model.head_dim // shards
+        heads = k * one
+        # Of the tokens, and of the attention output of the choices, of all expert shards.
         gathered = sizes.expert_shards if sizes.expert_shards > 1 else 0
-        of_rows = b * rows * heads // k
+        kv = model.kv_heads * model.head_dim // (shards if model.kv_heads >= shards else 1)
         found = [
             Activation("heads router", 4 * 3 * model.experts.count, PROJECTION),
             Activation("rows of the experts of heads", b * (rows + gathered) * model.d_model, None),
             Activation("q, k, v", b * (heads + 2 * kv), PROJECTION),
             Activation("attention output", b * heads, ATTENTION),
             # Also without the router's weights, whose gradient reads them.
-            Activation("rows of the attention output", (1 if sizes.fused else 2) * of_rows, None),
+            Activation(
+                "rows of the attention output",
+                b * ((1 if sizes.fused else 2) * rows + gathered * k) * one,
+                None,
+            ),
         ]
         if sizes.scores_kept:
             scores = sizes.sequence_length * k * model.heads // shards

@@ -42,7 +42,8 @@ def _queries(w, y_BTD: Stream, context: Context) -> tuple[Array, _Made]:
     routes = choose(logits_TE, None, c.experts)
     moved = transport(routes, n.transport, n.ring)
     how = moved.routes.sizes_E, n.experts, moved.mean_rows
-    choices = moved.choices(grouped(moved.rows(y_BTD), _matrices(w.wq_EDNH, 1), *how))
+    rows = grouped(moved.rows(y_BTD), _matrices(w.wq_EDNH, 1), *how)
+    choices = moved.choices(rows)
     B, T, _ = y_BTD.shard_BTD.shape
     q_BTJKGH = choices.reshape(B, T, c.experts.top_k, _own_kv_heads(c), -1, c.head_dim)
     q_BTNH = q_BTJKGH.swapaxes(2, 3).reshape(B, T, -1, c.head_dim)
@@ -50,12 +51,12 @@ def _queries(w, y_BTD: Stream, context: Context) -> tuple[Array, _Made]:
 
 
 def _output(w, o_BTNH: Array, made: _Made, context: Context) -> tuple[Array, Cache]:
-    c, n, moved = context.config, context.numerics, made.moved
+    c, moved = context.config, made.moved
     B, T, _, H = o_BTNH.shape
     o_BTKJGH = o_BTNH.reshape(B, T, _own_kv_heads(c), c.experts.top_k, -1, H)
     choices = o_BTKJGH.swapaxes(2, 3).reshape(B * T * c.experts.top_k, -1)
     rows = moved.rows_of_choices(choices) * weights_of_rows(moved.routes)[:, None]
-    how = moved.routes.sizes_E, n.experts, moved.mean_rows
+    how = moved.routes.sizes_E, context.numerics.experts, moved.mean_rows
     y_CD = grouped(rows.astype(o_BTNH.dtype), _matrices(w.wo_ENHD, 2), *how)
     partial: Any = moved.stream(y_CD, made.y_BTD)
     if c.experts.output_bias:

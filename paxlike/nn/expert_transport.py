@@ -56,12 +56,11 @@ class Transport(Protocol):
         ...
 
     def choices(self, rows: Array) -> Array:
-        """What the experts of this device's tokens made: from rows [C, ...] to choices [T J, ...],
-        of which token t has t J and the following."""
+        """What this device's choices (token * J + number) have in the rows: [T J, ...]."""
         ...
 
     def rows_of_choices(self, choices: Array) -> Array:
-        """The inverse of `choices`."""
+        """The inverse of `choices`: [C, ...]."""
         ...
 
 
@@ -106,7 +105,6 @@ class Gathered:
         return Summed(scatter(sums_TD, "expert", 0).reshape(y_BTD.shard_BTD.shape))
 
     def choices(self, rows: Array) -> Array:
-        # A choice has a row on one device, and is 0 on the others.
         return scatter(in_order_of_choices(rows, self.routes), "expert", 0)
 
     def rows_of_choices(self, choices: Array) -> Array:
@@ -122,20 +120,22 @@ class Sent:
         self._sizes = self.mean_rows, self.routes.order_C.size
 
     def rows(self, y_BTD: Stream) -> Array:
-        sorted_CD = to_rows(_flat(whole_tokens(y_BTD, self._ring)), self._given)
-        return exchanged(self._sizes, sorted_CD, self._there, self._back)
+        return self._sent(to_rows(_flat(whole_tokens(y_BTD, self._ring)), self._given))
 
     def stream(self, y_CD: Array, y_BTD: Stream) -> Array | Partial:
-        sorted_CD = exchanged(self._sizes[::-1], y_CD, self._back, self._there)
-        return _partial(to_tokens(sorted_CD, self._given), y_BTD, self._ring)
+        return _partial(to_tokens(self._returned(y_CD), self._given), y_BTD, self._ring)
 
     def choices(self, rows: Array) -> Array:
-        sorted_rows = exchanged(self._sizes[::-1], rows, self._back, self._there)
-        return in_order_of_choices(sorted_rows, self._given)
+        return in_order_of_choices(self._returned(rows), self._given)
 
     def rows_of_choices(self, choices: Array) -> Array:
-        sorted_rows = in_order_of_rows(choices, self._given)
-        return exchanged(self._sizes, sorted_rows, self._there, self._back)
+        return self._sent(in_order_of_rows(choices, self._given))
+
+    def _sent(self, x: Array) -> Array:
+        return exchanged(self._sizes, x, self._there, self._back)
+
+    def _returned(self, x: Array) -> Array:
+        return exchanged(self._sizes[::-1], x, self._back, self._there)
 
 
 def _own(routes: Routes) -> Routes:

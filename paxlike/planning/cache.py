@@ -15,7 +15,7 @@ from paxlike.parallel.cache_dir import cache_root
 from paxlike.planning.compile import Facts, Lowered, compile_facts
 from paxlike.training.compiler_options import compiler_options, user_flags
 
-FORMAT = 5
+FORMAT = 6
 """Incremented when the analysis of programs changes."""
 
 

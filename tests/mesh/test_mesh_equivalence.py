@@ -17,7 +17,13 @@ from helpers import (
     outside_and_inside,
 )
 
-from paxlike.config import DepthsConfig, ExpertsConfig, PrecisionConfig, RopeScalingConfig
+from paxlike.config import (
+    DepthsConfig,
+    ExpertsConfig,
+    MeshConfig,
+    PrecisionConfig,
+    RopeScalingConfig,
+)
 from paxlike.nn.collectives import gather, total
 from paxlike.training import step
 
@@ -118,22 +124,35 @@ def test_loss_and_gradients_are_those_of_one_device(alone, sizes):
         ("experts", (1, 8, 1)),
         ("experts", (1, 2, 4)),
         ("shared-experts", (2, 2, 2)),
-        ("experts", (1, 1, 2, 2)),
-        ("experts", (1, 2, 1, 4)),
-        ("shared-experts", (2, 1, 2, 2)),
         ("depths", (1, 8, 1)),
         ("depths", (1, 2, 4)),
         ("serial-depths", (1, 1, 8)),
         ("serial-depths", (2, 2, 2)),
         ("expert-heads", (1, 8, 1)),
         ("expert-heads", (1, 2, 4)),
-        ("expert-heads", (1, 1, 2, 2)),
         ("parallel-expert-heads", (1, 2, 4)),
     ],
 )
 def test_options_of_other_families(name, sizes):
     """Scores near a softcap lose digits."""
     check_mesh(one_device(OTHERS[name]), sizes, 2e-5)
+
+
+@pytest.mark.parametrize("transport", ["gather", "all_to_all"])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("experts", (1, 1, 2, 2)),
+        ("experts", (1, 2, 1, 4)),
+        ("shared-experts", (2, 1, 2, 2)),
+        ("expert-heads", (1, 2, 2, 2)),
+        ("expert-heads", (1, 1, 1, 4)),
+    ],
+)
+def test_expert_shards(name, sizes, transport):
+    config, *found = one_device(OTHERS[name])
+    config = dataclasses.replace(config, mesh=MeshConfig(expert_transport=transport))
+    check_mesh((config, *found), sizes, 2e-5)
 
 
 def check_mesh(alone, sizes, tolerance):

@@ -97,7 +97,8 @@ CASES = [
     ("depths", (1, 2, 4), None),
     ("depths", (2, 2, 2), "model"),
     ("expert-heads", (1, 2, 4), None),
-    ("expert-heads", (2, 1, 2, 2), "model"),
+    ("expert-heads", (2, 2, 2), "model"),
+    ("expert-heads", (1, 2, 2, 2), "model"),
 ]
 
 

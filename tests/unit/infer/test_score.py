@@ -9,11 +9,15 @@ from helpers import Batch, device_batch, host_params, mesh_of, model_config, num
 from interop_cases import expected_logits
 from jax import set_mesh
 
-from paxlike.config import QuantConfig, UserError
+from paxlike.config import ExpertsConfig, QuantConfig, UserError
 from paxlike.infer.score import Scorer
 from paxlike.training.step import losses_of
 
-CONFIGS = {"tied": {}, "untied": {"head": "untied", "block": "serial", "norm": "rms"}}
+CONFIGS = {
+    "tied": {},
+    "untied": {"head": "untied", "block": "serial", "norm": "rms"},
+    "experts": {"block": "serial_experts", "norm": "rms", "experts": ExpertsConfig(4, 2, 24)},
+}
 RANDOM = np.random.default_rng(0)
 SEQUENCES = [RANDOM.integers(0, 90, n).tolist() for n in (2, 17, 9, 40, 3)]
 STARTS = [1, 5, 9, 33, 1]
@@ -30,7 +34,12 @@ def expected(config, tokens, start):
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "batch"),
-    [("tied", (1, 1, 1), 2), ("untied", (1, 2, 4), 3), ("tied", (2, 2, 2), 16)],
+    [
+        ("tied", (1, 1, 1), 2),
+        ("untied", (1, 2, 4), 3),
+        ("tied", (2, 2, 2), 16),
+        ("experts", (1, 2, 1, 2), 3),
+    ],
 )
 def test_scores_equal_the_reference(kind, sizes, batch):
     config = model_config(**CONFIGS[kind])

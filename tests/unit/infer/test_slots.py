@@ -32,9 +32,12 @@ def slots_on(*sizes, rows=3, config=CONFIG):
 
 @pytest.mark.parametrize(
     ("sizes", "config"),
-    [((1, 1, 1), CONFIG), ((1, 2, 4), CONFIG), ((1, 1, 1), ROUTED), ((1, 2, 4), ROUTED)],
-    ids=["1x1", "2x4", "routed-1x1", "routed-2x4"],
-)
+    [
+        ((1, 1, 1), CONFIG), ((1, 2, 4), CONFIG), ((1, 2, 2, 2), CONFIG),
+        ((1, 1, 1), ROUTED), ((1, 2, 4), ROUTED),
+    ],
+    ids=["1x1", "2x4", "2x2-expert2", "routed-1x1", "routed-2x4"],
+)  # fmt: skip
 def test_slots_are_admitted_and_freed_independently(sizes, config):
     """Greedy tokens are the reference's most likely ones, with its log-probabilities."""
     mesh, slots = slots_on(*sizes, config=config)
