@@ -127,8 +127,7 @@ def decode(
 
         def replace(dims: str, group: str, old: Array, new: Array) -> Array:
             if "O" in dims:
-                counts = (c[group][depths.NAME]["count"] for c in (caches, found))
-                return _with_routed(old, new, *counts)
+                return _with_routed(old, new, caches[group][depths.NAME]["count"])
             return _updated(dims, old, new, lengths_B)
 
         updated = _each_array(config, replace, caches, found)
@@ -222,12 +221,14 @@ def _updated(dims: str, old: Array, new: Array, lengths_B: Array) -> Array:
     return old.at[:, rows, lengths_B % old.shape[2]].set(new[:, :, 0])
 
 
-def _with_routed(old: Array, new: Array, before_LB: Array, after_LB: Array) -> Array:
-    """Writes a token at the next place of the rows and layers that it was routed in."""
-    layers_L1 = jnp.arange(before_LB.shape[0])[:, None]
-    rows_1B = jnp.arange(before_LB.shape[1])[None]
-    places_LB = jnp.where(after_LB > before_LB, before_LB, old.shape[2])
-    return old.at[layers_L1, rows_1B, places_LB].set(new[:, :, 0], mode="drop")
+def _with_routed(old: Array, new: Array, counts_LB: Array) -> Array:
+    """Writes a token at the next place of each row and layer, if there is one.
+
+    The next routed token overwrites a token that was not routed, before any can attend to it.
+    """
+    layers_L1 = jnp.arange(counts_LB.shape[0])[:, None]
+    rows_1B = jnp.arange(counts_LB.shape[1])[None]
+    return old.at[layers_L1, rows_1B, counts_LB].set(new[:, :, 0], mode="drop")
 
 
 def _logits(model: Decoder, x_BTD: Array, positions_B: Array) -> Array:
