@@ -99,13 +99,13 @@ def test_the_added_branch_is_counted(running_mean):
 
 
 def test_the_added_mesh_axis(monkeypatch):
-    """Loss and gradient on data 2 x model 2 x office 2 are those of one device."""
+    """Loss and gradient on data 2 x model 2 x zone 2 are those of one device."""
     monkeypatch.setattr(axes, "ALPHABET", dict(axes.ALPHABET))
     monkeypatch.setattr(rules, "ALPHABET", axes.ALPHABET)
     monkeypatch.setattr(rules, "WEIGHTS", dict(rules.WEIGHTS))
     monkeypatch.setattr(rules, "MESH_AXES", rules.MESH_AXES)
     guide = run_section("Add a mesh axis")
-    assert rules.MESH_AXES[-1] == "office"
+    assert rules.MESH_AXES[-1] == "zone"
     random = np.random.default_rng(0)
     w, x = (random.standard_normal(s).astype(np.float32) for s in ((4, 8, 6), (10, 8)))
     expected = jax.value_and_grad(lambda w: jnp.square(jnp.einsum("td,odf->tof", x, w)).sum())(w)
@@ -113,8 +113,8 @@ def test_the_added_mesh_axis(monkeypatch):
     names = tuple(axis for axis in rules.MESH_AXES if axis != "expert")
     mesh = Mesh(grid, names, axis_types=(AxisType.Explicit,) * 4)
     with jax.set_mesh(mesh):
-        placed_w = jax.device_put(w, NamedSharding(mesh, P("office", "data", "model")))
+        placed_w = jax.device_put(w, NamedSharding(mesh, P("zone", "data", "model")))
         placed_x = jax.device_put(x, NamedSharding(mesh, P("data", None)))
-        value, gradient = jax.jit(guide["offices_loss"], static_argnums=2)(placed_w, placed_x, mesh)
+        value, gradient = jax.jit(guide["zones_loss"], static_argnums=2)(placed_w, placed_x, mesh)
     assert float(value) == pytest.approx(float(expected[0]), rel=1e-6)
     assert error(gradient, expected[1]) < 1e-6
