@@ -15,6 +15,7 @@ stream. (Where the lowest run of intervened layers is a single layer, the compil
 whole backward pass.) Keeping the rows of R orthonormal takes 4 R^2 D + 2 R^3 per update.
 """
 
+import functools
 import math
 from fractions import Fraction
 from typing import NamedTuple
@@ -34,10 +35,11 @@ from paxlike.accounting.flops import (
 from paxlike.accounting.parameters import KERNELS
 from paxlike.architecture import depths
 from paxlike.architecture.adapters import added_weights, trained_whole
+from paxlike.architecture.branch import Product
 from paxlike.architecture.lora import inputs_outputs, lora_updates
 from paxlike.architecture.reft import interventions
-from paxlike.architecture.remat_policies import KEPT, PROJECTION, STREAM
-from paxlike.architecture.stack import groups, outer_weights
+from paxlike.architecture.remat_policies import ATTENTION, KEPT, PROJECTION, STREAM
+from paxlike.architecture.stack import Group, groups, outer_weights
 from paxlike.config import AdaptConfig, Config, ModelConfig
 
 
@@ -95,21 +97,12 @@ def executed(config: Config, kernel: str = "reference") -> Count:
     terms = [*_once(config, kernel).terms]
     for term in inside_kernel(model, sequence_length, kernel):
         terms.append(_scaled(term, sizes.share))
-    # The gradient of the router's weights reads the outputs of expert heads.
-    reads = ("serial", "expert_heads")
-    read = kernel != "reference" or any(w in kind for w in reads for kind in model.block_kinds)
     kept = KEPT.get(model.remat, ())
     reads_stream = adapt.kind == "reft" and STREAM not in kept
-    needs_values = read or reads_stream or _output_has_gradient(model, adapt)
-    whole = trained_whole(model, adapt)
-    learned = any("/predictor_" in name for name in whole)
-    again = [
-        _scaled(term, sizes.share)
-        for term in recomputed(model, sequence_length, kernel)
-        if (term.name != "depth predictor again" or learned)
-        and (not term.name.endswith("attention values again") or needs_values)
-    ]
-    terms += [*again, *prefix_flops.again_terms(model, adapt, kernel, again)]
+    is_read = functools.partial(_is_read, model, adapt, kernel != "reference" or reads_stream)
+    again = recomputed(model, sequence_length, kernel, is_read)
+    terms += [_scaled(term, sizes.share) for term in again]
+    terms += prefix_flops.again_terms(model, adapt, kernel, is_read)
     if model.remat != "none":
         factors = 0 if STREAM in kept else sizes.into_stream
         factors += 0 if PROJECTION in kept else sizes.factors_in + sizes.into_branches
@@ -180,10 +173,24 @@ def _scaled(term: Term, share: float) -> Term:
     return term._replace(flops=round(term.flops * share))
 
 
-def _output_has_gradient(model: ModelConfig, adapt: AdaptConfig) -> bool:
-    """Whether attention's output is read by a gradient of the weight after it."""
-    names = added_weights(model, adapt).targets | trained_whole(model, adapt)
-    return any(name.endswith(("/wo_NHD", "/wo_ENHD")) for name in names)
+def _is_read(
+    model: ModelConfig, adapt: AdaptConfig, attention_is_read: bool, group: Group, product: Product
+) -> bool:
+    """Whether the backward pass of a partly frozen model reads a product that it recomputes.
+
+    attention_is_read: whether something reads attention's output in all blocks: the kernel, or
+    ReFT.
+    """
+    if product.name == depths.PREDICTOR:
+        return any("/predictor_" in name for name in trained_whole(model, adapt))
+    if product.kept_as != ATTENTION or attention_is_read:
+        return True
+    # Its output is read by a norm after it, or the gradient of a score or of the next weight.
+    block = group.block
+    if block.kind == "serial" or block.routed or block.branches[0].name == "expert_heads":
+        return True
+    changed = added_weights(model, adapt).targets | trained_whole(model, adapt)
+    return bool(changed & {f"{group.name}/wo_NHD", f"{group.name}/wo_ENHD"})
 
 
 def _products_before_stream(model: ModelConfig, sequence_length: int) -> int:

@@ -33,13 +33,14 @@ The branches declare the products (`architecture/`).
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from paxlike.accounting.parameters import active_parameter_count, parameters_by_part, weights
 from paxlike.architecture import depths
 from paxlike.architecture.branch import Product
 from paxlike.architecture.remat_policies import ATTENTION, KEPT
-from paxlike.architecture.stack import groups
+from paxlike.architecture.stack import Group, groups
 from paxlike.config import ModelConfig, UserError
 
 CONVENTIONS = ("palm", "palm_no_embedding", "causal")
@@ -324,10 +325,10 @@ FLASH_KERNELS = ("blocked", "cudnn", "splash")
 """Kernels that save row statistics for the backward pass, under the name of attention's output."""
 
 
-def recomputed(
+def recomputed_products(
     model: ModelConfig, sequence_length: int, kernel: str = "reference"
-) -> tuple[Term, ...]:
-    """Returns the products that `model.remat` recomputes before the backward pass.
+) -> Iterator[tuple[Group, Product]]:
+    """The products that `model.remat` recomputes before the backward pass, each in its group.
 
     A product is recomputed if the backward pass reads its result and the policy does not save it.
     Raises UserError for an unknown kernel.
@@ -335,22 +336,35 @@ def recomputed(
     if kernel not in KERNELS:
         raise UserError(f"unknown attention kernel {kernel!r}. Choose one of {', '.join(KERNELS)}.")
     if model.remat == "none":
-        return ()
+        return
     kept = KEPT[model.remat]
-    found: dict[str, Term] = {}
-    for _, block, layers in groups(model):
-        for product in block.products(model, sequence_length):
+    for group in groups(model):
+        for product in group.block.products(model, sequence_length):
             if not product.needed or product.kept_as in kept:
                 continue
-            flops, formula = layers * product.flops, product.formula
-            if product.is_attention:
-                if product.kept_as is None:  # the scores
-                    # The backward pass of `blocked` computes the scores anyway, and only once.
-                    if kernel == "blocked" or (kernel in FLASH_KERNELS and ATTENTION in kept):
-                        continue
-                flops = _executed(product, flops, sequence_length, kernel)
-                formula = "2LHQS" if kernel == "blocked" else formula
-            name = f"{product.name} again"
-            flops += found[name].flops if name in found else 0
-            found[name] = Term(name, formula, flops)
+            # The backward pass of `blocked` computes the scores anyway, and only once.
+            once = kernel == "blocked" or (kernel in FLASH_KERNELS and ATTENTION in kept)
+            if once and product.is_attention and product.kept_as is None:  # the scores
+                continue
+            yield group, product
+
+
+def recomputed(
+    model: ModelConfig,
+    sequence_length: int,
+    kernel: str = "reference",
+    is_read: Callable[[Group, Product], bool] = lambda group, product: True,
+) -> tuple[Term, ...]:
+    """`recomputed_products` as terms, by name. is_read: whether to count one."""
+    found: dict[str, Term] = {}
+    for group, product in recomputed_products(model, sequence_length, kernel):
+        if not is_read(group, product):
+            continue
+        flops, formula = group.layers * product.flops, product.formula
+        if product.is_attention:
+            flops = _executed(product, flops, sequence_length, kernel)
+            formula = "2LHQS" if kernel == "blocked" else formula
+        name = f"{product.name} again"
+        flops += found[name].flops if name in found else 0
+        found[name] = Term(name, formula, flops)
     return tuple(found.values())

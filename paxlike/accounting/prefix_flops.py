@@ -4,10 +4,11 @@ The network that computes a prefix while it is trained runs once per accumulatio
 share it. Every device repeats it, which is not counted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
-from paxlike.accounting.flops import Term
-from paxlike.architecture.stack import groups
+from paxlike.accounting.flops import Term, recomputed_products
+from paxlike.architecture.branch import Product
+from paxlike.architecture.stack import Group, groups
 from paxlike.config import AdaptConfig, ModelConfig
 
 
@@ -25,11 +26,12 @@ def _products(model: ModelConfig, adapt: AdaptConfig) -> dict[str, int]:
 
 
 def _network(model: ModelConfig, adapt: AdaptConfig) -> int:
-    """FLOPs of the network's products."""
+    """FLOPs of the network's products. Each group of layers computes the hidden units again."""
     if adapt.kind != "prefix" or not adapt.prefix_hidden:
         return 0
     outputs = 2 * model.layers * model.kv_heads * model.head_dim
-    return 2 * adapt.prefix_length * adapt.prefix_hidden * (model.d_model + outputs)
+    inputs = len(groups(model)) * model.d_model
+    return 2 * adapt.prefix_length * adapt.prefix_hidden * (inputs + outputs)
 
 
 def forward_terms(model: ModelConfig, adapt: AdaptConfig, tokens: int) -> tuple[Term, ...]:
@@ -41,19 +43,31 @@ def forward_terms(model: ModelConfig, adapt: AdaptConfig, tokens: int) -> tuple[
 
 
 def training_terms(model: ModelConfig, adapt: AdaptConfig, tokens: int) -> tuple[Term, ...]:
-    """Each product of the forward pass and two gradients."""
-    return tuple(
-        term._replace(flops=3 * term.flops) for term in forward_terms(model, adapt, tokens)
+    """Each product of the forward pass and two gradients. The compiler computes the hidden units of
+    the network once for all groups, and their gradients for each."""
+    attention, network = forward_terms(model, adapt, tokens)
+    once = 2 * adapt.prefix_length * adapt.prefix_hidden * model.d_model
+    shared = (len(groups(model)) - 1) * once * (adapt.kind == "prefix") // tokens
+    return (
+        attention._replace(flops=3 * attention.flops),
+        network._replace(flops=3 * network.flops - shared),
     )
 
 
 def again_terms(
-    model: ModelConfig, adapt: AdaptConfig, kernel: str, recomputed: Iterable[Term]
+    model: ModelConfig,
+    adapt: AdaptConfig,
+    kernel: str,
+    is_read: Callable[[Group, Product], bool],
 ) -> tuple[Term, ...]:
     """What is computed again with the prefix: by the kernel's backward pass, and where attention's
-    products are recomputed."""
-    products = _products(model, adapt)
-    inside = sum(products.values()) // 2 if kernel == "blocked" else 0
-    names = {f"{name} again": flops for name, flops in products.items()}
-    again = sum(names.get(term.name, 0) for term in recomputed)
+    products are recomputed and read (`flops.recomputed`)."""
+    if adapt.kind != "prefix":
+        return ()
+    inside = sum(_products(model, adapt).values()) // 2 if kernel == "blocked" else 0
+    again = sum(
+        group.layers * product.flops * adapt.prefix_length
+        for group, product in recomputed_products(model, 1, kernel)
+        if product.is_attention and is_read(group, product)
+    )
     return (Term("attention to the prefix again", "2LHQP", inside + again),)

@@ -229,6 +229,14 @@ EXPERT_HEADS = {
             },
         ),
         (AdaptConfig("reft", 4, positions="f2"), {"remat": "attention", "kv_heads": 2}),
+        (
+            AdaptConfig("lora", 4, targets=("wq", "wv")),
+            {"remat": "full", "pattern": ("parallel", "serial"), "layers": 4},
+        ),
+        (
+            AdaptConfig("prefix", prefix_length=8, prefix_hidden=32),
+            {"remat": "full", "pattern": ("parallel", "serial"), "layers": 4, "kv_heads": 2},
+        ),
         (AdaptConfig("lora", 4, targets=("all",)), {"remat": "full", **ROUTED}),
         (AdaptConfig(train=("layers",)), {"remat": "attention", "attention": "blocked", **ROUTED}),
         (REFT, {"remat": "full", "block": "serial"}),
@@ -253,6 +261,8 @@ EXPERT_HEADS = {
         "prefix-network",
         "prefix",
         "loreft",
+        "lora-of-a-mixed-pattern",
+        "prefix-of-a-mixed-pattern",
         "lora-routed",
         "layers-routed",
         "direft",
