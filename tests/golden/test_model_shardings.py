@@ -5,17 +5,20 @@ import pytest
 from helpers import flat, numerics_of
 from jax.sharding import AbstractMesh, AxisType
 
-from paxlike.config import ConfigError, load
+from paxlike.config import ConfigError, MeshConfig, load
 from paxlike.models.decoder import init_params
 from paxlike.parallel.mesh import check_sharded
-from paxlike.parallel.rules import MESH_AXES
 from tools import update_goldens as goldens
+
+
+AXES = tuple(MeshConfig(1, 1, 1).axes)
+"""Without expert parallelism."""
 
 
 def traced(name: str, sizes: tuple[int, int, int]) -> dict:
     """Returns shapes and shardings of the parameters, without computing them."""
     config = load(goldens.ROOT / "configs" / f"{name}.py")
-    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+    mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3)
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.eval_shape(lambda: init_params(config.model, numerics_of(config), 0))
 

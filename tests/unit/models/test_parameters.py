@@ -14,6 +14,7 @@ from paxlike.accounting.parameters import (
     stored_parameter_count,
     stored_shapes,
 )
+from paxlike.architecture.stack import groups
 from paxlike.config import Config, ModelConfig, UserError, load
 from paxlike.parallel.axes import sizes, stored_letters
 from paxlike.training.state import abstract_params
@@ -56,8 +57,9 @@ def test_counted_shapes_are_those_of_the_parameters(name):
     counted = dict(stored_shapes(model))
     shapes = made(model)
     assert shapes == counted
-    size = sizes(model)
+    layers = {group.name: group.layers for group in groups(model)}
     for parameter, shape in shapes.items():
+        size = {**sizes(model), "L": layers.get(parameter.partition("/")[0])}
         letters = stored_letters(parameter)
         assert shape == tuple(size[letter] for letter in letters), parameter
 
