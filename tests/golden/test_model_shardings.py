@@ -10,7 +10,6 @@ from paxlike.models.decoder import init_params
 from paxlike.parallel.mesh import check_sharded
 from tools import update_goldens as goldens
 
-
 AXES = tuple(MeshConfig(1, 1, 1).axes)
 """Without expert parallelism."""
 
