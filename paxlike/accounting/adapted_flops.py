@@ -21,17 +21,14 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from paxlike.accounting import prefix_flops
-from paxlike.accounting.flops import (
-    Count,
-    Term,
-    attention_flops,
+from paxlike.accounting.executed_flops import (
     executed_flops,
     flops_by_part,
     inside_kernel,
-    model_flops,
     recomputed,
     skipped_flops,
 )
+from paxlike.accounting.flops import Count, Term, attention_flops, model_flops
 from paxlike.accounting.parameters import KERNELS
 from paxlike.architecture import depths
 from paxlike.architecture.adapters import added_weights, trained_whole

@@ -1,4 +1,4 @@
-"""Computes FLOPs per token from a model config: by published conventions, and as executed.
+"""Computes FLOPs per token from a model config by published conventions.
 
 Notation (as in PaLM): N parameters, E parameters of the embedding, L layers, H query heads, Q head
 dim, T sequence length, V vocabulary, D model width, F feed-forward width. A multiply-add is 2
@@ -15,32 +15,26 @@ FLOPs; only matrix products count.
 N counts the parameters that multiply each token. It includes a tied embedding, which computes the
 logits. It excludes the input embedding of an untied model, which is only looked up, as in
 llm-foundry and MaxText; the untied head is included. Of routed experts, N counts the k that a token
-uses ("active" parameters). Hence E is the tied embedding, and for an
-untied model palm and palm_no_embedding are equal. N includes norm scales, although they multiply no
-matrix (a few millionths), and excludes rows that pad the vocabulary and learned positions. H counts
-the heads of all k experts of a token where attention is a mixture of them (`expert_heads`). In a
-local layer with a window of W < T tokens, T is W in the first two conventions; the causal one
-counts the pairs of a query and a key. Of a routed layer (mixture of depths), N counts the kernels
-times the capacity c, and attention has cT queries and keys.
+uses ("active" parameters). Hence E is the tied embedding, and for an untied model palm and
+palm_no_embedding are equal. N includes norm scales, although they multiply no matrix (a few
+millionths), and excludes rows that pad the vocabulary and learned positions. H counts the heads of
+all k experts of a token where attention is a mixture of them (`expert_heads`). In a local layer
+with a window of W < T tokens, T is W in the first two conventions; the causal one counts the pairs
+of a query and a key. Of a routed layer (mixture of depths), N counts the kernels times the capacity
+c, and attention has cT queries and keys.
 
 **Hardware FLOPs** include recomputation by rematerialization: the numerator of HFU.
-`hardware_flops` follows the paper's statement. `executed_flops` lists what this program runs as
-named terms, starting from the palm convention. Its total equals the count in the compiled program
-(`hlo_matmuls`), including padding and kernels. S is the mean number of keys per query if attention
-runs in blocks of queries (`query_blocks`).
+`hardware_flops` follows the paper's statement; `executed_flops.py` counts what this program runs.
 
 The branches declare the products (`architecture/`).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from paxlike.accounting.parameters import active_parameter_count, parameters_by_part, weights
-from paxlike.architecture import depths
+from paxlike.accounting.parameters import active_parameter_count, parameters_by_part
 from paxlike.architecture.branch import Product
-from paxlike.architecture.remat_policies import ATTENTION, KEPT
-from paxlike.architecture.stack import Group, groups
+from paxlike.architecture.stack import groups
 from paxlike.config import ModelConfig, UserError
 
 CONVENTIONS = ("palm", "palm_no_embedding", "causal")
@@ -111,23 +105,6 @@ def causal_attention_flops(model: ModelConfig, sequence_length: int) -> int:
     return total // 2
 
 
-def flops_by_part(
-    model: ModelConfig, sequence_length: int, kernel: str = "reference"
-) -> dict[str, int]:
-    """Returns executed training FLOPs per token by part of the model, and what is recomputed."""
-    parts: dict[str, int] = {}
-    for product, flops in products(model, sequence_length).values():
-        if product.is_attention:
-            flops = _executed(product, flops, sequence_length, kernel)
-        times = 3 if product.input_gradient else 2
-        parts[product.part] = parts.get(product.part, 0) + times * flops
-    inside = sum(term.flops for term in inside_kernel(model, sequence_length, kernel))
-    parts["attention products"] += inside
-    parts["logits"] = 6 * model.d_model * model.vocab_rows
-    again = sum(term.flops for term in recomputed(model, sequence_length, kernel))
-    return {**parts, "computed again": again}
-
-
 # ---- conventions ---------------------------------------------------------------------------------
 
 
@@ -163,7 +140,7 @@ def hardware_flops(model: ModelConfig, sequence_length: int, convention: str = "
 
     Policies attention and dots recompute attention's forward pass, 4LHQT. palm also recomputes 75 %
     of the other forward FLOPs, 0.75·2N. full recomputes the whole forward pass, 2N + 4LHQT, the
-    usual statement for it. See `executed_flops` for what this program recomputes.
+    usual statement for it. See `executed_flops.py` for what this program recomputes.
     """
     n, attention = counted_parameters(model), 2 * attention_flops(model, sequence_length)
     again: tuple[Term, ...] = {
@@ -176,195 +153,3 @@ def hardware_flops(model: ModelConfig, sequence_length: int, convention: str = "
         f"{convention} + remat {model.remat}",
         model_flops(model, sequence_length, convention).terms + again,
     )
-
-
-MAX_QUERY_BLOCKS, MIN_BLOCK_QUERIES = 8, 128
-"""Blocks of `nn/blocked.py`: at most 8, of at least 128 queries (except for the last block)."""
-
-
-class KeyBlock(NamedTuple):
-    """A block of queries, and the keys that it attends to."""
-
-    queries: slice
-    keys: slice
-
-
-def query_blocks(sequence_length: int, window: int = 0) -> list[KeyBlock]:
-    """Returns the blocks of queries. Keys end with the block and begin with the window of its first
-    query (0: no window).
-    """
-    size = max(MIN_BLOCK_QUERIES, -(-sequence_length // MAX_QUERY_BLOCKS))
-    blocks = []
-    for begin in range(0, sequence_length, size):
-        end = min(begin + size, sequence_length)
-        first = max(0, begin - window + 1) if window else 0
-        blocks.append(KeyBlock(slice(begin, end), slice(first, end)))
-    return blocks
-
-
-# ---- as executed ---------------------------------------------------------------------------------
-
-KERNELS = ("reference", "blocked", "xla", "cudnn", "splash")
-
-
-def executed_flops(model: ModelConfig, sequence_length: int, kernel: str = "reference") -> Count:
-    """Returns the FLOPs per token that a training step of this program executes.
-
-    The terms are those of the palm convention, plus one for every difference from it. kernel: the
-    attention implementation (`model.attention`, resolved for the platform). Its products are
-    counted as full squares, although splash and cuDNN skip about half of each under a causal mask;
-    they skip keys outside of a window, too, which are not counted.
-    What `blocked` skips is known exactly and has a term.
-    """
-    without = sum(
-        flops for p, flops in products(model, sequence_length).values() if not p.input_gradient
-    )
-    terms = (
-        *needed_flops(model, sequence_length, kernel).terms,
-        Term("predictors' inputs have no gradient", "-2LDX", -without),
-        *inside_kernel(model, sequence_length, kernel),
-        *recomputed(model, sequence_length, kernel),
-    )
-    return Count(
-        f"executed, {kernel} attention, remat {model.remat}",
-        tuple(term for term in terms if term.flops),
-    )
-
-
-def needed_flops(model: ModelConfig, sequence_length: int, kernel: str = "reference") -> Count:
-    """Returns `executed_flops` without recomputation: each forward product and two gradients."""
-    parts = parameters_by_part(model)
-    padding = model.d_model * (model.vocab_rows - model.vocab_size)
-    difference = skipped_flops(model, sequence_length, kernel)
-    keys = "keys outside of a window" if difference > 0 else "keys after a block of queries"
-    terms = (
-        *model_flops(model, sequence_length).terms,
-        Term("norm scales multiply no matrix", "-6 N_norms", -6 * parts["norms"]),
-        Term("biases multiply no matrix", "-6 N_biases", -6 * parts.get("biases", 0)),
-        Term("rows that pad the vocabulary", "6D·V_padding", 6 * padding),
-        Term(keys, "12LHQ(S - T)", 6 * difference),
-        *_routed_terms(model, sequence_length),
-    )
-    return Count(f"once, {kernel} attention", tuple(term for term in terms if term.flops))
-
-
-def _routed_terms(model: ModelConfig, sequence_length: int) -> tuple[Term, ...]:
-    """What the conventions count differently in routed layers, of which C tokens are selected."""
-    T, C = sequence_length, model.depths.tokens(sequence_length)
-    layers = sum(n for _, block, n in groups(model) if block.routed)
-    shared = [w for w in weights(model) if w.share != 1]
-    rounded = sum(w.count * C // T - w.active_count for w in shared)
-    vectors = layers * depths.vectors(model)
-    return (
-        Term("vectors of routers multiply no matrix", "-6 N_vectors", -6 * vectors),
-        Term("whole tokens in routed layers", "6 N_routed(C/T - c)", 6 * rounded),
-    )
-
-
-def skipped_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
-    """Returns 2LHQ(S - T): what an attention kernel adds to one product of the conventions.
-
-    Negative for keys that it leaves out, positive for those outside of a window.
-    """
-    computed = _attention_product_flops(model, sequence_length, kernel)
-    return computed - attention_flops(model, sequence_length)
-
-
-def _attention_product_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
-    """Returns 2LHQS, the FLOPs per token of one attention product. S: mean keys per query."""
-    found = products(model, sequence_length).values()
-    both = (_executed(p, f, sequence_length, kernel) for p, f in found if p.is_attention)
-    return sum(both) // 2
-
-
-def _executed(product: Product, flops: int, sequence_length: int, kernel: str) -> int:
-    """The FLOPs per token that the kernel executes of an attention product, of which the
-    conventions count `flops`.
-    """
-    queries, keys = product.length(sequence_length), product.keys(sequence_length)
-    if kernel in ("cudnn", "splash"):
-        return flops
-    if kernel != "blocked":
-        return flops // keys * queries
-    blocks = query_blocks(queries, product.window)
-    pairs = sum((q.stop - q.start) * (k.stop - k.start) for q, k in blocks)
-    return flops // keys * pairs // queries
-
-
-def inside_kernel(model: ModelConfig, sequence_length: int, kernel: str) -> tuple[Term, ...]:
-    """Returns the products that a flash kernel's backward pass repeats.
-
-    It recomputes the scores instead of saving them (Dao et al., arXiv 2205.14135).
-    """
-    product = _attention_product_flops(model, sequence_length, kernel)
-    if kernel == "blocked":
-        return (Term("the blocks' backward: scores again", "2LHQS", product),)
-    if kernel == "cudnn":
-        return (Term("cuDNN's backward: scores again", "2LHQT", product),)
-    if kernel == "splash":
-        return (
-            Term(
-                "splash's two backward kernels: scores twice, their gradient once again",
-                "6LHQT",
-                3 * product,
-            ),
-        )
-    return ()
-
-
-def attention_kernel_flops(model: ModelConfig, sequence_length: int, kernel: str) -> int:
-    """Returns FLOPs per token of an attention kernel: forward, backward, and recomputed."""
-    attention = (p for p, _ in products(model, sequence_length).values() if p.is_attention)
-    names = tuple(f"{product.name} again" for product in attention)
-    again = (t for t in recomputed(model, sequence_length, kernel) if t.name in names)
-    extra = (*inside_kernel(model, sequence_length, kernel), *again)
-    return 6 * attention_flops(model, sequence_length) + sum(term.flops for term in extra)
-
-
-FLASH_KERNELS = ("blocked", "cudnn", "splash")
-"""Kernels that save row statistics for the backward pass, under the name of attention's output."""
-
-
-def recomputed_products(
-    model: ModelConfig, sequence_length: int, kernel: str = "reference"
-) -> Iterator[tuple[Group, Product]]:
-    """The products that `model.remat` recomputes before the backward pass, each in its group.
-
-    A product is recomputed if the backward pass reads its result and the policy does not save it.
-    Raises UserError for an unknown kernel.
-    """
-    if kernel not in KERNELS:
-        raise UserError(f"unknown attention kernel {kernel!r}. Choose one of {', '.join(KERNELS)}.")
-    if model.remat == "none":
-        return
-    kept = KEPT[model.remat]
-    for group in groups(model):
-        for product in group.block.products(model, sequence_length):
-            if not product.needed or product.kept_as in kept:
-                continue
-            # The backward pass of `blocked` computes the scores anyway, and only once.
-            once = kernel == "blocked" or (kernel in FLASH_KERNELS and ATTENTION in kept)
-            if once and product.is_attention and product.kept_as is None:  # the scores
-                continue
-            yield group, product
-
-
-def recomputed(
-    model: ModelConfig,
-    sequence_length: int,
-    kernel: str = "reference",
-    is_read: Callable[[Group, Product], bool] = lambda group, product: True,
-) -> tuple[Term, ...]:
-    """`recomputed_products` as terms, by name. is_read: whether to count one."""
-    found: dict[str, Term] = {}
-    for group, product in recomputed_products(model, sequence_length, kernel):
-        if not is_read(group, product):
-            continue
-        flops, formula = group.layers * product.flops, product.formula
-        if product.is_attention:
-            flops = _executed(product, flops, sequence_length, kernel)
-            formula = "2LHQS" if kernel == "blocked" else formula
-        name = f"{product.name} again"
-        flops += found[name].flops if name in found else 0
-        found[name] = Term(name, formula, flops)
-    return tuple(found.values())

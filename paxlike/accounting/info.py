@@ -11,12 +11,7 @@ from paxlike.accounting.adapted_flops import by_part, executed, training_flops
 from paxlike.accounting.adapted_parameters import trained_count
 from paxlike.accounting.energy import PICOJOULES, PRECISIONS, forward_energy
 from paxlike.accounting.flop_counts import FlopComparison, table_rows
-from paxlike.accounting.flops import (
-    CONVENTIONS,
-    Count,
-    hardware_flops,
-    model_flops,
-)
+from paxlike.accounting.flops import CONVENTIONS, Count, hardware_flops, model_flops
 from paxlike.accounting.memory import memory_estimate
 from paxlike.accounting.parameters import (
     active_parameter_count,

@@ -6,7 +6,8 @@ share it. Every device repeats it, which is not counted.
 
 from collections.abc import Callable
 
-from paxlike.accounting.flops import Term, recomputed_products
+from paxlike.accounting.executed_flops import recomputed_products
+from paxlike.accounting.flops import Term
 from paxlike.architecture.branch import Product
 from paxlike.architecture.stack import Group, groups
 from paxlike.config import AdaptConfig, ModelConfig

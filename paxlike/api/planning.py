@@ -4,13 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from paxlike.accounting.flops import (
-    Count,
-    flops_by_part,
-    forward_flops,
-    hardware_flops,
-    model_flops,
-)
+from paxlike.accounting.executed_flops import flops_by_part
+from paxlike.accounting.flops import Count, forward_flops, hardware_flops, model_flops
 from paxlike.accounting.parameters import parameter_count
 from paxlike.config import Config, load
 

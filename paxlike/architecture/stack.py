@@ -4,6 +4,7 @@
     parallel_two_norms  the same, with a norm for each branch            (GPT-NeoX)
     serial              x = x + attention(norm(x)); x + feed_forward(norm(x))
     …_experts           the same, with a mixture of experts for the feed-forward
+    …_expert_heads      the same, with mixtures of experts for feed-forward and attention
     …_local             the same, with attention in a sliding window
     …_routed            the same, for some of the tokens (mixture of depths; in patterns only)
 

@@ -137,7 +137,7 @@ def _multiply(static: tuple, normed: Array, ints: Array, scale: Array, weight) -
 def _forward(static, *inputs):
     normed, ints, scale, weight = map(differentiated, inputs)
     values = normed.value, ints.value, scale.value, weight.value
-    kept = (ints.value, scale.value) if weight.asked else None
+    kept = (ints.value, scale.value) if weight.needs_gradient else None
     return _multiply(static, *values), (kept, weight.value)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from paxlike.accounting.flops import KeyBlock, query_blocks
+from paxlike.accounting.query_blocks import KeyBlock, query_blocks
 from paxlike.nn import remat
 
 Array = jax.Array

@@ -1,12 +1,11 @@
-"""For custom gradients: which inputs are differentiated, so that no other gradient is computed.
+"""Tells a custom gradient which of its inputs need a gradient, so that it computes no other.
 
-A frozen weight has no gradient. The product that would compute it is left out, and inputs that only
-this product reads are not saved. With `defvjp(..., symbolic_zeros=True)`, JAX tells the forward
-function of a custom gradient which of its inputs are differentiated:
+A frozen weight needs none: its gradient's product is not computed, and the inputs of that product
+are not saved. With `defvjp(..., symbolic_zeros=True)`, JAX passes this to the forward function:
 
     def forward(static, x, w):
         x, w = differentiated(x), differentiated(w)
-        ... x.value, w.value, w.asked
+        ... x.value, w.value, w.needs_gradient
 """
 
 from typing import Any, NamedTuple
@@ -19,19 +18,19 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 class Input(NamedTuple):
     value: Any
     """An array or a tree of arrays."""
-    asked: bool
-    """Whether its gradient is."""
+    needs_gradient: bool
 
     def kept_for(self, other: "Input") -> Any:
-        """The value if the gradient of `other` is asked for, which reads it; else None."""
-        return self.value if other.asked else None
+        """The value if `other` needs a gradient, which reads this value; otherwise None."""
+        return self.value if other.needs_gradient else None
 
 
 def differentiated(tree: Any) -> Input:
     """An argument of the forward function of a custom gradient with symbolic zeros."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, CustomVJPPrimal))
-    asked = any(leaf.perturbed for leaf in leaves)
-    return Input(jax.tree.unflatten(structure, [leaf.value for leaf in leaves]), asked)
+    needs_gradient = any(leaf.perturbed for leaf in leaves)
+    values = jax.tree.unflatten(structure, [leaf.value for leaf in leaves])
+    return Input(values, needs_gradient)
 
 
 def cotangents(tree: Any) -> Any:

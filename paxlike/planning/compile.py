@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from paxlike.accounting.flops import attention_kernel_flops
+from paxlike.accounting.executed_flops import attention_kernel_flops
 from paxlike.accounting.hlo import parse
 from paxlike.accounting.hlo_collectives import Collective
 from paxlike.accounting.hlo_matmuls import count_matmuls

@@ -1,6 +1,6 @@
 """Counts a train step's FLOPs in three independent ways and compares the results.
 
-1. The formula: arithmetic on the config (`accounting/flops.py`).
+1. The formula: arithmetic on the config (`accounting/executed_flops.py`).
 2. The traced forward pass: every `dot_general` of its jaxpr (`accounting/jaxpr.py`).
 3. The compiled train step: every dot in it, times the iterations of its loops, with recomputation
    (`accounting/hlo_matmuls.py`).
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from paxlike.accounting.adapted_flops import executed, forward_of
+from paxlike.accounting.executed_flops import needed_flops
 from paxlike.accounting.flop_counts import FlopComparison
-from paxlike.accounting.flops import Count, Term, needed_flops
+from paxlike.accounting.flops import Count, Term
 from paxlike.accounting.hlo_matmuls import count_matmuls
 from paxlike.accounting.jaxpr import count_products
 from paxlike.config import Config, MeshConfig, ModelConfig

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from paxlike.accounting.flops import executed_flops
+from paxlike.accounting.executed_flops import executed_flops
 from paxlike.accounting.memory import memory_estimate
 from paxlike.config import Config, ConfigError, UserError
 from paxlike.planning.efficiency import CAUSAL, efficiency

@@ -88,7 +88,7 @@ def _sum_losses(head, x, weight, targets):
 
 def _forward(head, x, weight, targets):
     x, weight, targets = map(differentiated, (x, weight, targets))
-    gradients = ("x", "weight") if weight.asked else ("x",)
+    gradients = ("x", "weight") if weight.needs_gradient else ("x",)
     return _compute(head, x.value, weight.value, targets.value, gradients=gradients)
 
 

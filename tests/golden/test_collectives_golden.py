@@ -7,7 +7,7 @@ import importlib.util
 import jax
 import pytest
 
-from paxlike.accounting.flops import executed_flops
+from paxlike.accounting.executed_flops import executed_flops
 from tools import update_goldens as goldens
 
 pytestmark = [

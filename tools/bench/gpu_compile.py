@@ -9,7 +9,8 @@ import dataclasses
 
 import jax
 
-from paxlike.accounting.flops import executed_flops, model_flops
+from paxlike.accounting.executed_flops import executed_flops
+from paxlike.accounting.flops import model_flops
 from paxlike.accounting.jaxpr import count_products
 from paxlike.accounting.memory import memory_estimate
 from paxlike.config import Config

@@ -23,7 +23,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 
-from paxlike.accounting.flops import executed_flops, model_flops  # noqa: E402
+from paxlike.accounting.executed_flops import executed_flops  # noqa: E402
+from paxlike.accounting.flops import model_flops  # noqa: E402
 from paxlike.accounting.hardware import chip_of_device  # noqa: E402
 from paxlike.accounting.throughput import utilization  # noqa: E402
 from paxlike.config import Config, QuantConfig, UserError  # noqa: E402

@@ -5,13 +5,7 @@ import json
 
 import pytest
 
-from paxlike.accounting.flops import (
-    attention_flops,
-    causal_attention_flops,
-    model_flops,
-    products,
-    query_blocks,
-)
+from paxlike.accounting.flops import attention_flops, causal_attention_flops, model_flops, products
 from paxlike.accounting.history import read_history
 from paxlike.accounting.info import as_dict
 from paxlike.accounting.memory import memory_estimate
@@ -21,6 +15,7 @@ from paxlike.accounting.parameters import (
     stored_shapes,
     weights,
 )
+from paxlike.accounting.query_blocks import query_blocks
 from paxlike.accounting.report.summary import summarize
 from paxlike.accounting.report.table import rows
 from paxlike.config import Config, DepthsConfig, ModelConfig, TrainConfig, UserError

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from paxlike.accounting.flops import executed_flops
+from paxlike.accounting.executed_flops import executed_flops
 from paxlike.accounting.hlo_matmuls import count_matmuls
 from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, PrecisionConfig
 from paxlike.models.decoder import init_params

@@ -5,16 +5,13 @@ import math
 
 import pytest
 
+from paxlike.accounting.executed_flops import KERNELS, executed_flops, flops_by_part, recomputed
 from paxlike.accounting.flops import (
     CONVENTIONS,
-    KERNELS,
     counted_parameters,
-    executed_flops,
-    flops_by_part,
     forward_flops,
     hardware_flops,
     model_flops,
-    recomputed,
 )
 from paxlike.accounting.hardware import chip_named
 from paxlike.accounting.parameters import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import device_batch, host_batch, host_params, mean_loss, mesh_of, place
 
-from paxlike.accounting.flops import executed_flops
+from paxlike.accounting.executed_flops import executed_flops
 from paxlike.accounting.parameters import parameter_count
 from paxlike.nn.numerics import Numerics
 from tools.bench import gpu, gpu_compile, gpu_step

@@ -24,7 +24,7 @@ from helpers import (
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from paxlike.accounting.flops import executed_flops
+from paxlike.accounting.executed_flops import executed_flops
 from paxlike.accounting.hlo_matmuls import count_matmuls
 from paxlike.accounting.parameters import parameters_by_part, stored_parameter_count
 from paxlike.architecture import stack

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paxlike.accounting import flops
+from paxlike.accounting import executed_flops
 from paxlike.accounting.flop_counts import TOLERANCE, FlopComparison
 from paxlike.accounting.flops import Count, Term
 from paxlike.cli import main
@@ -162,7 +162,7 @@ def test_a_term_left_out_of_the_formula_is_a_gap(monkeypatch, forgotten):
         )
 
     for place in ("accounting.adapted_flops.executed_flops", "planning.flop_counts.needed_flops"):
-        honest = getattr(flops, place.rpartition(".")[2])
+        honest = getattr(executed_flops, place.rpartition(".")[2])
         monkeypatch.setattr(f"paxlike.{place}", functools.partial(careless, honest))
     shape = SHAPE | {"vocab_size": 450, "vocab_multiple": 256, "kv_heads": 1}
     config = Config(model=ModelConfig(**shape), data=DataConfig(sequence_length=64))

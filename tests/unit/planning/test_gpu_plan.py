@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from paxlike.accounting.flops import attention_kernel_flops, executed_flops
+from paxlike.accounting.executed_flops import attention_kernel_flops, executed_flops
 from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from paxlike.planning.make_plan import plan
 from paxlike.planning.topology import cluster

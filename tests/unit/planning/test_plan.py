@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from paxlike.accounting.flops import executed_flops
+from paxlike.accounting.executed_flops import executed_flops
 from paxlike.accounting.hlo_collectives import Collective
 from paxlike.config import (
     Config,

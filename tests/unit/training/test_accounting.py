@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from paxlike.accounting.flops import executed_flops, hardware_flops, model_flops
+from paxlike.accounting.executed_flops import executed_flops
+from paxlike.accounting.flops import hardware_flops, model_flops
 from paxlike.accounting.history import read_history
 from paxlike.accounting.memory import memory_estimate
 from paxlike.accounting.report.summary import summarize
