@@ -4,6 +4,7 @@ Functions in `nn/` work on one device's arrays. The wrappers here run them in `o
 shardings of the rules, so that their results and gradients can be compared with plain NumPy.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -145,6 +146,22 @@ def loss_and_gradients(
         step = jax.jit(functools.partial(function, config))
         loss, gradients = step(place(config, params), device_batch(batch))
         return float(loss), jax.device_get(gradients)
+
+
+def step_gradients(
+    config: Config, params: dict, sizes: Sequence[int] = (1, 1, 1), **changes
+) -> tuple[float, tuple[dict, dict]]:
+    """(loss, (statistics of the routers, gradients)) of a train step of two accumulation steps of 8
+    sequences. sizes: of `mesh_of`. changes: of the numerics."""
+    batch = host_batch(config, B=16)
+    numerics = dataclasses.replace(numerics_of(config), **changes)
+    halves = DeviceBatch(*(None if x is None else x.reshape(2, 8, *x.shape[1:]) for x in batch))
+    with jax.set_mesh(mesh_of(*sizes)):
+        step = jax.jit(functools.partial(loss_gradients, config, numerics))
+        tokens = jnp.float32((batch.targets >= 0).sum())
+        parts = jax.tree.map(lambda x: put("ABT", x), halves)
+        gradients, losses = step(place(config, params), parts, tokens)
+        return float(losses.loss), jax.device_get((losses.statistics, gradients))
 
 
 def outside_and_inside(

@@ -61,7 +61,7 @@ def _output(w, o_BTNH: Array, made: _Made, context: Context) -> tuple[Array, Cac
     partial: Any = moved.stream(y_CD, made.y_BTD)
     if c.experts.output_bias:
         partial = add_once(partial, w.expert_heads_bias_D)
-    return partial, statistics(made.logits_TE, made.routes, c.experts)
+    return partial, statistics(made.logits_TE, made.routes, moved.routes, c.experts)
 
 
 def _own_kv_heads(c: ModelConfig) -> int:

@@ -14,7 +14,7 @@ from paxlike.models.feed_forward import ACTIVATIONS
 from paxlike.nn import remat
 from paxlike.nn.collectives import gather, gather_weight
 from paxlike.nn.einsum import Kernel, einsum
-from paxlike.nn.expert_transport import transport
+from paxlike.nn.expert_transport import Transport, transport
 from paxlike.nn.grouped import grouped
 from paxlike.nn.ring import Partial
 from paxlike.nn.routing import Routes, choose, router_logits, statistics, weights_of_rows
@@ -28,28 +28,32 @@ def _sequence(w, y_BTD: Stream, context: Context) -> tuple[Array, Cache]:
     (logits_BTE,) = remat.keep(remat.PROJECTION, router_logits(y_BTD, w.wrouter_DE))
     logits_TE = logits_BTE.reshape(-1, c.count)
     routes = choose(logits_TE, w.selection_bias_E if c.bias_step else None, c)
-    experts = _all_experts if context.numerics.experts == "dense" else _chosen_experts
-    partial: Any = experts(w, y_BTD, routes, context)
+    n = context.numerics
+    moved = transport(routes, n.transport, n.ring)
+    if n.experts == "dense":
+        partial: Any = _all_experts(w, y_BTD, routes, context)
+    else:
+        partial = _chosen_experts(w, y_BTD, moved, context)
     if c.shared:
         partial += _shared_experts(w, y_BTD, context)
     if c.output_bias:
         partial = add_once(partial, w.experts_bias_D)
-    return partial, statistics(logits_TE, routes, c)
+    return partial, statistics(logits_TE, routes, moved.routes, c)
 
 
 def _token(w, y_BTD: Stream, context: Context, cache: Cache) -> tuple[Array, Cache]:
     return _sequence(w, y_BTD, context)[0], {}
 
 
-STATISTICS = ("load_E", "probability_E", "z", "entropy")
+STATISTICS = ("load_E", "probability_E", "z", "entropy", "rows")
 FORWARD = Forward(_sequence, _token, STATISTICS)
 
 
-def _chosen_experts(w, y_BTD: Stream, routes: Routes, context: Context) -> Array | Partial | Summed:
+def _chosen_experts(
+    w, y_BTD: Stream, moved: Transport, context: Context
+) -> Array | Partial | Summed:
     """Each token through its own experts."""
-    n = context.numerics
-    moved = transport(routes, n.transport, n.ring)
-    how = moved.routes.sizes_E, n.experts, moved.mean_rows
+    how = moved.routes.sizes_E, context.numerics.experts, moved.mean_rows
     x_CD = moved.rows(y_BTD)
     gate_CM = grouped(x_CD, w.wgate_EDM, *how)
     up_CM = grouped(x_CD, w.wup_EDM, *how)

@@ -107,10 +107,13 @@ def scores(logits_TE: Array, config: ExpertsConfig) -> Array:
     return (jax.nn.softmax if config.scores == "softmax" else jax.nn.sigmoid)(logits_TE)
 
 
-def statistics(logits_TE: Array, routes: Routes, config: ExpertsConfig) -> dict[str, Array]:
+def statistics(
+    logits_TE: Array, routes: Routes, own: Routes, config: ExpertsConfig
+) -> dict[str, Array]:
     """Sums over this device's tokens, of which losses and metrics are made
-    (`training/router_losses.py`).
+    (`training/router_losses.py`). own: the rows of this device's experts (`expert_transport.py`).
 
+    `rows`: those that they have room for, int32; over all devices, as many as choices.
     `load_E`: choices of each expert. `probability_E`: scores, divided by their sum over experts.
     `z`: log^2 sum exp of the logits. `entropy`: of the probabilities, in nats.
     """
@@ -118,6 +121,7 @@ def statistics(logits_TE: Array, routes: Routes, config: ExpertsConfig) -> dict[
     if config.scores == "sigmoid":
         probabilities_TE /= probabilities_TE.sum(-1, keepdims=True) + SMALLEST_SUM
     return {
+        "rows": jnp.minimum(own.sizes_E.sum(), own.order_C.size),
         "load_E": routes.sizes_E,
         "probability_E": probabilities_TE.sum(0),
         "z": jnp.square(jax.nn.logsumexp(logits_TE, axis=-1)).sum(),

@@ -25,7 +25,7 @@ from paxlike.training.loss import Losses
 
 Array = jax.Array
 
-LOAD = "expert_load"
+LOAD, ROWS = "expert_load", "expert_rows"
 ROUTED = {"experts": "", "expert_heads": "heads_"}
 """Branch with a router -> what its metrics begin with."""
 
@@ -50,6 +50,7 @@ def no_statistics(model: ModelConfig) -> dict:
         "router_z_loss": zero,
         LOAD: {key: jnp.zeros((n, model.experts.count), jnp.int32) for key, n in found.items()},
         "router_entropy": {key: jnp.zeros(n, jnp.float32) for key, n in found.items()},
+        ROWS: {key: jnp.zeros(n, jnp.int32) for key, n in found.items()},
     }
 
 
@@ -84,6 +85,7 @@ def with_router_losses(
             "router_z_loss": z,
             LOAD: {key: stack["load_E"] for key, stack in stacks.items()},
             "router_entropy": {key: stack["entropy"] for key, stack in stacks.items()},
+            ROWS: {key: stack["rows"] for key, stack in stacks.items()},
         },
     )
 
@@ -97,7 +99,7 @@ def router_metrics(
     without their weights. `expert_load` is the load of a router's busiest expert over the mean (1:
     even, N: one expert has all); `router_entropy` is in nats (at most log N). Both are also given
     for each layer with experts, from the first, and with `heads_` in front for experts of attention
-    heads. `dropped_choices` is a fraction.
+    heads. `dropped_choices` is the fraction of choices for which no device had a row.
     """
     if not model.experts.active:
         return {}
@@ -117,7 +119,7 @@ def router_metrics(
         "router_z_loss": found["router_z_loss"] / predicted / len(places),
         "expert_load": load_L.max(),
         "router_entropy": entropy_L.mean(),
-        "dropped_choices": 1 - loads_LE.sum() / choices,
+        "dropped_choices": 1 - sum(rows_L.sum() for rows_L in found[ROWS].values()) / choices,
     }
     counts = dict.fromkeys(ROUTED, 0)
     for row, ((_, branch), _) in enumerate(places):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -16,14 +15,11 @@ from helpers import (
     loss_and_gradients,
     mesh_of,
     model_config,
-    numerics_of,
-    place,
+    step_gradients,
 )
 
 from paxlike.accounting.memory import memory_estimate
 from paxlike.config import ExpertsConfig
-from paxlike.parallel.mesh import spec
-from paxlike.training.step import DeviceBatch, loss_gradients
 
 pytestmark = pytest.mark.slow
 
@@ -49,19 +45,8 @@ def gradients_on(
     ring=False,
     transport="gather",
 ):
-    """(loss, statistics of the routers, gradients) of a train step of two accumulation steps."""
-    params, batch = params_of(config, one_expert), host_batch(config, B=16)
-    numerics = dataclasses.replace(
-        numerics_of(config), experts=implementation, ring=ring, transport=transport
-    )
-    halves = (None if x is None else x.reshape(2, 8, *x.shape[1:]) for x in batch)
-    with jax.set_mesh(mesh_of(*sizes)):
-        step = jax.jit(functools.partial(loss_gradients, config, numerics))
-        tokens = jnp.float32((batch.targets >= 0).sum())
-        places = jax.NamedSharding(jax.sharding.get_mesh(), spec("ABT", (2, 8, 16)))
-        parts = jax.tree.map(lambda x: jax.device_put(x, places), DeviceBatch(*halves))
-        gradients, losses = step(place(config, params), parts, tokens)
-        return float(losses.loss), jax.device_get((losses.statistics, gradients))
+    how = {"experts": implementation, "ring": ring, "transport": transport}
+    return step_gradients(config, params_of(config, one_expert), sizes, **how)
 
 
 def params_of(config, one_expert):

@@ -18,12 +18,15 @@ from helpers import (
     model_config,
     numerics_of,
     place,
+    step_gradients,
 )
 
 from paxlike.accounting.hlo_collectives import list_collectives
 from paxlike.accounting.hlo_matmuls import count_matmuls
 from paxlike.config import ExpertsConfig
-from paxlike.parallel.mesh import spec
+from paxlike.nn import expert_transport
+from paxlike.nn.routing import routes_of_part
+from paxlike.training.router_losses import router_metrics
 from paxlike.training.step import DeviceBatch, loss_gradients
 
 pytestmark = pytest.mark.slow
@@ -40,23 +43,11 @@ def with_experts(*fields, **changes):
 def gradients_on(
     config, sizes=(1, 1, 1), implementation="blocks", adversarial=False, transport="gather"
 ):
-    """(loss, statistics of the routers, gradients) of a train step of two accumulation steps.
-
-    adversarial: every token prefers the last expert, then the first.
-    """
-    params, batch = host_params(config), host_batch(config, B=16)
+    """adversarial: every token prefers the last expert, then the first."""
+    params = host_params(config)
     if adversarial:
         params = sent_to(params, (-1, 0))
-    numerics = dataclasses.replace(numerics_of(config), experts=implementation, transport=transport)
-    halves = (None if x is None else x.reshape(2, 8, *x.shape[1:]) for x in batch)
-    with jax.set_mesh(mesh_of(*sizes)):
-        parts = DeviceBatch(*halves)
-        step = jax.jit(functools.partial(loss_gradients, config, numerics))
-        tokens = jnp.float32((batch.targets >= 0).sum())
-        places = jax.NamedSharding(jax.sharding.get_mesh(), spec("ABT", (2, 8, 16)))
-        parts = jax.tree.map(lambda x: jax.device_put(x, places), parts)
-        gradients, losses = step(place(config, params), parts, tokens)
-        return float(losses.loss), jax.device_get((losses.statistics, gradients))
+    return step_gradients(config, params, sizes, experts=implementation, transport=transport)
 
 
 def sent_to(params, experts):
@@ -107,6 +98,7 @@ def test_chosen_experts_equal_all_experts(mesh, transport, adversarial):
         expected_found["expert_load"]["blocks", "experts"],
     )
     assert (found["expert_load"]["blocks", "experts"].sum(-1) == 2 * 16 * 16).all()
+    assert (found["expert_rows"]["blocks", "experts"] == 2 * 16 * 16).all()
     if adversarial:
         assert found["expert_load"]["blocks", "experts"].tolist() == [[256, 0, 0, 256]] * 2
         for name in ("wgate_EDM", "wup_EDM", "wdown_EMD"):
@@ -151,6 +143,22 @@ def test_only_the_transport_communicates_over_expert_alone(transport):
 def test_expert_shards_compute_as_many_flops_as_data_shards(transport):
     """By the mean rows, of buffers for the most that can come."""
     assert compiled_on((1, 2, 2, 2), transport)[1] == compiled_on((1, 4, 2))[1]
+
+
+@pytest.mark.parametrize("transport", ["gather", "all_to_all"])
+def test_rows_without_room_would_be_reported(monkeypatch, transport):
+    """With a quarter of the room, half of the choices of two experts on two devices have a row."""
+
+    def with_less_room(*arguments):
+        routes = routes_of_part(*arguments)
+        return routes._replace(order_C=routes.order_C[: routes.order_C.size // 4])
+
+    monkeypatch.setattr(expert_transport, "routes_of_part", with_less_room)
+    sizes = MESHES["expert2"]
+    _, (found, _) = gradients_on.__wrapped__(CONFIG, sizes, "blocks", True, transport)
+    assert (found["expert_rows"]["blocks", "experts"] == 16 * 16).all()
+    metrics = router_metrics(CONFIG.model, found, jnp.float32(1), 16 * 16)
+    assert float(metrics["dropped_choices"]) == 0.5
 
 
 def test_losses_of_accumulation_steps_count_by_predicted_tokens():
