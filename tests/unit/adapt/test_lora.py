@@ -109,7 +109,9 @@ EXPERT_HEADS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 2, 4)], ids=["8x1", "2x4"])
+@pytest.mark.parametrize(
+    "sizes", [(1, 8, 1), (1, 2, 4), (1, 2, 2, 2)], ids=["8x1", "2x4", "2x2-expert2"]
+)
 def test_with_expert_heads_keys_values_and_shared_experts_are_adapted(sizes):
     check(config_of(LORA, **EXPERT_HEADS), by_the_chain_rule(**EXPERT_HEADS), sizes)
 

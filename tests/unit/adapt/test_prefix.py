@@ -167,6 +167,7 @@ CASES = {
     "8x1-full-blocked": ((1, 8, 1), {"remat": "full", "attention": "blocked"}),
     "1x8": ((1, 1, 8), {}),
     "2x4-attention-blocked": ((1, 2, 4), {"remat": "attention", "attention": "blocked"}),
+    "2x2-expert2": ((1, 2, 2, 2), {}),
 }
 SHAPE = {"kv_heads": 2, "block": "serial"}
 

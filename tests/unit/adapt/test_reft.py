@@ -133,6 +133,7 @@ CASES = {
     "1x8-attention": (LOREFT, (1, 1, 8), {"remat": "attention"}, False),
     "2x4-ring": (LOREFT, (1, 2, 4), {}, True),
     "direft-2x4": (DIREFT, (1, 2, 4), {}, False),
+    "2x2-expert2": (LOREFT, (1, 2, 2, 2), {}, False),
 }
 
 
@@ -174,7 +175,7 @@ def test_rows_stay_orthonormal_on_every_mesh():
     numerics, batch = numerics_of(config), host_batch(config)
     batch.targets[:, :6] = -1  # prompts of 7 tokens
     found = {}
-    for sizes in ((1, 1, 1), (1, 2, 4)):
+    for sizes in ((1, 1, 1), (1, 2, 4), (1, 2, 2, 2)):
         with jax.set_mesh(mesh_of(*sizes)):
             program = Program.of(config, numerics)
             state = make_state(config, numerics, program.optimizer)
@@ -193,8 +194,9 @@ def test_rows_stay_orthonormal_on_every_mesh():
                     assert error(rows, first[names.rotate.name]) > 0.01
             assert losses[-1] < losses[0] - 0.005
             found[sizes] = jax.device_get(state.params["blocks"])
-    for name, value in found[1, 2, 4].items():
-        assert error(value, found[1, 1, 1][name]) < 1e-3, name
+    for sizes in ((1, 2, 4), (1, 2, 2, 2)):
+        for name, value in found[sizes].items():
+            assert error(value, found[1, 1, 1][name]) < 1e-3, name
 
 
 def test_the_positions_of_every_short_and_long_prompt():

@@ -94,6 +94,7 @@ CASES = {
     "8x1-full": ((1, 8, 1), {"remat": "full"}, False),
     "1x8-attention": ((1, 1, 8), {"remat": "attention"}, False),
     "2x4-ring": ((1, 2, 4), {}, True),
+    "2x2-expert2": ((1, 2, 2, 2), {}, False),
 }
 
 
