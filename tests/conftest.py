@@ -61,6 +61,15 @@ def pytest_runtest_setup(item):
         pytest.skip(message)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def environment_is_restored():
+    """A command that a test runs in this process sets variables for XLA (`parallel/runtime.py`)."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def _configure_jax() -> None:
     """Sets up JAX before any test module can use a device."""
     jax.config.update("jax_platforms", "cpu")

@@ -46,6 +46,7 @@ def measure(size: str) -> list[Row]:
             "dense": train_step_of(model, batch, length),
         }
         times = interleave(steps, turns, warmup=1)
+        parts = interleave(_parts(model.d_model, batch * length), turns, warmup=1)
     experts, dense_step = times["experts"], times["dense"]
     what, baseline = "train step, 2 of 8 experts", "dense, of its active size"
     reached = experts.wall <= GOAL * dense_step.wall
@@ -54,8 +55,7 @@ def measure(size: str) -> list[Row]:
         Row(what, experts.wall, "s", baseline, dense_step.wall, goal, reached, experts.spread),
         Row(what, experts.cpu, "CPU s", baseline, dense_step.cpu),
     ]
-    parts = _parts(model.d_model, batch * length)
-    layer = {name: t.cpu for name, t in interleave(parts, turns, warmup=1).items()}
+    layer = {name: times.cpu for name, times in parts.items()}
     dense = layer.pop("dense feed-forward")
     baseline = "dense feed-forward of one layer"
     return rows + [Row(name, s, "CPU s", baseline, dense) for name, s in layer.items()]
@@ -97,7 +97,7 @@ def _parts(D: int, T: int) -> dict[str, Callable[[], object]]:
     def router(x_TD: jax.Array, w_DE: jax.Array) -> jax.Array:
         logits_TE = x_TD @ w_DE
         found = choose(logits_TE, None, c)
-        sums = statistics(logits_TE, found, c)
+        sums = statistics(logits_TE, found, found, c)
         return weights_of_rows(found).sum() + sums["probability_E"].sum() + sums["z"]
 
     def product(x: jax.Array, w: jax.Array) -> jax.Array:

@@ -96,7 +96,9 @@ def test_statistics_of_zero_logits(scores):
     """z is (ln N)^2 and the entropy ln N, for each token."""
     config = ExpertsConfig(5, 2, scores=scores)
     logits = jnp.zeros((7, 5))
-    found = statistics(logits, choose(logits, None, config), config)
+    routes = choose(logits, None, config)
+    found = statistics(logits, routes, routes, config)
+    assert int(found["rows"]) == 7 * 2
     assert float(found["z"]) / 7 == pytest.approx(np.log(5) ** 2)
     assert float(found["entropy"]) / 7 == pytest.approx(np.log(5))
     np.testing.assert_allclose(found["probability_E"], np.full(5, 7 / 5), rtol=1e-6)

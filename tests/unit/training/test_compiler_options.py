@@ -23,15 +23,19 @@ from paxlike.training.compiler_options import (
 SPARSE_CORE = "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter"
 
 
+@pytest.fixture(autouse=True)
+def no_flags_of_the_user(monkeypatch):
+    for variable in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 def test_every_option_is_of_known_chips_and_has_a_reason():
     names = {chip.name for chip in CHIPS}
     assert all(set(option.chips) <= names and option.reason for option in OPTIONS)
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)
 
 
-def test_a_chip_gets_its_own_options(monkeypatch):
-    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+def test_a_chip_gets_its_own_options():
     assert SPARSE_CORE in compiler_options("TPU v5p") and SPARSE_CORE in compiler_options("TPU7x")
     assert SPARSE_CORE not in compiler_options("TPU v4") and compiler_options("TPU v4")
     assert all(name.startswith("xla_gpu") for name in compiler_options("NVIDIA H200"))
@@ -46,8 +50,6 @@ def test_the_users_flags_win(monkeypatch, variable):
 
 
 def test_switches_turn_off_options_of_their_chips(monkeypatch):
-    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
     for kind in ("TPU v4", "TPU v5p", "NVIDIA H200"):
         given = compiler_options(kind)
         assert switches(kind)
@@ -96,7 +98,6 @@ def test_the_step_is_compiled_with_the_options_that_the_compiler_has(monkeypatch
                 )
             return "compiled"
 
-    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
     warnings = []
     assert compile_step(Lowered(), "TPU v4", warnings.append) == "compiled"
     first, second = asked
