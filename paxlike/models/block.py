@@ -13,7 +13,7 @@ from paxlike.nn import prefix, remat
 from paxlike.nn.norm import norm
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.prefix import Prefix
-from paxlike.nn.ring import Partial
+from paxlike.nn.ring import Partial, RingSteps
 from paxlike.nn.stream import Stream, Summed, scatter_stream
 from paxlike.nn.weight import in_use, with_summed_gradient
 from paxlike.nn.wrapped import Wrapped
@@ -39,13 +39,14 @@ class Weights:
     ):
         """params: this device's shards of one layer. sum_gradients: see `Decoder`."""
         self.prefix: Prefix | None = params.get(prefix.NAME)
+        ring = RingSteps() if numerics.ring else None
         for spec in block.weights(config):
             value = params[spec.name]
             if isinstance(value, Wrapped):
                 value = value.in_layer()  # its base is frozen, and `whole` sums
             elif sum_gradients:
                 value = with_summed_gradient(spec, value, config, numerics)
-            setattr(self, spec.name, in_use(spec, value, config, numerics))
+            setattr(self, spec.name, in_use(spec, value, config, numerics, ring))
 
     def __getitem__(self, name: str) -> Array:
         return getattr(self, name)

@@ -24,7 +24,7 @@ from paxlike.nn.collectives import Leaf, gather, sum_gradient_over_copies
 from paxlike.nn.dropout import Noise, drop
 from paxlike.nn.einsum import Kernel, Multiplier
 from paxlike.nn.numerics import Numerics
-from paxlike.nn.ring import Partial, first_entry, offsets
+from paxlike.nn.ring import Partial, RingSteps, first_entry, offsets
 from paxlike.nn.stream import Stream
 from paxlike.nn.wrapped import Wrapped
 from paxlike.parallel import rules
@@ -68,7 +68,9 @@ class Adapted(Wrapped):
 class AdaptedKernel:
     """A `Multiplier`: the base's product and the update's."""
 
-    def __init__(self, base: Multiplier, adapted: Adapted, gradients: str, ring: bool):
+    def __init__(
+        self, base: Multiplier, adapted: Adapted, gradients: str, ring: RingSteps | None
+    ):
         self.base, self.adapted = base, adapted
         self.a, self.b = (
             Kernel(factor, (None,) * factor.ndim, gradients, ring)

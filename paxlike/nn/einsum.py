@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from paxlike.nn.collectives import gather_weight, own_part, scatter_gradient, total
 from paxlike.nn.differentiated import differentiated
-from paxlike.nn.ring import Partial, multiply_for_scatter, multiply_gathered, uses_ring
+from paxlike.nn.ring import Partial, RingSteps, multiply_gathered, uses_ring
 from paxlike.nn.stream import Stream
 from paxlike.parallel import rules
 
@@ -46,20 +46,24 @@ class Kernel:
     """A weight as it is stored: a shard, which is gathered over `data` where it is used."""
 
     def __init__(
-        self, shard: Array, places: tuple[rules.Axis, ...], gradients: str, ring: bool = False
+        self,
+        shard: Array,
+        places: tuple[rules.Axis, ...],
+        gradients: str,
+        ring: RingSteps | None = None,
     ):
         """places: of the stored weight's dimensions. gradients: the dtype its gradient is summed
-        in. ring: whether the stream is gathered and scattered in ring steps (`nn/ring.py`).
+        in. ring: the block's, if the stream is gathered and scattered in ring steps.
         """
         self.shard, self.places, self.gradients, self.ring = shard, places, gradients, ring
 
     def einsum(self, equation: str, x: Array | Stream) -> Array | Partial:
         static = equation, self.places, self.gradients
         if not isinstance(x, Stream):
-            if uses_ring(self.ring, x) and equation.endswith("->BTD"):
-                return Partial(multiply_for_scatter(static, x, self.shard))
+            if self.ring and uses_ring(True, x) and equation.endswith("->BTD"):
+                return self.ring.multiply(static, x, self.shard)
             return _multiply(static, x, self.shard)
-        ring = uses_ring(self.ring, x.shard_BTD)
+        ring = uses_ring(self.ring is not None, x.shard_BTD)
         if not sums_over_model(self.places):
             if ring:
                 return multiply_gathered(static, x.pieces_BTD, self.shard)

@@ -28,7 +28,7 @@ DEVICE_KINDS = ("TPU v4",)
 compiled schedule is faster without the steps (docs/performance.md)."""
 
 
-def on_waiting_chip() -> bool:
+def _on_waiting_chip() -> bool:
     """Whether the active mesh is of chips in `DEVICE_KINDS`."""
     return jax.sharding.get_abstract_mesh().abstract_device.device_kind in DEVICE_KINDS
 
@@ -88,7 +88,7 @@ def scattered_product(
 
 def _in_steps(places: tuple[rules.Axis, ...], dims: list[int]) -> bool:
     whole_axis = [rules.axes_of(places[dim]) for dim in dims] == [("data",)]
-    return whole_axis and axis_sizes()["data"] > 1 and on_waiting_chip()
+    return whole_axis and axis_sizes()["data"] > 1 and _on_waiting_chip()
 
 
 def _inner(devices: int) -> int:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from paxlike.nn.collectives import gather_weight
 from paxlike.nn.differentiated import cotangents, differentiated
-from paxlike.nn.gradient_ring import on_waiting_chip, scattered_product
+from paxlike.nn.gradient_ring import scattered_product
 from paxlike.parallel.mesh import axis_sizes
 
 Array = jax.Array
@@ -173,27 +173,49 @@ def _gathered_backward(static, kept, dy):
 multiply_gathered.defvjp(_gathered_forward, _gathered_backward, symbolic_zeros=True)
 
 
+class RingSteps:
+    """The products of one block whose results are scattered in ring steps, in their order.
+
+    The piece that stays on the device is multiplied last, also after the other pieces of the
+    product before. Otherwise compilers multiply a feed-forward network's before attention, and
+    nothing is left to do while the last pieces travel.
+    """
+
+    def __init__(self) -> None:
+        self._others: tuple[Array, ...] = ()
+
+    def multiply(self, static: tuple, x: Array, shard: Array) -> Partial:
+        """The product of x and a weight `...D`. static: as of `multiply_gathered`."""
+        pieces = _multiply_for_scatter(static, x, shard, self._others)
+        self._others = pieces[1:]
+        return Partial(pieces)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def multiply_for_scatter(static: tuple, x: Array, shard: Array) -> tuple:
-    """The pieces of the product of x and a weight `...D`, for `Partial`. static: as above."""
+def _multiply_for_scatter(static: tuple, x: Array, shard: Array, others: tuple) -> tuple:
+    """others: arrays that the own piece waits for."""
     equation, axes, _ = static
     weight = gather_weight(shard, axes, x.dtype)
     done: dict[int, Array] = {}
     for offset in reversed(offsets()):
         # The farthest piece is multiplied first, because it travels first. The own one is last.
-        part = _part(weight, offset, weight.ndim - 1, tuple(done.values()))
+        after = (*done.values(), *(() if offset else others))
+        part = _part(weight, offset, weight.ndim - 1, after)
         done[offset] = jnp.einsum(equation, x, part)
     return tuple(done[offset] for offset in offsets())
 
 
-def _scatter_forward(static, x, shard):
+def _scatter_forward(static, x, shard, others):
     x, shard = differentiated(x), differentiated(shard)
-    return multiply_for_scatter(static, x.value, shard.value), (x.kept_for(shard), shard.value)
+    pieces = _multiply_for_scatter(
+        static, x.value, shard.value, tuple(differentiated(other).value for other in others)
+    )
+    return pieces, (x.kept_for(shard), shard.value, (None,) * len(others))
 
 
 def _scatter_backward(static, kept, dys):
     equation, axes, gradients = static
-    (x, shard), dys = kept, cotangents(dys)
+    (x, shard, others), dys = kept, cotangents(dys)
     x_letters, w_letters, out = _letters(equation)
     weight = gather_weight(shard, axes, dys[0].dtype)
     backward = f"{out},{w_letters}->{x_letters}"
@@ -202,13 +224,13 @@ def _scatter_backward(static, kept, dys):
         for dy, w in zip(dys, _parts(weight, weight.ndim - 1), strict=True)
     )
     if x is None:
-        return dx.astype(dys[0].dtype), None
+        return dx.astype(dys[0].dtype), None, others
     letters = x_letters, out, w_letters
     dw = scattered_product(letters, x, joined(dys), axes, (gradients, shard.dtype))
-    return dx.astype(x.dtype), dw
+    return dx.astype(x.dtype), dw, others
 
 
-multiply_for_scatter.defvjp(_scatter_forward, _scatter_backward, symbolic_zeros=True)
+_multiply_for_scatter.defvjp(_scatter_forward, _scatter_backward, symbolic_zeros=True)
 
 
 def _summed(terms: Iterable[Array]) -> Array:
@@ -229,11 +251,11 @@ def _parts(weight: Array, dim: int) -> list[Array]:
 def _part(weight: Array, offset: int, dim: int, after: tuple[Array, ...] = ()) -> Array:
     """The part that belongs to one piece.
 
-    after: arrays that its product waits for, on chips whose compiler would compute it earlier and
-    hide nothing behind it.
+    after: arrays that its product waits for. Compilers would compute it earlier and hide nothing
+    behind it.
     """
     size = weight.shape[dim] // axis_sizes()["model"]
     first = first_entry(offset, size)
-    if after and on_waiting_chip():
+    if after:
         first, _ = jax.lax.optimization_barrier((first, after))
     return jax.lax.dynamic_slice_in_dim(weight, first, size, dim)

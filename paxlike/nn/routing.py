@@ -37,7 +37,7 @@ def router_logits(y_BTD: Stream, kernel: Kernel) -> Array:
 
     The weight's D is sharded over `model` (`parallel/rules.py`): the product is a sum over it.
     """
-    if uses_ring(kernel.ring, y_BTD.shard_BTD) or axis_sizes().get("expert", 1) > 1:
+    if uses_ring(kernel.ring is not None, y_BTD.shard_BTD) or axis_sizes().get("expert", 1) > 1:
         own_BTD = y_BTD.shard_BTD
     else:
         own_BTD = own_part(y_BTD.whole_BTD, "model", 2)  # see `Kernel.einsum`

@@ -16,6 +16,7 @@ from paxlike.nn.collectives import sum_gradient_over_copies
 from paxlike.nn.einsum import Kernel, Multiplier
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.quantized import QuantizedWeight, layout_of
+from paxlike.nn.ring import RingSteps
 from paxlike.nn.rows import RowFactors, RowKernel
 from paxlike.parallel import rules
 from paxlike.parallel.axes import sizes
@@ -65,15 +66,19 @@ def in_use(
     value: Array | QuantizedWeight | Adapted | RowFactors,
     config: ModelConfig,
     numerics: Numerics,
+    ring: RingSteps | None = None,
 ) -> Array | Multiplier:
-    """A weight of a block in use: a `Multiplier` for a kernel, otherwise this device's shard."""
+    """A weight of a block in use: a `Multiplier` for a kernel, otherwise this device's shard.
+
+    ring: of the block, if its stream is gathered and scattered in ring steps.
+    """
     if isinstance(value, Adapted):
-        base = in_use(spec, value.base, config, numerics)
+        base = in_use(spec, value.base, config, numerics, ring)
         assert not isinstance(base, Array)  # only kernels are adapted
-        ring = numerics.ring and not config.quant.active
-        return AdaptedKernel(base, value, numerics.gradients, ring)
+        in_steps = None if config.quant.active else ring
+        return AdaptedKernel(base, value, numerics.gradients, in_steps)
     if isinstance(value, RowFactors):
-        base = in_use(spec, value.base, config, numerics)
+        base = in_use(spec, value.base, config, numerics, ring)
         assert not isinstance(base, Array)
         return RowKernel(base, value)
     places = places_of(spec, config)
@@ -86,7 +91,7 @@ def in_use(
     assert not isinstance(value, QuantizedWeight)
     if spec.kind not in ("kernel", "expert", "router"):
         return value
-    return Kernel(value, places, numerics.gradients, numerics.ring)
+    return Kernel(value, places, numerics.gradients, ring)
 
 
 def with_summed_gradient(
