@@ -273,7 +273,7 @@ def sharded_lookup(table_VD: jax.Array, tokens_BT: jax.Array, **dtypes: str) -> 
     places = weight_spec("VD", table_VD.shape)
 
     def device(table, tokens):
-        rows = own_rows(table, tokens, tuple(places), dtypes["compute"], dtypes["gradients"])
+        rows = own_rows(table, tokens, tuple(places), dtypes["compute"], dtypes["gradients"])[0]
         return scatter_stream(rows)
 
     x_spec = spec("BTD", (*tokens_BT.shape, table_VD.shape[1]))

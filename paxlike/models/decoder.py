@@ -58,6 +58,8 @@ class HeadWeight(NamedTuple):
     """`VD` or `DV`."""
     places: tuple[rules.Axis, ...]
     shard: Array
+    zeros_VD: Array | None
+    """If tied: zeros, whose gradient is added to that of the embedding (`nn/embedding.py`)."""
 
 
 class Decoder:
@@ -80,6 +82,7 @@ class Decoder:
         """
         self.config, self.numerics, self.sum_gradients = config, numerics, sum_gradients
         self.by_predictor = by_predictor
+        self._zeros_VD: Array | None = None
         if sum_gradients:
             summed = {
                 spec.name: with_summed_gradient(spec, params[spec.name], config, numerics)
@@ -125,15 +128,15 @@ class Decoder:
     def embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
         """positions_BT: int32; the batch may be 1."""
 
-        def rows(name: str, indices_BT: Array) -> Array:
+        def rows(name: str, indices_BT: Array) -> tuple[Array, Array]:
             n, places = self.numerics, self._places(name)
             return own_rows(self.params[name], indices_BT, places, n.compute, n.gradients)
 
-        x_BTD = rows("embedding_VD", tokens_BT)
+        x_BTD, self._zeros_VD = rows("embedding_VD", tokens_BT)
         if self.config.embedding_scale != 1:
             x_BTD *= jnp.asarray(self.config.embedding_scale, x_BTD.dtype)
         if self.config.learned_positions:
-            x_BTD += rows("positions_PD", positions_BT)
+            x_BTD += rows("positions_PD", positions_BT)[0]
         return scatter_stream(x_BTD)
 
     def run(
@@ -212,8 +215,11 @@ class Decoder:
         return norm(x_BTD, p["scale_D"], *how, bias_D=bias_D, offset=c.norm_offset)
 
     def head(self) -> HeadWeight:
-        name = "embedding_VD" if self.config.head == "tied" else "head_DV"
-        return HeadWeight(name[-2:], self._places(name), self.params[name])
+        """The head, after `embed`."""
+        tied = self.config.head == "tied"
+        name = "embedding_VD" if tied else "head_DV"
+        zeros_VD = self._zeros_VD if tied else None
+        return HeadWeight(name[-2:], self._places(name), self.params[name], zeros_VD)
 
     def _places(self, name: str) -> tuple[rules.Axis, ...]:
         spec = next(spec for spec in outer_weights(self.config) if spec.name == name)

@@ -68,9 +68,7 @@ class Adapted(Wrapped):
 class AdaptedKernel:
     """A `Multiplier`: the base's product and the update's."""
 
-    def __init__(
-        self, base: Multiplier, adapted: Adapted, gradients: str, ring: RingSteps | None
-    ):
+    def __init__(self, base: Multiplier, adapted: Adapted, gradients: str, ring: RingSteps | None):
         self.base, self.adapted = base, adapted
         self.a, self.b = (
             Kernel(factor, (None,) * factor.ndim, gradients, ring)

@@ -3,6 +3,9 @@
 The table is gathered over `data` first (a lookup in a table sharded both ways does not compile on a
 model axis of 12). Each device looks up the tokens whose rows it has, zeros for the others, and the
 sum over `model` is scattered onto the stream's D.
+
+The gradient of a table that is also the head (`model.head tied`) is summed over `data` once, for
+both uses: it is the largest gradient of a model, and nothing is left to hide its sum behind.
 """
 
 import functools
@@ -22,11 +25,13 @@ Array = jax.Array
 
 def own_rows(
     table_VD: Array, tokens_BT: Array, places: tuple[rules.Axis, ...], compute: str, gradients: str
-) -> Array:
-    """The rows of tokens, [B, T, D] in dtype `compute`; zeros for rows that another device has.
+) -> tuple[Array, Array]:
+    """(The rows of tokens, [B, T, D] in dtype `compute`, zeros for rows that another device has;
+    zeros, of the gathered table's shape and dtype `gradients`).
 
-    Their sum over `model` is the stream. table_VD: the stored shard; places: of the stored table.
-    Its gradient is summed in `gradients`.
+    The sum of the rows over `model` is the stream. table_VD: the stored shard; places: of the
+    stored table. Its gradient is summed in `gradients`. The gradient with respect to the zeros is
+    added to it before it is summed over `data`: that of the same table as the head.
     """
     return _own_rows((places, compute, gradients), table_VD, tokens_BT)
 
@@ -42,23 +47,22 @@ def _local(table: Array, tokens: Array) -> tuple[Array, Array]:
 # A custom gradient, so that rows are added up in the dtype of gradients, not of activations.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _own_rows(static, table, tokens):
-    places, compute, _ = static
+    places, compute, gradients = static
     position, mine = _local(table, tokens)
-    rows = gather_weight(table, places, compute)[position]
-    return jnp.where(mine[..., None], rows, 0)
+    used = gather_weight(table, places, compute)
+    return jnp.where(mine[..., None], used[position], 0), jnp.zeros(used.shape, gradients)
 
 
 def _forward(static, table, tokens):
     return _own_rows(static, table, tokens), (table, tokens)
 
 
-def _backward(static, kept, dx):
+def _backward(static, kept, cotangents):
     places, _, gradients = static
-    table, tokens = kept
+    (table, tokens), (dx, sum_VD) = kept, cotangents
     position, mine = _local(table, tokens)
-    rows = jnp.zeros((table.shape[0], dx.shape[-1]), gradients)
-    rows = rows.at[position].add(jnp.where(mine[..., None], dx, 0).astype(gradients))
-    return scatter_gradient(rows, places, table.dtype), None
+    sum_VD = sum_VD.at[position].add(jnp.where(mine[..., None], dx, 0).astype(gradients))
+    return scatter_gradient(sum_VD, places, table.dtype), None
 
 
 _own_rows.defvjp(_forward, _backward)

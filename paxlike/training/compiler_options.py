@@ -46,12 +46,20 @@ OPTIONS = (
     ),
     Option("xla_enable_async_all_gather", True, _TPUS, "makes gathers asynchronous"),
     Option(
+        "xla_tpu_prefer_async_allgather_to_allreduce", True, _TPUS,
+        "keeps a gather over three dimensions of the torus, which otherwise becomes an all-reduce",
+    ),
+    Option(
         "xla_tpu_enable_sparse_core_collective_offload_all_gather", True, _SPARSE_CORES,
         "a SparseCore runs it beside the TensorCore",
     ),
     Option(
         "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter", True, _SPARSE_CORES,
         "for the gradients, which have no other asynchronous form",
+    ),
+    Option(
+        "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter", True, _SPARSE_CORES,
+        "over several dimensions of the torus, where they otherwise become all-reduces",
     ),
     Option(
         "xla_tpu_enable_sparse_core_collective_offload_all_reduce", True, _SPARSE_CORES,

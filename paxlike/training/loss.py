@@ -71,33 +71,47 @@ class Head(NamedTuple):
     """Scaled logits become softcap * tanh(logits / softcap). 0: unchanged."""
 
 
-def sum_losses(x_BTD: Array, head_weight: Array, targets_BT: Array, head: Head) -> Losses:
+def sum_losses(
+    x_BTD: Array,
+    head_weight: Array,
+    targets_BT: Array,
+    head: Head,
+    zeros_VD: Array | None = None,
+) -> Losses:
     """Returns sums over this device's tokens with a target other than -1.
 
     x_BTD and head_weight are this device's shards. The sums are equal on all devices along `model`.
     Only `.loss` is differentiable. Its gradient must be equal along `model`: that of the sum over
     `model` of the devices' equal losses.
+
+    zeros_VD: of a tied head, from `nn/embedding.py`: they get the gradient of this device's tokens
+    for all of D, in place of `head_weight`, whose gradient would be summed over `data`.
     """
-    return _sum_losses(head, x_BTD, head_weight, targets_BT)
+    return _sum_losses(head, x_BTD, head_weight, targets_BT, zeros_VD)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_losses(head, x, weight, targets):
+def _sum_losses(head, x, weight, targets, zeros):
     return _compute(head, x, weight, targets, gradients=())
 
 
-def _forward(head, x, weight, targets):
+def _forward(head, x, weight, targets, zeros):
+    tied = zeros is not None
     x, weight, targets = map(differentiated, (x, weight, targets))
     gradients = ("x", "weight") if weight.needs_gradient else ("x",)
-    return _compute(head, x.value, weight.value, targets.value, gradients=gradients)
+    values = x.value, weight.value, targets.value
+    losses, (dx, dweight) = _compute(head, *values, gradients=gradients)
+    if tied or dweight is None:
+        return losses, (dx, None, dweight)
+    return losses, (dx, scatter_gradient(dweight, head.places, weight.value.dtype), None)
 
 
 def _backward(head, gradients, cotangents):
     # The factor stays in float32: rounded to bfloat16, 1/tokens would change every gradient by up
     # to 0.4 %. The cotangent is that of one device's copy of the loss, of `model` equal copies.
     factor = cotangents.loss * axis_sizes()["model"]
-    dx, dweight = jax.tree.map(lambda array: (array * factor).astype(array.dtype), gradients)
-    return dx, dweight, None
+    dx, dweight, dzeros = jax.tree.map(lambda x: (x * factor).astype(x.dtype), gradients)
+    return dx, dweight, None, dzeros
 
 
 _sum_losses.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -114,7 +128,7 @@ def _compute(head, x, weight, targets, *, gradients):
     dx = scatter(dx.reshape(whole.shape), "model", 2)
     if "weight" not in gradients:
         return losses, (dx, None)
-    return losses, (dx, scatter_gradient(dweight, head.places, weight.dtype))
+    return losses, (dx, dweight)
 
 
 def _chunks(head, x_TD, weight, targets_T, gradients):

@@ -44,7 +44,7 @@ def next_token(config: Config, decoder: Decoder, x_BTD: Array, part: DeviceBatch
         gradients,
         softcap=config.model.logit_softcap,
     )
-    return sum_losses(x_BTD, weight.shard, part.targets_ABT, head)
+    return sum_losses(x_BTD, weight.shard, part.targets_ABT, head, weight.zeros_VD)
 
 
 OBJECTIVE: Objective = next_token

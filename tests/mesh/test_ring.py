@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -110,3 +111,24 @@ def test_as_many_bytes_are_sent_as_whole(monkeypatch, in_ring, remat):
     monkeypatch.undo()
     whole, _ = sent()
     assert in_steps == whole and kinds == {"collective-permute", "all-reduce"}
+
+
+def test_the_own_piece_waits_for_the_others_also_those_of_the_product_before():
+    """Read in the lowered program: each barrier delays the beginning of a piece."""
+
+    def device(x_BTF, w_FD):
+        steps = ring.RingSteps()
+        static = "BTF,FD->BTD", ("model", None), "float32"
+        partial = steps.multiply(static, x_BTF, w_FD) + steps.multiply(static, x_BTF, w_FD)
+        return partial.scattered()
+
+    places = P(None, None, "model"), P("model", None)
+    with jax.set_mesh(mesh_of(model=4)):
+        run = jax.jit(on_devices(device, places, P(None, None, "model")), in_shardings=places)
+        traced = run.trace(
+            jax.ShapeDtypeStruct((1, 2, 8), np.float32, sharding=places[0]),
+            jax.ShapeDtypeStruct((8, 16), np.float32, sharding=places[1]),
+        )
+    barriers = re.findall("optimization_barrier (.*?) :", traced.lower().as_text())
+    waits_for = [barrier.count(",") for barrier in barriers]
+    assert waits_for == [1, 2, 3, 1, 2, 3 + 3]
