@@ -62,6 +62,10 @@ OPTIONS = (
         "over several dimensions of the torus, where they otherwise become all-reduces",
     ),
     Option(
+        "xla_tpu_sparse_core_reduce_scatter_latency_multiplier", "3", _SPARSE_CORES,
+        "the scheduler's estimate of their time is too short, and the device would wait",
+    ),
+    Option(
         "xla_tpu_enable_sparse_core_collective_offload_all_reduce", True, _SPARSE_CORES,
         "for norm statistics and the gradients of replicated weights",
     ),
@@ -99,7 +103,7 @@ SWITCHES = (
         _SPARSE_CORES,
         {
             f"xla_tpu_enable_sparse_core_collective_offload_{kind}": False
-            for kind in ("all_gather", "reduce_scatter", "all_reduce")
+            for kind in ("all_gather", "reduce_scatter", "nd_reduce_scatter", "all_reduce")
         },
     ),
     # XLA's default threshold.
