@@ -37,6 +37,13 @@ def test_programs_inside_of_synchronous_have_no_options_and_no_ring_steps():
     assert found()[0] and found()[1]
 
 
+def test_programs_as_in_the_scripts_lack_the_options_that_those_do_not_set():
+    usual = compiler_options.compiler_options("TPU v6 lite")
+    with published.as_in_the_scripts():
+        found = compiler_options.compiler_options("TPU v6 lite")
+    assert set(usual) - set(found) == set(published.NOT_NAMED) and len(found) > 5
+
+
 def test_a_predicted_mfu_follows_from_the_step_time():
     """MFU is tokens per predicted second times model FLOPs per token, over the chips' peak."""
     by_name = {row["name"]: row for row in rows()}
