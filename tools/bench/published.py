@@ -248,7 +248,8 @@ NOT_NAMED = (
     "xla_tpu_sparse_core_reduce_scatter_latency_multiplier",
 )
 """Options of paxlike that change these programs most, and that the runs' scripts do not set:
-MaxText's of 2023 for v4 set asynchronous all-gathers alone (`configs/1xv4-128.sh`)."""
+MaxText's of 2023 for v4 set asynchronous all-gathers alone (`configs/1xv4-128.sh`), and its list
+of flags of 2024 does not have them (`benchmarks/xla_flags_library.py`)."""
 
 
 @contextlib.contextmanager
