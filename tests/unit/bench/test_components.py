@@ -12,6 +12,7 @@ import pytest
 from tools.bench import (
     checkpoint,
     components,
+    experts,
     generation,
     input,
     measure,
@@ -125,6 +126,11 @@ def test_scaling(monkeypatch):
         "the call of a step returns after",
         "CPU time of the calling thread",
     ]
+
+
+def test_experts():
+    found = experts.measure("test")
+    assert len(set(names(found))) == 6 and found[0].baseline == "dense, of its active size"
 
 
 def test_startup():
