@@ -199,7 +199,7 @@ def _multiply_for_scatter(static: tuple, x: Array, shard: Array, others: tuple) 
     done: dict[int, Array] = {}
     for offset in reversed(offsets()):
         # The farthest piece is multiplied first, because it travels first. The own one is last.
-        after = (*done.values(), *(() if offset else others))
+        after = (*others, *done.values()) if done else ()
         part = _part(weight, offset, weight.ndim - 1, after)
         done[offset] = jnp.einsum(equation, x, part)
     return tuple(done[offset] for offset in offsets())
