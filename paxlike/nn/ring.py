@@ -176,9 +176,10 @@ multiply_gathered.defvjp(_gathered_forward, _gathered_backward, symbolic_zeros=T
 class RingSteps:
     """The products of one block whose results are scattered in ring steps, in their order.
 
-    The piece that stays on the device is multiplied last, also after the other pieces of the
-    product before. Otherwise compilers multiply a feed-forward network's before attention, and
-    nothing is left to do while the last pieces travel.
+    The farthest piece of a product is multiplied first and the one that stays on the device last.
+    After its first piece, a product waits for the other pieces of the product before. Otherwise
+    compilers multiply a feed-forward network's pieces before attention, and little is left to do
+    while the sums of the pieces travel.
     """
 
     def __init__(self) -> None:
@@ -193,7 +194,7 @@ class RingSteps:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _multiply_for_scatter(static: tuple, x: Array, shard: Array, others: tuple) -> tuple:
-    """others: arrays that the own piece waits for."""
+    """others: arrays that all pieces except the first wait for."""
     equation, axes, _ = static
     weight = gather_weight(shard, axes, x.dtype)
     done: dict[int, Array] = {}

@@ -113,7 +113,7 @@ def test_as_many_bytes_are_sent_as_whole(monkeypatch, in_ring, remat):
     assert in_steps == whole and kinds == {"collective-permute", "all-reduce"}
 
 
-def test_the_own_piece_waits_for_the_others_also_those_of_the_product_before():
+def test_pieces_wait_for_farther_ones_and_for_those_of_the_product_before():
     """Read in the lowered program: each barrier delays the beginning of a piece."""
 
     def device(x_BTF, w_FD):
@@ -131,4 +131,4 @@ def test_the_own_piece_waits_for_the_others_also_those_of_the_product_before():
         )
     barriers = re.findall("optimization_barrier (.*?) :", traced.lower().as_text())
     waits_for = [barrier.count(",") for barrier in barriers]
-    assert waits_for == [1, 2, 3, 1, 2, 3 + 3]
+    assert waits_for == [1, 2, 3, 3 + 1, 3 + 2, 3 + 3]
