@@ -231,7 +231,8 @@ class _Step:
 
         These are its gathered weights and their unreduced gradients, its gathered input and its
         gradient, and the activations that it reads (unless saved) with their gradients. In a
-        pattern of several blocks, the mean over them.
+        pattern of several blocks, the mean over them. The unreduced gradient of a tied head stays
+        until the lookup's is added to it (`nn/embedding.py`).
         """
         c = self.config
         kernels = [w for w in weights(c.model) if is_stacked(w.name) and w.kind in KERNELS]
@@ -243,6 +244,8 @@ class _Step:
         per_token = sum(layers * a.bytes_per_token for a, layers in self.activations(fused=True))
         activations = self.tokens * per_token // c.model.layers
         activations *= 1 if c.model.remat == "none" else 2
+        if c.model.head == "tied" and "embedding_VD" in own:
+            reduced += c.model.vocab_rows // self.mesh["model"] * c.model.d_model
         gradients = reduced * BYTES[c.precision.gradients]
         return matrices * self.bytes + gradients + stream + activations
 
