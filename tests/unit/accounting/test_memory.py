@@ -135,6 +135,14 @@ def test_saved_activations_by_policy():
     assert saved[0] - saved[1] > 16 * tokens * 2048 * 8 // 2 * 10  # T x S of 4 heads
 
 
+def test_a_tied_heads_gradient_is_not_scattered_in_the_backward_pass():
+    """It is added to that of the lookup first, so a layer has all of its D: float32, V / 2 rows."""
+    untied = dataclasses.replace(PALM_1B, head="untied", remat="full")
+    tied = dataclasses.replace(untied, head="tied")
+    work = [parts(config(model, batch=512))["at work"] for model in (tied, untied)]
+    assert work[0] - work[1] == 32_000 // 2 * 2048 * 4
+
+
 def test_accumulation_halves_activations_and_adds_gradients():
     one, two = parts(config()), parts(config(accumulate=2))
     assert two["saved activations"] * 2 == one["saved activations"]
