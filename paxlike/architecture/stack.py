@@ -69,6 +69,16 @@ class Block:
         norms = (spec for name in names for spec in norm_weights(model, name))
         return (*branches, *norms, *(depths.weights() if self.routed else ()))
 
+    def first_kernels(self, model: ModelConfig) -> list[WeightSpec]:
+        """The kernels that multiply the stream as it enters the block."""
+        branches = self.branches[:1] if self.kind == "serial" else self.branches
+        return [spec for spec in _kernels(model, branches) if spec.letters[0] == "D"]
+
+    def last_kernels(self, model: ModelConfig) -> list[WeightSpec]:
+        """Those whose products are added to the stream as it leaves the block."""
+        branches = self.branches[-1:] if self.kind == "serial" else self.branches
+        return [spec for spec in _kernels(model, branches) if spec.letters[-1] == "D"]
+
     def products(self, model: ModelConfig, sequence_length: int) -> tuple[Product, ...]:
         found, T = [], sequence_length
         for branch in self.branches:
@@ -106,6 +116,11 @@ class Block:
         """Branch -> name -> letters of each array of one layer's generation cache."""
         found = {branch.name: branch.cache(model) for branch in self.branches}
         return depths.caches(found) if self.routed else found
+
+
+def _kernels(model: ModelConfig, branches: tuple[Branch, ...]) -> Iterator[WeightSpec]:
+    specs = (spec for branch in branches for spec in branch.weights(model))
+    return (spec for spec in specs if spec.kind == "kernel")
 
 
 def norm_bias(scale: str) -> str:

@@ -28,6 +28,7 @@ from paxlike.architecture.stack import (
 )
 from paxlike.config import ModelConfig
 from paxlike.models import depths
+from paxlike.models.ahead import first_weights
 from paxlike.models.block import RunBranch, RunLayer, Weights, run_block
 from paxlike.models.branch import Cache, Context
 from paxlike.models.branches import FORWARD
@@ -35,6 +36,7 @@ from paxlike.nn import intervention, remat
 from paxlike.nn.collectives import on_devices, specs_of
 from paxlike.nn.embedding import own_rows
 from paxlike.nn.intervention import Prompts, intervene, row_prompts
+from paxlike.nn.layer_loop import run_layers
 from paxlike.nn.norm import norm
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.prefix import document_positions, prefix_lengths
@@ -181,10 +183,18 @@ class Decoder:
                 for name, block, _ in stack
             }
             body = functools.partial(period, layers)
+
+            def without_caches(x_BTD: Array, params: dict, body: Callable = body) -> tuple:
+                return body(x_BTD, (params, None))
+
             old = caches and {group.name: caches[group.name] for group in stack}
             parts = []
             for stacked in self._segments(stack):
-                x_BTD, new = jax.lax.scan(body, x_BTD, (stacked, old))
+                ahead = None if caches else first_weights(stack, stacked, c, n)
+                if ahead:
+                    x_BTD, new = run_layers(without_caches, x_BTD, stacked, ahead)
+                else:
+                    x_BTD, new = jax.lax.scan(body, x_BTD, (stacked, old))
                 parts.append(new)
             if len(parts) > 1:
                 new = jax.tree.map(lambda *layers: jnp.concatenate(layers), *parts)

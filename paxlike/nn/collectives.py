@@ -16,7 +16,7 @@ device's scalar. Two consequences for whoever writes a layer or a loss:
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
@@ -120,6 +120,26 @@ def gather_weight(w: Array, places: tuple[rules.Axis, ...], dtype: jax.typing.DT
     for dim, place in enumerate(places):
         w = gather(w, rules.gathered_axes(place), dim)
     return w
+
+
+def is_gathered(places: tuple[rules.Axis, ...]) -> bool:
+    """Whether `gather_weight` communicates."""
+    return any(_sized(rules.gathered_axes(place)) for place in places)
+
+
+class Stored(NamedTuple):
+    """A weight of a layer as it is stored."""
+
+    shard: Array
+    gathered: Array | None = None
+    """The weight as it is used, if the loop over layers gathered it (`nn/layer_loop.py`). The
+    gradient is that of the shard."""
+
+    def in_use(self, places: tuple[rules.Axis, ...], dtype: jax.typing.DTypeLike) -> Array:
+        """places: of the shard."""
+        if self.gathered is not None:
+            return self.gathered
+        return gather_weight(self.shard, places, dtype)
 
 
 def scatter_gradient(

@@ -34,9 +34,11 @@ def differentiated(tree: Any) -> Input:
 
 
 def cotangents(tree: Any) -> Any:
-    """The cotangents of a backward function, with zeros as arrays."""
-    return jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else x,
-        tree,
-        is_leaf=lambda x: isinstance(x, SymbolicZero),
-    )
+    """The cotangents of a backward function, with zeros as arrays; None for integers."""
+
+    def instantiated(x: Any) -> Any:
+        if not isinstance(x, SymbolicZero):
+            return x
+        return None if x.dtype == jax.dtypes.float0 else jnp.zeros(x.shape, x.dtype)
+
+    return jax.tree.map(instantiated, tree, is_leaf=lambda x: isinstance(x, SymbolicZero))

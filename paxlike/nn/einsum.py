@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from paxlike.nn.collectives import gather_weight, own_part, scatter_gradient, total
+from paxlike.nn.collectives import Stored, own_part, scatter_gradient, total
 from paxlike.nn.differentiated import differentiated
 from paxlike.nn.ring import Partial, RingSteps, multiply_gathered, uses_ring
 from paxlike.nn.stream import Stream
@@ -51,29 +51,32 @@ class Kernel:
         places: tuple[rules.Axis, ...],
         gradients: str,
         ring: RingSteps | None = None,
+        gathered: Array | None = None,
     ):
         """places: of the stored weight's dimensions. gradients: the dtype its gradient is summed
-        in. ring: the block's, if the stream is gathered and scattered in ring steps.
+        in. ring: the block's, if the stream is gathered and scattered in ring steps. gathered: see
+        `Stored`.
         """
         self.shard, self.places, self.gradients, self.ring = shard, places, gradients, ring
+        self._stored = Stored(shard, gathered)
 
     def einsum(self, equation: str, x: Array | Stream) -> Array | Partial:
         static = equation, self.places, self.gradients
         if not isinstance(x, Stream):
             if self.ring and uses_ring(True, x) and equation.endswith("->BTD"):
-                return self.ring.multiply(static, x, self.shard)
-            return _multiply(static, x, self.shard)
+                return self.ring.multiply(static, x, self._stored)
+            return _multiply(static, x, self._stored)
         ring = uses_ring(self.ring is not None, x.shard_BTD)
         if not sums_over_model(self.places):
             if ring:
-                return multiply_gathered(static, x.pieces_BTD, self.shard)
-            return _multiply(static, x.whole_BTD, self.shard)
+                return multiply_gathered(static, x.pieces_BTD, self._stored)
+            return _multiply(static, x.whole_BTD, self._stored)
         if ring:
-            return total(_multiply(static, x.shard_BTD, self.shard), "model")
+            return total(_multiply(static, x.shard_BTD, self._stored), "model")
         # Of the gathered stream, not of the shard it came from: the gradient then joins the one
         # reduce-scatter of the stream. As a separate term, TPU compilers turn that into an
         # all-reduce.
-        return total(_multiply(static, own_part(x.whole_BTD, "model", 2), self.shard), "model")
+        return total(_multiply(static, own_part(x.whole_BTD, "model", 2), self._stored), "model")
 
     def read(self, x: Array | Stream) -> Array | Stream:
         return x
@@ -93,28 +96,28 @@ def sums_over_model(places: tuple[rules.Axis, ...]) -> bool:
 # kept (ZeRO stage 3, arXiv 1910.02054); and CPUs get their operands in the better order. A frozen
 # weight has no gradient.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _multiply(static: tuple, x: Array, shard: Array) -> Array:
+def _multiply(static: tuple, x: Array, weight: Stored) -> Array:
     equation, places, _ = static
-    return jnp.einsum(equation, x, gather_weight(shard, places, x.dtype))
+    return jnp.einsum(equation, x, weight.in_use(places, x.dtype))
 
 
-def _forward(static, x, shard):
-    x, shard = differentiated(x), differentiated(shard)
-    return _multiply(static, x.value, shard.value), (x.kept_for(shard), shard.value)
+def _forward(static, x, weight):
+    x, weight = differentiated(x), differentiated(weight)
+    return _multiply(static, x.value, weight.value), (x.kept_for(weight), weight.value)
 
 
 def _backward(static, kept, dy):
     equation, places, gradients = static
-    x, shard = kept
+    x, weight = kept
     inputs, out = equation.split("->")
     x_letters, w_letters = inputs.split(",")
     dw = None
     if x is not None:
         dw = _weight_gradient(x_letters, w_letters, out, x, dy, gradients)
-        dw = scatter_gradient(dw, places, shard.dtype)
-    used = gather_weight(shard, places, dy.dtype)
+        dw = scatter_gradient(dw, places, weight.shard.dtype)
+    used = weight.in_use(places, dy.dtype)
     dx = jnp.einsum(f"{out},{w_letters}->{x_letters}", dy, used)
-    return dx, dw
+    return dx, Stored(dw)
 
 
 _multiply.defvjp(_forward, _backward, symbolic_zeros=True)

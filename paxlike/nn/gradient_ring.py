@@ -39,8 +39,9 @@ def scattered_product(
     dy: Array,
     places: tuple[rules.Axis, ...],
     dtypes: tuple[jax.typing.DTypeLike, jax.typing.DTypeLike],
-) -> Array:
-    """The gradient x^T dy of a gathered weight, summed over `data`: the stored shard's.
+) -> tuple[Array, tuple[Array, ...]]:
+    """(The gradient x^T dy of a gathered weight, summed over `data`: the stored shard's; arrays
+    that exist as soon as its last part is multiplied, none if it is not in steps).
 
     letters: of x, dy and the weight. places: of the stored weight's dimensions. dtypes: in which
     the gradient is summed, and of the result.
@@ -57,7 +58,7 @@ def scattered_product(
         )
 
     if not _in_steps(places, dims) or sizes[columns] % 2:
-        return scatter_gradient(product(x, dy), places, dtypes[1])
+        return scatter_gradient(product(x, dy), places, dtypes[1]), ()
     inner = _inner(axis_sizes()["data"])
     outer = axis_sizes()["data"] // inner
     half, part = sizes[columns] // 2, sizes[rows] // outer
@@ -74,7 +75,7 @@ def scattered_product(
             operands.append(array)
         return product(*operands)
 
-    halves = []
+    halves, multiplied = [], []
     for number, way in ((0, 1), (1, -1)):
         position = jax.lax.axis_index("data") // inner
         total = of_part(number, (position - way) % outer)
@@ -82,8 +83,10 @@ def scattered_product(
             # Otherwise the compiler computes all products first and hides nothing.
             chunk, total = jax.lax.optimization_barrier(((position - way * step) % outer, total))
             total = _moved(total, way, outer, inner) + of_part(number, chunk)
+        multiplied.append(total)
         halves.append(_scattered(total, dims[0], way, inner))
-    return jax.lax.concatenate(halves, w_letters.index(columns)).astype(dtypes[1])
+    gradient = jax.lax.concatenate(halves, w_letters.index(columns)).astype(dtypes[1])
+    return gradient, tuple(multiplied)
 
 
 def _in_steps(places: tuple[rules.Axis, ...], dims: list[int]) -> bool:

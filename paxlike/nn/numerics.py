@@ -19,6 +19,8 @@ class Numerics:
     attention: str
     ring: bool = False
     """Whether the stream is gathered and scattered in ring steps (`nn/ring.py`)."""
+    ahead: bool = False
+    """Whether a layer's first weights are gathered one layer ahead (`nn/layer_loop.py`)."""
     integer: bool = False
     """Whether quantized weights are multiplied in int8, if the hardware supports it. Results are
     equal.
@@ -41,12 +43,12 @@ class Numerics:
             on_gpu = "blocked" if model.attention_softcap else "cudnn"
             attention = {"tpu": "splash", "gpu": on_gpu}.get(platform, "blocked")
         integer = model.quant.active and (platform != "cpu" or _cpu_multiplies_int8())
-        ring = platform == "tpu"
+        ring = ahead = platform == "tpu"
         experts = "ragged"
         if model.experts.active:
             experts = "tpu" if platform == "tpu" else "blocks"
         formats = compute, precision.params, precision.gradients
-        return cls(*formats, attention, ring, integer, experts)
+        return cls(*formats, attention, ring, ahead, integer, experts)
 
     @classmethod
     def of_run(cls, config: Config, platform: str) -> "Numerics":

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from paxlike.nn.collectives import gather_weight
+from paxlike.nn.collectives import Stored
 from paxlike.nn.differentiated import cotangents, differentiated
 from paxlike.nn.gradient_ring import scattered_product
 from paxlike.parallel.mesh import axis_sizes
@@ -132,14 +132,14 @@ def _widened(x: Array, before: int, after: int) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def multiply_gathered(static: tuple, pieces: tuple, shard: Array) -> Array:
+def multiply_gathered(static: tuple, pieces: tuple, stored: Stored) -> Array:
     """The product of the whole stream and a weight `D...`, in the pieces' dtype.
 
     static: (equation, the weight's mesh axes, the dtype of its gradient). pieces: of
-    `gathered_pieces`. shard: of the weight.
+    `gathered_pieces`.
     """
     equation, axes, _ = static
-    weight = gather_weight(shard, axes, pieces[0].dtype)
+    weight = stored.in_use(axes, pieces[0].dtype)
     total = _summed(
         jnp.einsum(equation, x, part, preferred_element_type=jnp.float32)
         for x, part in zip(pieces, _parts(weight, 0), strict=True)
@@ -147,27 +147,29 @@ def multiply_gathered(static: tuple, pieces: tuple, shard: Array) -> Array:
     return total.astype(pieces[0].dtype)
 
 
-def _gathered_forward(static, pieces, shard):
-    pieces, shard = differentiated(pieces), differentiated(shard)
-    kept = pieces.kept_for(shard), shard.value
-    return multiply_gathered(static, pieces.value, shard.value), kept
+def _gathered_forward(static, pieces, stored):
+    pieces, stored = differentiated(pieces), differentiated(stored)
+    kept = pieces.kept_for(stored), stored.value
+    return multiply_gathered(static, pieces.value, stored.value), kept
 
 
 def _gathered_backward(static, kept, dy):
     equation, axes, gradients = static
-    pieces, shard = kept
+    pieces, stored = kept
     x_letters, w_letters, out = _letters(equation)
-    weight = gather_weight(shard, axes, dy.dtype)
-    # The last product waits for all pieces, so that they travel behind the others.
-    arrived = () if pieces is None else pieces
-    parts = [_part(weight, 0, 0, arrived), *_parts(weight, 0)[1:]]
+    weight = stored.in_use(axes, dy.dtype)
+    dw, before_own = None, ()
+    if pieces is not None:
+        letters = x_letters, out, w_letters
+        how = axes, (gradients, stored.shard.dtype)
+        # The compiler joins the pieces once for all weights.
+        dw, multiplied = scattered_product(letters, joined(pieces), dy, *how)
+        # The product with the own piece waits for all pieces, so that they travel behind the
+        # others, and for the weight's gradient, so that its sums travel behind this one.
+        before_own = *pieces, *multiplied
+    parts = [_part(weight, 0, 0, before_own), *_parts(weight, 0)[1:]]
     dxs = tuple(jnp.einsum(f"{out},{w_letters}->{x_letters}", dy, w) for w in parts)
-    if pieces is None:
-        return dxs, None
-    # The compiler joins the pieces once for all weights.
-    letters = x_letters, out, w_letters
-    dtypes = gradients, shard.dtype
-    return dxs, scattered_product(letters, joined(pieces), dy, axes, dtypes)
+    return dxs, Stored(dw)
 
 
 multiply_gathered.defvjp(_gathered_forward, _gathered_backward, symbolic_zeros=True)
@@ -185,18 +187,18 @@ class RingSteps:
     def __init__(self) -> None:
         self._others: tuple[Array, ...] = ()
 
-    def multiply(self, static: tuple, x: Array, shard: Array) -> Partial:
+    def multiply(self, static: tuple, x: Array, stored: Stored) -> Partial:
         """The product of x and a weight `...D`. static: as of `multiply_gathered`."""
-        pieces = _multiply_for_scatter(static, x, shard, self._others)
+        pieces = _multiply_for_scatter(static, x, stored, self._others)
         self._others = pieces[1:]
         return Partial(pieces)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _multiply_for_scatter(static: tuple, x: Array, shard: Array, others: tuple) -> tuple:
+def _multiply_for_scatter(static: tuple, x: Array, stored: Stored, others: tuple) -> tuple:
     """others: arrays that all pieces except the first wait for."""
     equation, axes, _ = static
-    weight = gather_weight(shard, axes, x.dtype)
+    weight = stored.in_use(axes, x.dtype)
     done: dict[int, Array] = {}
     for offset in reversed(offsets()):
         # The farthest piece is multiplied first, because it travels first. The own one is last.
@@ -206,29 +208,36 @@ def _multiply_for_scatter(static: tuple, x: Array, shard: Array, others: tuple) 
     return tuple(done[offset] for offset in offsets())
 
 
-def _scatter_forward(static, x, shard, others):
-    x, shard = differentiated(x), differentiated(shard)
+def _scatter_forward(static, x, stored, others):
+    x, stored = differentiated(x), differentiated(stored)
     pieces = _multiply_for_scatter(
-        static, x.value, shard.value, tuple(differentiated(other).value for other in others)
+        static, x.value, stored.value, tuple(differentiated(other).value for other in others)
     )
-    return pieces, (x.kept_for(shard), shard.value, (None,) * len(others))
+    return pieces, (x.kept_for(stored), stored.value, (None,) * len(others))
 
 
 def _scatter_backward(static, kept, dys):
     equation, axes, gradients = static
-    (x, shard, others), dys = kept, cotangents(dys)
+    (x, stored, others), dys = kept, cotangents(dys)
     x_letters, w_letters, out = _letters(equation)
-    weight = gather_weight(shard, axes, dys[0].dtype)
-    backward = f"{out},{w_letters}->{x_letters}"
-    dx = _summed(
-        jnp.einsum(backward, dy, w, preferred_element_type=jnp.float32)
-        for dy, w in zip(dys, _parts(weight, weight.ndim - 1), strict=True)
-    )
-    if x is None:
-        return dx.astype(dys[0].dtype), None, others
-    letters = x_letters, out, w_letters
-    dw = scattered_product(letters, x, joined(dys), axes, (gradients, shard.dtype))
-    return dx.astype(x.dtype), dw, others
+    weight = stored.in_use(axes, dys[0].dtype)
+    dw, before_last = None, ()
+    if x is not None:
+        letters = x_letters, out, w_letters
+        how = axes, (gradients, stored.shard.dtype)
+        # What follows waits for the weight's gradient, so that its sums travel behind that.
+        dw, before_last = scattered_product(letters, x, joined(dys), *how)
+    backward, dim = f"{out},{w_letters}->{x_letters}", weight.ndim - 1
+
+    def product(dy: Array, offset: int, after: tuple[Array, ...] = ()) -> Array:
+        part = _part(weight, offset, dim, after)
+        return jnp.einsum(backward, dy, part, preferred_element_type=jnp.float32)
+
+    # The last one also waits for the sum of the others, to be added to it in its own fusion.
+    *first, last = zip(dys, offsets(), strict=True)
+    dx = _summed(product(*pair) for pair in first)
+    dx += product(*last, (dx, *before_last))
+    return dx.astype(dys[0].dtype if x is None else x.dtype), Stored(dw), others
 
 
 _multiply_for_scatter.defvjp(_scatter_forward, _scatter_backward, symbolic_zeros=True)

@@ -12,7 +12,7 @@ from paxlike.architecture.branch import WeightSpec
 from paxlike.config import ModelConfig
 from paxlike.nn.adapted import Adapted, AdaptedKernel
 from paxlike.nn.bitlinear import BitLinear, Settings
-from paxlike.nn.collectives import sum_gradient_over_copies
+from paxlike.nn.collectives import Stored, sum_gradient_over_copies
 from paxlike.nn.einsum import Kernel, Multiplier
 from paxlike.nn.numerics import Numerics
 from paxlike.nn.quantized import QuantizedWeight, layout_of
@@ -63,7 +63,7 @@ def check_quantized(spec: WeightSpec, config: ModelConfig) -> None:
 
 def in_use(
     spec: WeightSpec,
-    value: Array | QuantizedWeight | Adapted | RowFactors,
+    value: Array | Stored | QuantizedWeight | Adapted | RowFactors,
     config: ModelConfig,
     numerics: Numerics,
     ring: RingSteps | None = None,
@@ -72,6 +72,9 @@ def in_use(
 
     ring: of the block, if its stream is gathered and scattered in ring steps.
     """
+    gathered = None
+    if isinstance(value, Stored):
+        value, gathered = value
     if isinstance(value, Adapted):
         base = in_use(spec, value.base, config, numerics, ring)
         assert not isinstance(base, Array)  # only kernels are adapted
@@ -91,18 +94,20 @@ def in_use(
     assert not isinstance(value, QuantizedWeight)
     if spec.kind not in ("kernel", "expert", "router"):
         return value
-    return Kernel(value, places, numerics.gradients, ring)
+    return Kernel(value, places, numerics.gradients, ring, gathered)
 
 
 def with_summed_gradient(
-    spec: WeightSpec, value: Array, config: ModelConfig, numerics: Numerics
-) -> Array:
+    spec: WeightSpec, value: Array | Stored, config: ModelConfig, numerics: Numerics
+) -> Array | Stored:
     """A weight's shard, whose gradient is summed over the devices that hold copies of it."""
     if spec.kind == "selection":
         return value  # without a gradient
     narrow = spec.kind in ("kernel", "expert", "embedding")
-    dtype = numerics.gradients if narrow else "float32"
-    return sum_gradient_over_copies(value, places_of(spec, config), dtype)
+    how = places_of(spec, config), numerics.gradients if narrow else "float32"
+    if isinstance(value, Stored):
+        return value._replace(shard=sum_gradient_over_copies(value.shard, *how))
+    return sum_gradient_over_copies(value, *how)
 
 
 def places_of(spec: WeightSpec, config: ModelConfig) -> tuple[rules.Axis, ...]:

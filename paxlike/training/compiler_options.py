@@ -50,6 +50,10 @@ OPTIONS = (
         "keeps a gather over three dimensions of the torus, which otherwise becomes an all-reduce",
     ),
     Option(
+        "xla_max_concurrent_async_collective_permutes", "8", ("v4",),
+        "for two directions each of the stream and of two gradients",
+    ),
+    Option(
         "xla_tpu_enable_sparse_core_collective_offload_all_gather", True, _SPARSE_CORES,
         "a SparseCore runs it beside the TensorCore",
     ),

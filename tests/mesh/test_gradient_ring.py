@@ -1,6 +1,7 @@
 """Gradients of weights scattered over `data` in ring steps: equal sums, and as many bytes sent."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -18,8 +19,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from paxlike.accounting.hlo_collectives import list_collectives
-from paxlike.nn import gradient_ring
-from paxlike.nn.collectives import on_devices
+from paxlike.nn import gradient_ring, ring
+from paxlike.nn.collectives import Stored, on_devices
 from paxlike.nn.numerics import Numerics
 
 
@@ -48,7 +49,7 @@ def program(letters, places, devices):
 
     def device(x, dy):
         dtypes = "float32", "float32"
-        return gradient_ring.scattered_product(letters, x, dy, places, dtypes)
+        return gradient_ring.scattered_product(letters, x, dy, places, dtypes)[0]
 
     run = on_devices(device, (P("data"), P("data")), P(*places))
     sharding = NamedSharding(jax.sharding.get_mesh(), P("data"))
@@ -98,7 +99,7 @@ def test_an_odd_number_of_columns_is_scattered_whole(in_steps):
         run = on_devices(
             lambda x, dy: gradient_ring.scattered_product(
                 ("BTD", "BTF", "DF"), x, dy, ("data", "model"), ("float32", "float32")
-            ),
+            )[0],
             (P(), P()),
             P("data"),
         )
@@ -120,3 +121,37 @@ def test_gradients_of_the_model_are_those_of_one_device(monkeypatch, in_steps, s
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     errors = {name: error(g, flat(expected)[name]) for name, g in flat(gradients).items()}
     assert max(errors.values()) < 5e-6, errors
+
+
+@pytest.mark.parametrize("equation", ["BTD,DF->BTF", "BTF,FD->BTD"])
+def test_a_product_of_the_backward_pass_waits_for_the_gradient_whose_sums_it_hides(
+    in_steps, equation
+):
+    """The one with the own piece of the stream, or the last one of its gradient: see the barriers
+    of the lowered program."""
+    reads_stream = equation == "BTD,DF->BTF"
+    places = ("data", "model") if reads_stream else ("model", "data")
+
+    def device(x, shard, dy):
+        def product(x, shard):
+            static = equation, places, "float32"
+            if reads_stream:
+                return ring.multiply_gathered(static, ring.gathered_pieces(x), Stored(shard))
+            return ring.RingSteps().multiply(static, x, Stored(shard)).scattered()
+
+        return jax.vjp(product, x, shard)[1](dy)
+
+    specs = P("data", None, "model"), P(*places), P("data", None, "model")
+    shapes = (2, 3, 16), (16, 16), (2, 3, 16)
+    with jax.set_mesh(mesh_of(data=2, model=4)):
+        run = jax.jit(on_devices(device, specs, specs[:2]), in_shardings=specs)
+        arguments = [
+            jax.ShapeDtypeStruct(shape, "float32", sharding=spec)
+            for shape, spec in zip(shapes, specs, strict=True)
+        ]
+        text = run.trace(*arguments).lower().as_text()
+    barriers = re.findall("optimization_barrier (.*?) :", text)
+    halves, pieces, sum_of_others = 2, 4, 1
+    assert max(barrier.count(",") for barrier in barriers) == halves + (
+        pieces if reads_stream else sum_of_others
+    )

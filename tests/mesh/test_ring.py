@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from paxlike.accounting.hlo_collectives import list_collectives
 from paxlike.nn import ring
-from paxlike.nn.collectives import on_devices
+from paxlike.nn.collectives import Stored, on_devices
 from paxlike.nn.numerics import Numerics
 
 # Odd and even numbers of devices, and 2, whose shards travel half each way.
@@ -117,7 +117,7 @@ def test_pieces_wait_for_farther_ones_and_for_those_of_the_product_before():
     """Read in the lowered program: each barrier delays the beginning of a piece."""
 
     def device(x_BTF, w_FD):
-        steps = ring.RingSteps()
+        steps, w_FD = ring.RingSteps(), Stored(w_FD)
         static = "BTF,FD->BTD", ("model", None), "float32"
         partial = steps.multiply(static, x_BTF, w_FD) + steps.multiply(static, x_BTF, w_FD)
         return partial.scattered()

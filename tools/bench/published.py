@@ -267,7 +267,7 @@ def synchronous() -> Iterator[None]:
     from paxlike.nn.numerics import Numerics
 
     of = Numerics.of
-    whole = classmethod(lambda cls, *args: dataclasses.replace(of(*args), ring=False))
+    whole = classmethod(lambda cls, *args: dataclasses.replace(of(*args), ring=False, ahead=False))
     with (
         mock.patch("paxlike.training.compiler_options.compiler_options", lambda kind: {}),
         mock.patch("paxlike.planning.cache.compiler_options", lambda kind: {}),

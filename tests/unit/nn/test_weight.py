@@ -35,9 +35,10 @@ def test_fan_in_is_the_number_of_inputs_of_one_output(dims, inputs):
     [("cpu", "float32", "blocked"), ("gpu", "bfloat16", "cudnn"), ("tpu", "bfloat16", "splash")],
 )
 def test_auto_depends_on_the_platform(platform, compute, attention):
-    assert Numerics.of(ModelConfig(), PrecisionConfig(), platform) == Numerics(
-        compute, "float32", "float32", attention, ring=platform == "tpu"
-    )
+    on_tpu = platform == "tpu"
+    formats = compute, "float32", "float32"
+    expected = Numerics(*formats, attention, ring=on_tpu, ahead=on_tpu)
+    assert Numerics.of(ModelConfig(), PrecisionConfig(), platform) == expected
 
 
 def test_softcaps_run_without_cudnn():
@@ -50,7 +51,9 @@ def test_softcaps_run_without_cudnn():
 def test_explicit_settings_are_kept(platform):
     precision = PrecisionConfig("float32", "bfloat16", "bfloat16")
     found = Numerics.of(ModelConfig(attention="xla"), precision, platform)
-    assert found == Numerics("float32", "bfloat16", "bfloat16", "xla", platform == "tpu")
+    on_tpu = platform == "tpu"
+    expected = Numerics("float32", "bfloat16", "bfloat16", "xla", ring=on_tpu, ahead=on_tpu)
+    assert found == expected
 
 
 @pytest.mark.parametrize(
