@@ -46,8 +46,11 @@ def gradients_on(
     derived: dict | None = None,
     segments: bool = False,
 ):
-    """(mean loss, gradients of the trained part) as a train step computes them."""
-    numerics = dataclasses.replace(numerics_of(config), ring=ring)
+    """(mean loss, gradients of the trained part) as a train step computes them.
+
+    ring: in ring steps and with weights gathered ahead, as on TPUs.
+    """
+    numerics = dataclasses.replace(numerics_of(config), ring=ring, ahead=ring)
     steps = config.train.accumulate
     with jax.set_mesh(mesh_of(*sizes)):
         batch = host_batch(config, segments=segments)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -12,18 +11,11 @@ import zlib
 from pathlib import Path
 
 import pytest
+from browser import BROWSER, browse
 from programs import environment
 from sample_runs import realistic_run
 
 ROOT = Path(__file__).resolve().parents[2]
-BROWSER = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (found := shutil.which(name))
-    ),
-    None,
-)
 
 
 def paxlike(folder: Path, *arguments: str) -> str:
@@ -137,18 +129,6 @@ def test_report_of_a_killed_and_resumed_run(tmp_path):
 
 
 # ---- in a browser --------------------------------------------------------------------------------
-
-
-def browse(folder: Path, page: Path, *arguments: str) -> str:
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}", "--window-size=1280,2200",
-        *arguments, page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, text=True, capture_output=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def pixels(png: bytes) -> tuple[int, int, list[bytes]]:

@@ -4,11 +4,14 @@ import dataclasses
 import html.parser
 import json
 import re
+import shutil
 import types
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import BROWSER, browse
 from rich.console import Console
 
 from paxlike.accounting.hlo_collectives import Collective
@@ -209,6 +212,33 @@ def test_the_trace_has_a_track_for_each_lane(tmp_path):
     assert is_trace(path)
     path.write_text('{"traceEvents": []}')
     assert not is_trace(path)
+
+
+@pytest.mark.optional("xprof")
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_trace_viewer_reads_all_of_the_trace(tmp_path):
+    """The importer of xprof's trace viewer, which reads the same format as Perfetto."""
+    import xprof
+
+    write_trace(tmp_path / "step.json", "a", FACTS, STEP)
+    viewer = Path(xprof.__file__).parent / "static" / "trace_viewer_index.html"
+    trace = json.dumps((tmp_path / "step.json").read_text()).replace("</", "<\\/")
+    script = f"""<script>
+const model = new tr.Model();
+new tr.importer.Import(model).importTraces([{trace}]);
+const tracks = model.getAllThreads().map(t => [t.name, t.sliceGroup.length]);
+const found = [model.importWarnings.length, model.bounds.max, tracks];
+document.body.innerHTML = "<p id=found>" + JSON.stringify(found) + "</p>";
+</script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text(viewer.read_text().replace("</body>", script))
+    shutil.copy(viewer.with_suffix(".js"), tmp_path)
+    found = re.search("<p id=.found.>(.*?)</p>", browse(tmp_path, page, "--dump-dom"))
+    assert found
+    warnings, end, tracks = json.loads(found[1])
+    assert warnings == 0 and end == pytest.approx(1e3 * STEP.timeline.step)  # ms
+    assert sum(count for _, count in tracks) == 12
+    assert [name for name, _ in tracks] == ["device", "data (1 ring)"]
 
 
 def permute(name, shift):
