@@ -51,7 +51,7 @@ OPTIONS = (
     ),
     Option(
         "xla_max_concurrent_async_collective_permutes", "8", ("v4",),
-        "for two directions each of the stream and of two gradients",
+        "lets more pieces of the stream and of gradients travel at a time",
     ),
     Option(
         "xla_tpu_enable_sparse_core_collective_offload_all_gather", True, _SPARSE_CORES,
