@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from paxlike.config import Config, DataConfig, MeshConfig, ModelConfig, to_json
 from paxlike.data.tokenizer import load_tokenizer
 from paxlike.nn.attention import Scores, attention, own_kv_head
-from paxlike.nn.collectives import on_devices, total
+from paxlike.nn.collectives import on_devices, specs_of, total
 from paxlike.nn.einsum import Kernel, Multiplier, einsum
 from paxlike.nn.embedding import own_rows
 from paxlike.nn.numerics import Numerics
@@ -29,7 +29,7 @@ from paxlike.parallel.mesh import make_mesh, spec, weight_spec
 from paxlike.training.checkpoint import write_checkpoint
 from paxlike.training.loss import Head, Losses, sum_losses
 from paxlike.training.state import abstract_params
-from paxlike.training.step import DeviceBatch, loss_gradients, losses_of
+from paxlike.training.step import DeviceBatch, loss_gradients, losses_of, model_losses
 
 SHAPE = {
     "layers": 2, "d_model": 32, "heads": 8, "kv_heads": 1, "head_dim": 4, "d_ff": 48,
@@ -146,6 +146,20 @@ def loss_and_gradients(
         step = jax.jit(functools.partial(function, config))
         loss, gradients = step(place(config, params), device_batch(batch))
         return float(loss), jax.device_get(gradients)
+
+
+def kept_arrays(config: Config, numerics: Numerics, params: dict, batch: DeviceBatch) -> list:
+    """What one device's backward pass reads, as abstract arrays."""
+
+    def device(params, batch):
+        def loss(params):
+            return model_losses(config, numerics, params, batch, sum_gradients=True).loss
+
+        return jax.tree.leaves(jax.vjp(loss, params)[1])
+
+    # As if replicated: the shapes are those of one device.
+    run = on_devices(device, (specs_of(params), specs_of(batch)), jax.P())
+    return jax.eval_shape(run, params, batch)
 
 
 def step_gradients(

@@ -14,6 +14,7 @@ from helpers import (
     flat,
     host_batch,
     host_params,
+    kept_arrays,
     loss_and_gradients,
     mesh_of,
     model_config,
@@ -24,11 +25,11 @@ from helpers import (
 )
 
 from paxlike.accounting.hlo_collectives import list_collectives
-from paxlike.config import ExpertsConfig
-from paxlike.nn.collectives import Stored, on_devices, specs_of
+from paxlike.architecture.stack import BLOCKS
+from paxlike.config import ExpertsConfig, ModelConfig
+from paxlike.nn.collectives import Stored
 from paxlike.nn.einsum import Kernel, einsum
 from paxlike.nn.layer_loop import Ahead, run_layers
-from paxlike.training.step import model_losses
 
 LAYERS = 3
 
@@ -97,16 +98,7 @@ def test_no_gathered_weight_is_saved(remat):
         numerics = dataclasses.replace(numerics_of(config), ring=True, ahead=ahead)
         with jax.set_mesh(mesh_of(data=2, model=4)):
             params = place(config, host_params(config))
-            batch = device_batch(host_batch(config))
-
-            def device(params, batch):
-                def loss(params):
-                    return model_losses(config, numerics, params, batch, sum_gradients=True).loss
-
-                return jax.tree.leaves(jax.vjp(loss, params)[1])
-
-            run = on_devices(device, (specs_of(params), specs_of(batch)), jax.P())
-            leaves = jax.eval_shape(run, params, batch)
+            leaves = kept_arrays(config, numerics, params, device_batch(host_batch(config)))
         floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
         return collections.Counter(leaf.shape for leaf in floats if leaf.shape[:1] == (LAYERS,))
 
@@ -178,3 +170,18 @@ def test_gradients_are_those_of_a_scan_and_frozen_weights_have_none(trained):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), *results)
     products = [str(program.jaxpr).count("dot_general") for program in traced]
     assert products[0] == products[1]
+
+
+@pytest.mark.parametrize(
+    ("block", "first", "last"),
+    [
+        ("parallel", {"wq_DNH", "wk_DKH", "wv_DKH", "wgate_DF", "wup_DF"}, {"wo_NHD", "wdown_FD"}),
+        ("serial", {"wq_DNH", "wk_DKH", "wv_DKH"}, {"wdown_FD"}),
+        ("serial_experts", {"wq_DNH", "wk_DKH", "wv_DKH"}, set()),
+    ],
+)
+def test_what_a_block_multiplies_first_in_each_pass(block, first, last):
+    """An expert's weights are not gathered ahead."""
+    found = BLOCKS[block]
+    assert {spec.name for spec in found.first_kernels(ModelConfig())} == first
+    assert {spec.name for spec in found.last_kernels(ModelConfig())} == last

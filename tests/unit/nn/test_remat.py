@@ -12,6 +12,7 @@ from helpers import (
     flat,
     host_batch,
     host_params,
+    kept_arrays,
     loss_and_gradients,
     mesh_of,
     model_config,
@@ -19,9 +20,7 @@ from helpers import (
     training_loss,
 )
 
-from paxlike.nn.collectives import on_devices, specs_of
 from paxlike.training.state import abstract_params
-from paxlike.training.step import model_losses
 
 B, T, D, F, N, K, H, L = 10, 20, 32, 56, 16, 2, 4, 3
 DATA, MODEL = 2, 4
@@ -45,15 +44,7 @@ def kept(policy: str, block: str) -> tuple[collections.Counter, list, list]:
         params = abstract_params(config, numerics)
         batch = device_batch(host_batch(config, B=B, T=T))
 
-        def device(params, batch):
-            def loss(params):
-                return model_losses(config, numerics, params, batch, sum_gradients=True).loss
-
-            return jax.tree.leaves(jax.vjp(loss, params)[1])
-
-        # As if replicated: the shapes are those of one device.
-        run = on_devices(device, (specs_of(params), specs_of(batch)), jax.P())
-        leaves = jax.eval_shape(run, params, batch)
+        leaves = kept_arrays(config, numerics, params, batch)
         stored = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(params)]
     activations, others = collections.Counter(), []
     for shape in (leaf.shape for leaf in leaves):
